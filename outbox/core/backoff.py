@@ -1,0 +1,18 @@
+"""How long to wait before the next attempt: exponential, full jitter.
+
+The source of the rule is "Exponential Backoff And Jitter" (AWS Architecture Blog): a wait drawn evenly from
+zero to the ceiling spreads a crowd of clients better than any fixed fraction. The draw arrives as an argument.
+"""
+
+from __future__ import annotations
+
+
+def ceiling(failures: int, base: float, maximum: float) -> float:
+    """Seconds: ``base * 2**(failures - 1)``, at most ``maximum``. ``failures`` counts from 1."""
+    exponent = min(max(failures - 1, 0), 32)
+    return float(min(maximum, base * 2**exponent))
+
+
+def full_jitter(failures: int, base: float, maximum: float, draw: float) -> float:
+    """Seconds to wait: ``draw`` (0..1) of the ceiling, and never under a tenth of ``base``."""
+    return max(base / 10, draw * ceiling(failures, base, maximum))

@@ -1,0 +1,31 @@
+"""A batch as the worker holds it, between claim and settle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from outbox.core.lane import Lane
+from outbox.core.runs import Runs
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A leased batch: frozen members, one request, one key."""
+
+    id: UUID
+    """The Idempotency-Key."""
+    lane: Lane
+    members: Runs
+    rows: int
+    payload_bytes: int
+    attempts: int
+    """Counted failures so far: the ``num_failed_send_attempts`` of its entries on the wire."""
+    lease_token: UUID
+    lease_deadline: float
+    """On the boot clock (``time.monotonic()`` seconds of this process): no POST starts after it."""
+    ambiguous: bool
+    """An earlier attempt may have reached beacon."""
+    payloads: Sequence[str]
+    """Final JSON text of each entry, in order of seq; ``len(payloads) == rows``."""

@@ -1,0 +1,112 @@
+"""Health of a lane: one state shared by every worker, in the lane's row.
+
+    open ──k failures in a row──▶ paused(reason, next probe) ──probe delivered──▶ open
+         ──Retry-After──────────▶ paused until then
+         ──misconfigured, licence refused, everything refused──▶ paused, re-probed with backoff
+    paused(no probe): the log contradicts the ledger; only mending opens it
+    off: switched off by configuration
+
+While a lane is paused one batch at a time goes out as a probe, so an outage costs a few hundred requests a day
+and burns no attempt on rows that were not sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from outbox.core.backoff import full_jitter
+from outbox.core.verdict import Receipt, Verdict
+
+FAILURES_TO_OPEN_BREAKER = 3
+DEAD_IN_A_ROW = 8
+"""delivery.md: every row of a batch of at least eight dead in a row means the endpoint, not the rows."""
+
+
+class LaneState(StrEnum):
+    OPEN = "open"
+    PAUSED = "paused"
+    OFF = "off"
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Times in microseconds by the database's clock."""
+
+    state: LaneState = LaneState.OPEN
+    reason: str | None = None
+    next_probe_at: int | None = None
+    failures: int = 0
+    dead_streak: int = 0
+
+    @property
+    def stopped(self) -> bool:
+        return self.state is LaneState.PAUSED and self.next_probe_at is None
+
+    def may_send(self, now: int, max_pause: int) -> bool:
+        """Open, or a probe is due. A probe further ahead than ``max_pause`` µs is due: the clock was set back."""
+        if self.state is LaneState.OPEN:
+            return True
+        if self.state is LaneState.OFF or self.next_probe_at is None:
+            return False
+        return self.next_probe_at <= now or self.next_probe_at > now + max_pause
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Bounds in seconds, and this decision's draw (0..1)."""
+
+    base: float
+    maximum: float
+    draw: float
+
+    def wait(self, failures: int) -> float:
+        return full_jitter(failures, self.base, self.maximum, self.draw)
+
+
+def probing(health: Health, now: int, backoff: Backoff) -> Health:
+    """A probe leaves: the next one waits, whatever becomes of this one."""
+    if health.state is LaneState.OPEN:
+        return health
+    return replace(health, next_probe_at=now + _micros(backoff.wait(health.failures + 1)))
+
+
+def after(health: Health, receipt: Receipt, died: bool, now: int, backoff: Backoff) -> Health:
+    """Health after one answer. ``died``: a batch of one was buried by it."""
+    if health.state is LaneState.OFF or health.stopped:
+        return health
+    match receipt.verdict:
+        case Verdict.DELIVERED:
+            return Health()
+        case Verdict.INTERRUPTED:
+            return health
+        case Verdict.REFUSED | Verdict.TOO_LARGE:
+            return _after_refusal(health, receipt, died, now, backoff)
+        case Verdict.MISCONFIGURED | Verdict.UNAUTHORIZED:
+            return _paused(health, receipt.reason, now, backoff, receipt.retry_after_seconds)
+        case Verdict.UNAVAILABLE | Verdict.AMBIGUOUS:
+            failing = replace(health, failures=health.failures + 1)
+            if receipt.retry_after_seconds is None and failing.failures < FAILURES_TO_OPEN_BREAKER:
+                return failing
+            return _paused(health, receipt.reason, now, backoff, receipt.retry_after_seconds)
+
+
+def _after_refusal(health: Health, receipt: Receipt, died: bool, now: int, backoff: Backoff) -> Health:
+    """Beacon answers, so it is there; yet an endpoint that refuses every row must not kill the queue."""
+    if not died:
+        return health
+    streak = health.dead_streak + 1
+    if streak < DEAD_IN_A_ROW:
+        return replace(health, dead_streak=streak)
+    reason = f"endpoint refuses everything: {streak} entries in a row, last: {receipt.reason}"
+    return replace(_paused(health, reason, now, backoff, None), dead_streak=streak)
+
+
+def _paused(health: Health, reason: str, now: int, backoff: Backoff, at_least: float | None) -> Health:
+    failures = health.failures + 1
+    wait = max(backoff.wait(failures), at_least or 0.0)
+    return Health(LaneState.PAUSED, reason, now + _micros(wait), failures, health.dead_streak)
+
+
+def _micros(seconds: float) -> int:
+    return int(seconds * 1_000_000)

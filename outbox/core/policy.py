@@ -1,0 +1,48 @@
+"""The bounds that the store and the dispatcher decide by. Built from the settings once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from outbox.core.lane import LANES, Lane
+
+MICROSECONDS = 1_000_000
+MAX_RETRY_AFTER_SECONDS = 3600
+"""delivery.md: a longer Retry-After is clamped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Seconds and bytes; see the settings of the same names."""
+
+    batch_max_rows: int = 1000
+    batch_max_bytes: int | None = None
+    """None: the lane's own default."""
+    lease_seconds: float = 60.0
+    request_timeout: float = 15.0
+    backoff_base: float = 1.0
+    backoff_max: float = 300.0
+    attempts_limits: Mapping[Lane, int | None] = field(default_factory=dict)
+    live_batches: int = 100
+    """A lane with this many batches leased or waiting cuts no new one."""
+    young_hole_seconds: float = 0.03
+    """A claim stops before a gap whose next row is younger: a transaction that took a number is about to commit."""
+    hole_age_seconds: float = 3600.0
+    """Where the database cannot tell who may still fill a hole, it is forgotten at this age."""
+
+    def max_batch_bytes(self, lane: Lane) -> int:
+        return self.batch_max_bytes or LANES[lane].max_batch_bytes
+
+    def attempts_limit(self, lane: Lane) -> int | None:
+        return self.attempts_limits.get(lane)
+
+    @property
+    def lease_us(self) -> int:
+        return int(self.lease_seconds * MICROSECONDS)
+
+    @property
+    def max_wait_us(self) -> int:
+        """No lease or retry lies further ahead, unless a clock jumped: then it counts as due."""
+        longest = max(self.lease_seconds, self.backoff_max, float(MAX_RETRY_AFTER_SECONDS))
+        return int((longest + 60) * MICROSECONDS)

@@ -1,0 +1,143 @@
+"""What the body and the headers of an answer say, as far as a verdict depends on them. Never raises."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from enum import StrEnum
+
+from outbox.core.lane import LANES, Lane
+from outbox.core.receipt import Answer
+
+EXCERPT_CHARS = 500
+RETRY_AFTER_MAX_SECONDS = 3600.0
+
+_MAX_INT64 = 2**63 - 1  # receipts are stored in BIGINT columns
+_REJECTED_KEYS = ("rejectedSpans", "rejectedDataPoints", "rejectedLogRecords")
+_DUPLICATE = re.compile(rb"(?<![a-z])duplicate", re.IGNORECASE)
+# "Duplicate request in progress" is a lock on the key, not rows in a table: the first one may yet fail.
+_UNDECIDED = re.compile(rb"progress|processing", re.IGNORECASE)
+
+
+class Body(StrEnum):
+    """What a body says."""
+
+    ACCEPTED = "accepted"
+    """The endpoint's answer to a request it took."""
+    CONTRADICTION = "contradiction"
+    """The endpoint's answer, with an ``inserted_count`` that cannot be."""
+    DUPLICATE = "duplicate"
+    """On a 409: beacon has these rows already."""
+    OTHER = "other"
+    """Nothing that a verdict may rest on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A body, read. The numbers are those of a Receipt; ``detail`` completes the reason of its rule."""
+
+    body: Body
+    detail: str = ""
+    inserted_count: int | None = None
+    rejected: int = 0
+    warning: str | None = None
+
+
+def read(lane: Lane, rows: int, answer: Answer) -> Reading:
+    """Reads a 2xx and a 409; every other status is judged without its body."""
+    if 200 <= answer.status < 300:
+        return _read_2xx(lane, rows, answer)
+    if answer.status == 409 and _says_duplicate(answer):
+        return Reading(Body.DUPLICATE)
+    return Reading(Body.OTHER)
+
+
+def json_object(answer: Answer) -> dict[str, object] | str:
+    """The JSON object of the body; or, as half a sentence, why there is none.
+
+    Content type ``application/json`` with or without parameters; absent is tolerated, HTML never is: a
+    captive portal or a load balancer answers 200 too.
+    """
+    if answer.truncated:
+        return "the answer was cut short"
+    media_type = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in ("", "application/json"):
+        return "its content type is not application/json"
+    try:
+        document = json.loads(answer.body.decode("utf-8-sig"))
+    except (ValueError, RecursionError):  # ValueError: not UTF-8, not JSON, an integer beyond Python's limit
+        return "the answer is not JSON"
+    return document if isinstance(document, dict) else "the answer is not a JSON object"
+
+
+def retry_after(value: str | None, now: float) -> float | None:
+    """Seconds of a Retry-After header (RFC 9110, 10.2.3), clamped to 0..3600; None: absent or garbage."""
+    text = (value or "").strip()
+    if text.isascii() and text.isdigit():
+        seconds = float(text.lstrip("0")[:5] or 0)  # five digits are above the clamp already
+    else:
+        try:
+            date = parsedate_to_datetime(text)
+            seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now
+        except (ValueError, OverflowError, TypeError, IndexError):
+            return None
+    return min(max(seconds, 0.0), RETRY_AFTER_MAX_SECONDS)
+
+
+def printable(text: str) -> str:
+    """``text`` cut to an excerpt; control characters (NUL, escapes, bidi overrides) become spaces."""
+    return "".join(char if char.isprintable() else " " for char in text[:EXCERPT_CHARS])
+
+
+def excerpt_of(body: bytes) -> str:
+    return printable(body[: 4 * EXCERPT_CHARS].decode("utf-8", "replace"))
+
+
+def _read_2xx(lane: Lane, rows: int, answer: Answer) -> Reading:
+    document = json_object(answer)
+    if isinstance(document, str):
+        return Reading(Body.OTHER, document)
+    return _read_usage(document, rows) if LANES[lane].billing else _read_otlp(document)
+
+
+def _read_usage(document: dict[str, object], rows: int) -> Reading:
+    if "inserted_count" not in document:
+        return Reading(Body.OTHER, "the answer has no inserted_count")
+    count = document["inserted_count"]
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count <= rows:
+        return Reading(Body.CONTRADICTION)
+    missing = f", {rows - count} of {rows} rows not inserted" if count < rows else ""
+    return Reading(Body.ACCEPTED, missing, inserted_count=count)
+
+
+def _read_otlp(document: dict[str, object]) -> Reading:
+    """An Export*ServiceResponse. A populated partialSuccess must not be resent, so a malformed one is a warning."""
+    partial = document.get("partialSuccess") or {}
+    if not isinstance(partial, dict):
+        return Reading(Body.ACCEPTED, warning="partialSuccess is not an object")
+    message = partial.get("errorMessage")
+    warning = printable(message) if isinstance(message, str) and message else None
+    counts = [_int64(partial[key]) for key in _REJECTED_KEYS if key in partial]
+    if None in counts:
+        return Reading(Body.ACCEPTED, warning=warning or "partialSuccess has a count that cannot be read")
+    rejected = min(sum(count for count in counts if count is not None), _MAX_INT64)
+    return Reading(Body.ACCEPTED, f", {rejected} rejected" if rejected else "", None, rejected, warning)
+
+
+def _int64(value: object) -> int | None:
+    """An OTLP/JSON int64 >= 0: a number, or a decimal string."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 19:
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= _MAX_INT64:
+        return value
+    return None
+
+
+def _says_duplicate(answer: Answer) -> bool:
+    """Errs on the side of no: a wrong "no" is one more attempt, a wrong "yes" is a row never billed."""
+    if answer.truncated or "html" in answer.headers.get("content-type", "").lower():
+        return False
+    return bool(_DUPLICATE.search(answer.body)) and not _UNDECIDED.search(answer.body)

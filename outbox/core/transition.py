@@ -1,0 +1,63 @@
+"""The legal moves of a leased batch, decided from the receipt of its request.
+
+Each move is applied by ``store.settle`` in one UPDATE under the lease token; its row count is checked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from outbox.core.backoff import full_jitter
+from outbox.core.verdict import Receipt, Verdict
+
+CRASHES_TO_HALVE = 3
+"""A batch that was leased this often without an answer may be what kills the worker: halve it."""
+
+
+class Move(StrEnum):
+    DELIVER = "deliver"
+    RETRY = "retry"
+    HALVE = "halve"
+    BURY = "bury"
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    move: Move
+    attempts: int
+    """Counted failures after the move."""
+    ambiguous: bool
+    wait_seconds: float = 0.0
+
+
+def decide(
+    receipt: Receipt,
+    *,
+    attempts: int,
+    entries: int,
+    ambiguous: bool,
+    attempts_limit: int | None,
+    backoff_base: float,
+    backoff_max: float,
+    draw: float,
+) -> Transition:
+    """What becomes of a leased batch. ``draw`` in 0..1 is the jitter; ``attempts_limit`` None: no limit."""
+    counted = attempts + receipt.counted
+    match receipt.verdict:
+        case Verdict.DELIVERED:
+            return Transition(Move.DELIVER, attempts, ambiguous)
+        case Verdict.REFUSED | Verdict.TOO_LARGE if entries > 1:
+            # The guilty row is counted once, when it is alone.
+            return Transition(Move.HALVE, attempts, ambiguous)
+        case Verdict.REFUSED | Verdict.TOO_LARGE:
+            return Transition(Move.BURY, attempts + 1, ambiguous)
+        case Verdict.INTERRUPTED:
+            return Transition(Move.RETRY, attempts, ambiguous)
+        case _:
+            ambiguous = ambiguous or receipt.verdict is Verdict.AMBIGUOUS
+            if receipt.counted and attempts_limit is not None and counted >= attempts_limit:
+                return Transition(Move.BURY, counted, ambiguous)
+            wait = full_jitter(max(counted, 1), backoff_base, backoff_max, draw)
+            wait = max(wait, receipt.retry_after_seconds or 0.0)
+            return Transition(Move.RETRY, counted, ambiguous, wait)

@@ -1,0 +1,160 @@
+"""What a message is to the rest of the outbox: an id, a lane, and the final text of its body.
+
+A payload is compact JSON in ASCII (everything else is ``\\u``-escaped), so that ``len(payload)`` is its
+size on the wire and no database charset can change it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Protocol
+from uuid import UUID
+
+import msgspec
+import uuid_utils
+
+from outbox.core.lane import Lane
+from outbox.errors import InvalidMessage
+
+JsonText = str | bytes | bytearray | memoryview
+JSON_TEXT = (str, bytes, bytearray, memoryview)
+
+_NON_ASCII = re.compile(r"[^\x00-\x7f]+")
+_TYPE_NAMES = {dict: "an object", list: "an array", type(None): "null"}
+_SHOWN = 60
+
+
+class Message(Protocol):
+    """Anything that can be enqueued."""
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def lane(self) -> Lane: ...
+    @property
+    def payload(self) -> str: ...
+
+
+class Sealed:
+    """A message that cannot change: equal when type, id and payload are, hashed by id, shown without content."""
+
+    __slots__ = ("id", "lane", "payload")
+
+    id: UUID
+    lane: Lane
+    payload: str
+
+    def _seal(self, id: UUID, lane: Lane, payload: str) -> None:
+        _set_id(self, id)
+        _set_lane(self, lane)
+        _set_payload(self, payload)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable: build another one instead of setting {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable: {name} cannot be deleted")
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        assert isinstance(other, Sealed)
+        return self.id == other.id and self.lane is other.lane and self.payload == other.payload
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.lane} {self.id} {len(self.payload)} bytes>"
+
+
+# The slots' own setters: the one way around Sealed.__setattr__, and faster than object.__setattr__.
+_set_id = Sealed.__dict__["id"].__set__
+_set_lane = Sealed.__dict__["lane"].__set__
+_set_payload = Sealed.__dict__["payload"].__set__
+
+
+def new_id() -> str:
+    """A fresh UUIDv7 as text.
+
+    Needs uuid-utils >= 0.14, which reseeds after fork. Before it, two forked children made the same ids, and the
+    outbox would have taken the second child's rows for duplicates.
+    """
+    return str(uuid_utils.uuid7())
+
+
+def to_uuid(field: str, value: object) -> UUID:
+    """``value`` as a plain :class:`uuid.UUID`: from any UUID class (asyncpg's, uuid_utils') or its text."""
+    if isinstance(value, UUID | uuid_utils.UUID):
+        return UUID(int=value.int)
+    if not isinstance(value, str):
+        raise InvalidMessage(field, f"expected a UUID, got {type_name(value)}")
+    try:
+        return msgspec.convert(str(value), UUID)
+    except (msgspec.ValidationError, UnicodeError):
+        raise InvalidMessage(field, "is not a UUID such as af28dfea-5358-463d-a2dc-37df1da72498") from None
+
+
+def text_flaw(text: str) -> str | None:
+    """Why ``text`` cannot be carried exactly by every database and receiver, or None."""
+    if "\x00" in text:
+        return "contains U+0000, which PostgreSQL cannot store"
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return "contains half of a surrogate pair, which is not text"
+    return None
+
+
+def to_json(value: Any) -> str:
+    """Compact ASCII JSON. One text per value: a payload parsed and encoded again is the same text."""
+    text = msgspec.json.encode(value).decode()
+    if text.isascii():
+        return text
+    return _NON_ASCII.sub(lambda run: json.dumps(run[0])[1:-1], text)
+
+
+def parse_json(text: JsonText, where: str, max_bytes: int | None = None) -> Any:
+    """The value of one JSON text; duplicate keys: the last wins; a leading byte order mark is ignored.
+
+    What is not JSON raises :class:`InvalidMessage` on ``where`` with the position. Python's own dialect (NaN,
+    half surrogates) is let through for the caller, who can name the path to it when refusing.
+    """
+    if max_bytes is not None and len(text) > max_bytes:
+        raise InvalidMessage(where, f"is {len(text)} bytes, more than {max_bytes}: split it")
+    try:
+        return msgspec.json.decode(text)
+    except RecursionError:
+        raise InvalidMessage(where, "is nested too deep") from None
+    except (msgspec.MsgspecError, UnicodeError):
+        return _parse_slowly(text, where)
+
+
+def _parse_slowly(text: JsonText, where: str) -> Any:
+    try:
+        plain = text if isinstance(text, str) else bytes(text).decode()
+        return json.loads(plain.removeprefix("\ufeff"))
+    except UnicodeDecodeError as error:
+        raise InvalidMessage(where, f"is not UTF-8 at byte {error.start}") from None
+    except json.JSONDecodeError as error:
+        at = f"line {error.lineno} column {error.colno}"
+        raise InvalidMessage(where, f"is not JSON: {error.msg} at {at}") from None
+    except RecursionError:
+        raise InvalidMessage(where, "is nested too deep") from None
+    except ValueError:  # CPython's limit on the digits of an integer
+        raise InvalidMessage(where, "holds an integer of thousands of digits") from None
+
+
+def type_name(value: object) -> str:
+    """The type of ``value`` for a person, in JSON's words where it has one. Never the value itself."""
+    return _TYPE_NAMES.get(type(value), type(value).__name__)
+
+
+def shown(key: object) -> str:
+    """A key from outside as a step of a path: printable, ASCII and short."""
+    text = key if isinstance(key, str) else ascii(key)
+    if not (text.isascii() and text.isprintable()):
+        text = ascii(text)
+    return text if len(text) <= _SHOWN else text[:_SHOWN] + "..."

@@ -1,0 +1,144 @@
+"""How the scalars of OTLP/JSON are read: each function returns the canonical value or raises Refused.
+
+The second argument of every check is the depth it stands at; scalars have no use for it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from outbox.messages.message import text_flaw, type_name
+
+Check = Callable[[Any, int], Any]
+
+_DECIMAL = re.compile(r"-?[0-9]{1,20}")
+_HEX = re.compile(r"[0-9a-fA-F]+")
+_NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
+_SAFE_INTEGER = 2**53
+
+
+class Refused(Exception):  # noqa: N818  (a refusal on its way up to the document, where it gets its path)
+    """Why a value is refused. ``steps`` is the path to it, innermost step first, grown on the way up."""
+
+    def __init__(self, reason: str, *steps: str) -> None:
+        self.reason = reason
+        self.steps = list(steps)
+        super().__init__(reason)
+
+
+def expected(what: str, value: object) -> Refused:
+    return Refused(f"expected {what}, got {type_name(value)}")
+
+
+def string(value: Any, depth: int = 0) -> str:
+    if not isinstance(value, str):
+        raise expected("a string", value)
+    text = str.__str__(value)
+    if flaw := text_flaw(text):
+        raise Refused(flaw)
+    return text
+
+
+def boolean(value: Any, depth: int = 0) -> bool:
+    if not isinstance(value, bool):
+        raise expected("true or false", value)
+    return value
+
+
+def double(value: Any, depth: int = 0) -> float | int | str:
+    """A finite number as it stands, or one of the three words that OTLP/JSON writes for the others."""
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise Refused('JSON has no NaN and no infinity: write "NaN", "Infinity" or "-Infinity"')
+        return float(value)
+    if isinstance(value, str) and value in _NOT_FINITE:
+        return str.__str__(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise expected("a number", value)
+    if not -(2**63) <= value < 2**64:
+        raise Refused("is an integer beyond 64 bits")
+    return int(value)
+
+
+def base64_bytes(value: Any, depth: int = 0) -> str:
+    """Base64 in the standard alphabet, padded; the URL-safe alphabet and missing padding mean the same bytes."""
+    text = string(value).translate(_URL_SAFE).rstrip("=")
+    try:
+        data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise Refused("is not base64") from None
+    return base64.b64encode(data).decode()
+
+
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+def integer(lowest: int, highest: int) -> Check:
+    """A 32-bit integer: a number, also when written as decimal text."""
+
+    def check(value: Any, depth: int = 0) -> int:
+        number = _number(value)
+        if not lowest <= number <= highest:
+            raise Refused(f"expected an integer from {lowest} to {highest}")
+        return number
+
+    return check
+
+
+def decimal(lowest: int, highest: int) -> Check:
+    """A 64-bit integer: decimal text, also when written as a number."""
+    within = integer(lowest, highest)
+
+    def check(value: Any, depth: int = 0) -> str:
+        return str(within(value, depth))
+
+    return check
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        return int(value)
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _SAFE_INTEGER:
+        return int(value)  # 5.0 means 5; beyond 2**53 a float no longer says which integer was meant
+    if not isinstance(value, int) or isinstance(value, bool):
+        what = "an integer or its decimal text"
+        raise Refused(f"expected {what}") if isinstance(value, str | float) else expected(what, value)
+    return int(value)
+
+
+def enum(names: dict[str, int]) -> Check:
+    """The integer of an enum, also when written as its exact name."""
+    numbers = frozenset(names.values())
+
+    def check(value: Any, depth: int = 0) -> int:
+        if isinstance(value, str):
+            if value not in names:
+                raise Refused(f"unknown name: expected a number from 0 to {max(numbers)}")
+            return names[value]
+        number = _number(value)
+        if number not in numbers:
+            raise Refused(f"expected a number from 0 to {max(numbers)}")
+        return number
+
+    return check
+
+
+def hex_id(digits: int, *, may_be_empty: bool) -> Check:
+    """A trace or span id: ``digits`` hex digits, not all zero, in lower case."""
+
+    def check(value: Any, depth: int = 0) -> str:
+        text = string(value)
+        if text == "" and may_be_empty:
+            return text
+        if len(text) != digits or not _HEX.fullmatch(text):
+            raise Refused(f"expected {digits} hex digits")
+        if text.count("0") == digits:
+            raise Refused("is all zeros, which OTLP calls invalid")
+        return text.lower()
+
+    return check

@@ -1,0 +1,63 @@
+"""A port that stays ours."""
+
+from __future__ import annotations
+
+import socket
+
+from outbox.errors import ConfigError
+
+_BACKLOG = 1024
+
+
+class Place:
+    """A port that is ours whether or not anybody listens there.
+
+    While nobody listens it is bound all the same: connecting is refused, and nobody else is given it.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._socket: socket.socket | None = listen(host, port)
+        self.port: int = self._socket.getsockname()[1]
+
+    def listen(self) -> socket.socket:
+        """A listening socket; its owner closes it."""
+        listening, self._socket = self._socket, None
+        if listening is None or not _is_listening(listening):
+            if listening is not None:
+                listening.close()
+            listening = listen(self._host, self.port)
+        return listening
+
+    def hold(self) -> None:
+        """Keep the port without listening."""
+        self.release()
+        self._socket = _bound(self._host, self.port)
+
+    def release(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    made = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind((host, port))
+    except OSError as error:
+        made.close()
+        raise ConfigError(
+            f"the simulator cannot listen on {host}:{port}: {error.strerror}; choose another port (0: any free one)"
+        ) from error
+    return made
+
+
+def listen(host: str, port: int) -> socket.socket:
+    made = _bound(host, port)
+    made.listen(_BACKLOG)
+    return made
+
+
+def _is_listening(held: socket.socket) -> bool:
+    return bool(held.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))

@@ -1,0 +1,252 @@
+"""The record: what came in, how often, under which keys, and what was answered.
+
+Usage is counted by row id. Telemetry entries have no id on the wire: a telemetry request is known by its
+Idempotency-Key, or by the digest of its body when it has none, and what is in it is counted once for each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from outbox.core.lane import Lane
+from outbox.simulator.exchange import LANE_NAMES, VERIFY
+from outbox.simulator.journal import JournalLine
+from outbox.simulator.shapes import Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRequest:
+    """One request as it arrived. ``status`` 0: it was not answered."""
+
+    path: str
+    headers: dict[str, str]
+    """Lower-case names; the values that carry a secret are masked."""
+    body: bytes = field(repr=False)
+    status: int
+    time: float
+    """Epoch seconds."""
+
+
+Arrival = tuple[str, float]
+"""Idempotency-Key and epoch seconds; one tuple shared by all ids of a request keeps a million ids small."""
+
+
+class _LaneRecord:
+    def __init__(self, keep_bodies: int) -> None:
+        self.requests = 0
+        self.accepted = 0
+        self.body_bytes = 0
+        self.malformed = 0
+        self.rows = 0
+        self.items = 0
+        self.unique = 0
+        self.keyless = 0
+        self.duplicate_requests = 0
+        self.conflicting_keys = 0
+        self.in_flight = 0
+        self.peak_in_flight = 0
+        self.statuses: Counter[int] = Counter()
+        self.first: dict[str, Arrival] = {}
+        self.again: dict[str, list[str]] = {}
+        self.contents: dict[str, int] = {}
+        self.attempts: dict[str, int] = {}
+        self.bodies: deque[RecordedRequest] = deque(maxlen=keep_bodies)
+
+    def arrived(self, id: str, arrival: Arrival) -> bool:
+        """Whether ``id`` is new."""
+        if id in self.first:
+            self.again.setdefault(id, []).append(arrival[0])
+            return False
+        self.first[id] = arrival
+        return True
+
+    def arrived_together(self, ids: Sequence[str], arrival: Arrival) -> int:
+        """How many of ``ids`` are new. A thousand new ones, the usual case, are two calls into C."""
+        together = dict.fromkeys(ids, arrival)
+        if len(together) == len(ids) and self.first.keys().isdisjoint(ids):
+            self.first.update(together)
+            return len(ids)
+        return sum([self.arrived(id, arrival) for id in ids])
+
+    def keyed(self, key: str, content: int) -> None:
+        """Note that ``key`` came with ``content``, a hash of what a key may never change."""
+        if not key:
+            self.keyless += 1
+        elif self.contents.setdefault(key, content) != content:
+            self.conflicting_keys += 1
+
+    def counts(self) -> dict[str, Any]:
+        return {
+            "requests": self.requests,
+            "accepted": self.accepted,
+            "rows": self.rows,
+            "items": self.items,
+            "unique": self.unique,
+            "duplicates": len(self.again),
+            "duplicate_requests": self.duplicate_requests,
+            "conflicting_keys": self.conflicting_keys,
+            "keyless": self.keyless,
+            "malformed": self.malformed,
+            "body_bytes": self.body_bytes,
+            "peak_in_flight": self.peak_in_flight,
+            "statuses": {str(status): n for status, n in sorted(self.statuses.items())},
+        }
+
+
+class Received:
+    """Everything a simulator received. Safe to read from any thread."""
+
+    def __init__(self, *, record_bodies: int = 0) -> None:
+        self._record_bodies = record_bodies
+        self._changed = threading.Condition()
+        self.clear()
+
+    def clear(self) -> None:
+        with self._changed:
+            self._lanes = {name: _LaneRecord(self._record_bodies) for name in LANE_NAMES}
+            self._connections = 0
+            self._garbage = 0
+            self._followed = 0
+
+    # -- for tests
+
+    def counts(self) -> dict[str, Any]:
+        """Counts as plain values: one dict a lane (verify too), and ``connections``, ``garbage``, ``followed``.
+
+        rows: usage rows, or elements of a telemetry body's root array, in all accepted requests; unique: the
+        same without repetitions; items: rows, data points, spans or log records; duplicates: ids (telemetry:
+        requests) accepted more than once; duplicate_requests: accepted requests under a key accepted before;
+        conflicting_keys: requests under a known key with other contents; statuses: answers by status ("0": none
+        given); peak_in_flight: most requests held at one time (by ``latency_ms``: else each is answered at once).
+        """
+        with self._changed:
+            lanes = {name: lane.counts() for name, lane in self._lanes.items()}
+            return {
+                **lanes,
+                "connections": self._connections,
+                "garbage": self._garbage,
+                "followed": self._followed,
+            }
+
+    def ids(self, lane: str = Lane.USAGE) -> dict[str, int]:
+        """How often each id was accepted."""
+        with self._changed:
+            record = self._lanes[lane]
+            return dict.fromkeys(record.first, 1) | {id: 1 + len(keys) for id, keys in record.again.items()}
+
+    def duplicates(self, lane: str = Lane.USAGE) -> dict[str, list[str]]:
+        """The keys, in order, under which each id came that was accepted more than once."""
+        with self._changed:
+            record = self._lanes[lane]
+            return {id: [record.first[id][0], *keys] for id, keys in record.again.items()}
+
+    def arrivals(self, lane: str = Lane.USAGE) -> dict[str, float]:
+        """When each id was first accepted, in epoch seconds."""
+        with self._changed:
+            return {id: time for id, (_, time) in self._lanes[lane].first.items()}
+
+    def attempts(self, id: str) -> int:
+        """``num_failed_send_attempts`` of a usage row as it was last accepted."""
+        with self._changed:
+            return self._lanes[Lane.USAGE].attempts.get(id, 0)
+
+    def bodies(self, lane: str = Lane.USAGE) -> list[RecordedRequest]:
+        """The last requests, refused ones too, oldest first; as many as ``record_bodies`` says."""
+        with self._changed:
+            return list(self._lanes[lane].bodies)
+
+    def unique(self, lane: str = Lane.USAGE) -> int:
+        with self._changed:
+            return self._lanes[lane].unique
+
+    def wait_for(self, holds: Callable[[Received], bool], timeout: float) -> bool:
+        """Whether ``holds(self)`` came true within ``timeout`` seconds; asked after every request."""
+        with self._changed:
+            return self._changed.wait_for(lambda: holds(self), timeout)
+
+    # -- for the endpoints
+
+    def accept_verify(self) -> None:
+        with self._changed:
+            self._lanes[VERIFY].accepted += 1
+
+    def accept_usage(self, key: str, ids: Sequence[str], attempts: Sequence[int], *, now: float) -> int:
+        """Take the rows of one request, two columns of equal length; how many ids are new."""
+        with self._changed:
+            lane = self._lanes[Lane.USAGE]
+            new = lane.arrived_together(ids, (key, now))
+            if lane.attempts or any(attempts):
+                lane.attempts.update(zip(ids, attempts, strict=True))
+            lane.accepted += 1
+            lane.rows += len(ids)
+            lane.items += len(ids)
+            lane.unique += new
+            lane.duplicate_requests += bool(key) and key in lane.contents
+            lane.keyed(key, hash(tuple(ids)))
+            return new
+
+    def accept_telemetry(self, name: Lane, key: str, body: bytes, held: Telemetry, *, now: float) -> None:
+        digest = hashlib.sha256(body).digest()
+        with self._changed:
+            lane = self._lanes[name]
+            new = lane.arrived(key or f"sha256:{digest.hex()}", (key, now))
+            lane.accepted += 1
+            lane.rows += held.envelopes
+            lane.items += held.items
+            lane.unique += held.envelopes if new else 0
+            lane.duplicate_requests += not new
+            lane.keyed(key, hash(digest))
+
+    def restore(self, lines: Iterable[JournalLine]) -> None:
+        """Remember the ids of an earlier life, without counting its requests."""
+        with self._changed:
+            for line in lines:
+                lane = self._lanes[line.lane]
+                lane.unique += lane.arrived_together(line.ids, (line.key, line.t))
+                if line.key:
+                    lane.contents.setdefault(line.key, hash(tuple(line.ids)))
+
+    def answered(self, name: str, request: RecordedRequest, *, malformed: bool) -> None:
+        """Note a request and its fate; wakes whoever waits."""
+        with self._changed:
+            lane = self._lanes[name]
+            lane.requests += 1
+            lane.body_bytes += len(request.body)
+            lane.malformed += malformed
+            lane.statuses[request.status] += 1
+            lane.bodies.append(request)
+            self._changed.notify_all()
+
+    def held(self, name: str) -> Callable[[], None]:
+        """A request of this lane is being held back; call the result when it is let go."""
+        lane = self._lanes[name]
+        lane.in_flight += 1
+        lane.peak_in_flight = max(lane.peak_in_flight, lane.in_flight)
+
+        def let_go() -> None:
+            lane.in_flight -= 1
+
+        return let_go
+
+    def connected(self) -> None:
+        self._connections += 1
+
+    def garbage(self) -> None:
+        with self._noting():
+            self._garbage += 1
+
+    def followed(self) -> None:
+        with self._noting():
+            self._followed += 1
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        with self._changed:
+            yield
+            self._changed.notify_all()

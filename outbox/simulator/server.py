@@ -1,0 +1,249 @@
+"""The simulator as an object; its event loop runs in a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Collection
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from outbox.simulator.control import PREFIX, Control
+from outbox.simulator.endpoints import Endpoints, Licenses
+from outbox.simulator.exchange import BASE_PATH, Reply, Request
+from outbox.simulator.faults import Faults
+from outbox.simulator.journal import Journal, read_journal
+from outbox.simulator.place import Place, listen
+from outbox.simulator.protocol import Connection
+from outbox.simulator.received import Received
+from outbox.simulator.tokens import Mint
+
+_THREAD_SECONDS = 10.0
+
+
+class Simulator:
+    """A beacon on a real port. Use it as a context manager.
+
+    port, host       where; port 0 takes a free one, and keeps it over ``faults.down``
+    license          the licence it accepts (a fresh one by default), ``licenses``: more of them
+    any_license      accept every licence
+    strict           check all twelve fields of usage rows; False checks only what the record needs
+    record_bodies    keep so many raw requests a lane, for ``received.bodies(lane)``
+    journal          a file that gets a line for each accepted usage request before it is answered;
+                     what it holds at the start is remembered
+    seed             makes faults with a probability repeatable
+    **faults         fields of :class:`Faults`
+
+    A simulator that broke inside raises what broke it from ``close()``: a test never passes on half a beacon.
+    """
+
+    def __init__(
+        self,
+        port: int = 0,
+        host: str = "127.0.0.1",
+        *,
+        license: str | None = None,
+        licenses: Collection[str] = (),
+        any_license: bool = False,
+        strict: bool = True,
+        record_bodies: int = 0,
+        journal: Path | None = None,
+        seed: int | None = None,
+        **faults: object,
+    ) -> None:
+        self.license = license or f"simulated-license-{secrets.token_hex(16)}"
+        self.faults = Faults()
+        self.faults.patch(faults)
+        if seed is not None:
+            self.faults.random.seed(seed)
+        self.received = Received(record_bodies=record_bodies)
+        self._host = host
+        self._port = port
+        self._licenses = Licenses({self.license, *licenses}, any=any_license)
+        self._strict = strict
+        self._journal_path = journal
+        self._mint = Mint()
+        self._connections: set[Connection] = set()
+        self._broken: list[BaseException] = []
+        self._thread: threading.Thread | None = None
+
+    def __repr__(self) -> str:
+        return f"Simulator({self.url})"
+
+    # -- addresses
+
+    @property
+    def url(self) -> str:
+        """``http://host:port/v1/beacon``: what a client is configured with."""
+        return f"{self._origin(self._port)}{BASE_PATH}"
+
+    @property
+    def control_url(self) -> str:
+        """``/_simulator`` on a port that stays open while beacon is down."""
+        return f"{self._origin(self._control_port)}{PREFIX}"
+
+    @property
+    def port(self) -> int:
+        return self._port
+
+    @property
+    def PEM(self) -> str:  # noqa: N802 - as the format is written
+        """The public key that verifies the tokens."""
+        return self._mint.public_pem
+
+    # -- scripting
+
+    def fail(self, *statuses: int, lane: str | None = None) -> None:
+        """Answer the next requests (of ``lane``, or of any data lane) with these statuses, one each."""
+        self.faults.fail(*statuses, lane=lane)
+
+    def revoke_tokens(self) -> None:
+        """Forget every token given: the next data request is answered 401, a new token is good again."""
+        self._mint.revoke()
+
+    def wait_for(self, what: str | Callable[[Received], bool], n: int = 1, *, timeout: float = 10.0) -> None:
+        """Wait for ``n`` different rows (telemetry: envelopes) in the lane ``what``, or until ``what(received)``.
+
+        Raises TimeoutError that tells what did arrive.
+        """
+        if isinstance(what, str):
+            lane = what
+            wanted, holds = f"{n} unique in {lane}", lambda r: bool(r.unique(lane) >= n)
+        else:
+            wanted, holds = "the condition", what
+        if not self.received.wait_for(holds, timeout):
+            raise TimeoutError(
+                f"{wanted} did not come within {timeout} s; received: {json.dumps(self.received.counts())}; "
+                f"fired: {json.dumps(self.faults.fired)}"
+            )
+
+    # -- life
+
+    def start(self) -> Self:
+        """Listen. Raises ConfigError if the port cannot be had."""
+        if self._thread is not None:
+            raise RuntimeError("this simulator was started before; make another")
+        if self._journal_path is not None:
+            self.received.restore(read_journal(self._journal_path))
+        self._journal = None if self._journal_path is None else Journal(self._journal_path)
+        control = listen(self._host, 0)
+        self._control_port: int = control.getsockname()[1]
+        try:
+            self._place = Place(self._host, self._port)
+        except BaseException:
+            control.close()
+            raise
+        self._port = self._place.port
+        started: Future[None] = Future()
+        self._thread = threading.Thread(
+            target=lambda: asyncio.run(self._main(control, started)), name="beacon-simulator", daemon=True
+        )
+        self._thread.start()
+        started.result(_THREAD_SECONDS)
+        return self
+
+    def close(self) -> None:
+        """Stop listening and cut every connection. Raises what broke inside, if something did."""
+        thread = self._thread
+        if thread is None or not thread.is_alive():
+            return
+        self.faults.on_down(None)
+        self._loop.call_soon_threadsafe(self._stop.set)
+        thread.join(_THREAD_SECONDS)
+        if self._journal is not None:
+            self._journal.close()
+        if self._broken:
+            raise self._broken[0]
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- in the loop's thread
+
+    def __call__(self, request: Request) -> Reply:
+        return (self._control if request.path.startswith(PREFIX) else self._endpoints)(request)
+
+    def garbage(self, reason: str) -> None:
+        self._endpoints.garbage(reason)
+
+    async def _main(self, control: socket.socket, started: Future[None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(self._note_broken)
+        self._stop = asyncio.Event()
+        self._endpoints = Endpoints(
+            self.faults,
+            self.received,
+            self._mint,
+            self._licenses,
+            strict=self._strict,
+            journal=self._journal,
+        )
+        self._control = Control(
+            self.faults,
+            self.received,
+            self._mint,
+            describe=lambda: {"url": self.url, "control_url": self.control_url},
+            settled=lambda: asyncio.ensure_future(self._follow_down()),
+        )
+        control_connections: set[Connection] = set()
+        controlling = await self._loop.create_server(lambda: Connection(self, control_connections), sock=control)
+        self._listening: asyncio.Server | None = None
+        self._moving = asyncio.Lock()
+        await self._follow_down()
+        self.faults.on_down(self._down_changed)
+        started.set_result(None)
+        await self._stop.wait()
+        controlling.close()
+        await self._stop_listening()
+        self._place.release()
+        for connection in list(control_connections):
+            connection.hang_up()
+
+    def _connection(self) -> Connection:
+        self.received.connected()
+        return Connection(self, self._connections)
+
+    def _down_changed(self, down: bool) -> None:
+        # From another thread, return only when the change holds; the loop's own thread cannot wait for itself.
+        if threading.current_thread() is not self._thread:
+            asyncio.run_coroutine_threadsafe(self._follow_down(), self._loop).result(_THREAD_SECONDS)
+
+    async def _follow_down(self) -> None:
+        """Listen, or not, as ``faults.down`` says."""
+        async with self._moving:
+            if self.faults.down:
+                if self._listening is not None:
+                    self.faults.fired["down"] += 1
+                await self._stop_listening()
+                self._place.hold()
+            elif self._listening is None:
+                self._listening = await self._loop.create_server(self._connection, sock=self._place.listen())
+
+    async def _stop_listening(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+        for connection in list(self._connections):
+            connection.hang_up()
+        await asyncio.sleep(0)  # lets the transports close their sockets
+
+    def _note_broken(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception") or RuntimeError(context["message"])
+        self._broken.append(error)
+
+    def _origin(self, port: int) -> str:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"http://{host}:{port}"

@@ -1,0 +1,13 @@
+"""The outbox in SQL: an append-only log a lane, and the ledger of batches.
+
+schema      the tables, with the CHECKs that make impossible states unrepresentable
+dialects    the only file that names a database: types, clock, insert, locks, sequences
+database    engines and transactions as the outbox needs them
+migrate     Alembic in code
+claim       due batches, holes, new rows: what to send next
+settle      a receipt into the ledger, under the lease token
+operate     requeue, discard, shed, switch off, purge
+audit       what the ledger must say about every number, and how strays come back
+views       find, status, show: reading only
+store       the facade that the dispatcher and the producer use
+"""

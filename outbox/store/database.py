@@ -1,0 +1,179 @@
+"""Engines and transactions as the outbox needs them, whatever the host's engine says.
+
+`Database.write()` and `Database.read()` are the only two ways in. A write on SQLite begins IMMEDIATE: a deferred
+transaction that upgrades later fails at once with BUSY, whatever the timeout.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+
+from outbox.errors import ConfigError, DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
+from outbox.store.dialects import Dialect, dialect_named
+
+_READ = "outbox_read"
+
+
+class Database:
+    """A database that holds an outbox. ``bind``: a URL, or a synchronous engine of the host.
+
+    Raises ``ConfigError`` when the URL names no database that outbox knows or no installed driver.
+    """
+
+    def __init__(self, bind: str | URL | Engine, *, synchronous: str = "FULL") -> None:
+        self.url = _parse(bind.url if isinstance(bind, Engine) else bind)
+        self.dialect = _dialect(self.url)
+        self.engine = _engine(bind, self.url, self.dialect, synchronous)
+        self._writer = threading.Lock() if self.dialect.single_writer else nullcontext()
+        self._pid = os.getpid()
+
+    @property
+    def safe_url(self) -> str:
+        """The URL without its password, for people."""
+        return self.url.render_as_string(hide_password=True)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """One transaction that may write; committed at the end of the block, rolled back by an exception.
+
+        Raises ``OutcomeUnknown`` when the COMMIT itself failed, ``DatabaseUnavailable`` and ``SchemaOutOfDate``
+        for what they say.
+        """
+        self._after_fork()
+        with self._writer, self.explained(), self.engine.connect() as connection:
+            transaction = connection.begin()
+            try:
+                yield connection
+            except BaseException:
+                transaction.rollback()
+                raise
+            try:
+                transaction.commit()
+            except DBAPIError as error:
+                raise self._commit_failed(error) from error
+
+    @contextmanager
+    def read(self, *, snapshot: bool = False) -> Iterator[Connection]:
+        """A transaction that only reads; with ``snapshot`` every statement in it sees the same moment."""
+        self._after_fork()
+        level = self.dialect.snapshot_isolation if snapshot else None
+        options: dict[str, Any] = {_READ: True, **({"isolation_level": level} if level else {})}
+        with self.explained(), self.engine.connect().execution_options(**options) as connection:
+            yield connection
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn what the driver says into what a person can act on."""
+        try:
+            yield
+        except DBAPIError as error:
+            raise self.explain(error) from error
+
+    def explain(self, error: DBAPIError) -> OutboxError | DBAPIError:
+        """The outbox error for a driver's error; the error itself when it is not the database's state."""
+        if self.dialect.is_missing_table(error):
+            return SchemaOutOfDate(f"{self.safe_url}: the outbox tables are not there. Run: outbox migrate")
+        if error.connection_invalidated or isinstance(error, OperationalError):
+            return DatabaseUnavailable(
+                f"{self.safe_url}: {_first_line(error)}. Nothing was written by this call."
+                " Check that the database is up and writable, then try again."
+            )
+        return error
+
+    def is_lost_claim(self, error: BaseException) -> bool:
+        cause = error if isinstance(error, DBAPIError) else error.__cause__
+        return isinstance(cause, DBAPIError) and self.dialect.is_lost_claim(cause)
+
+    def _commit_failed(self, error: DBAPIError) -> OutboxError | DBAPIError:
+        if self.dialect.is_lost_claim(error):
+            return error  # a serialization failure at COMMIT is a rollback, certainly
+        return OutcomeUnknown(
+            f"{self.safe_url}: COMMIT failed ({_first_line(error)}): the transaction may hold or not."
+            " Enqueue the same messages again: an id that is there already is not added twice."
+        )
+
+    def _after_fork(self) -> None:
+        """A connection must not be shared with the parent process: the child starts with none."""
+        if self._pid != os.getpid():
+            self.engine.dispose(close=False)
+            self._pid = os.getpid()
+
+
+def _parse(url: str | URL) -> URL:
+    try:
+        return make_url(url)
+    except ArgumentError as error:
+        raise ConfigError(
+            "OUTBOX_DATABASE_URL is not a database URL."
+            " Write for example sqlite:///outbox.db or postgresql+psycopg://user@host/name"
+        ) from error
+
+
+def _dialect(url: URL) -> Dialect:
+    try:
+        return dialect_named(url.get_backend_name())
+    except KeyError:
+        raise ConfigError(
+            f"OUTBOX_DATABASE_URL: {url.get_backend_name()!r} is not supported."
+            " Use sqlite, postgresql+psycopg or mysql+pymysql."
+        ) from None
+
+
+def _engine(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous: str) -> Engine:
+    if isinstance(bind, Engine) and not dialect.single_writer and not bind.dialect.is_async:
+        # The host's own way to connect (certificates, tokens), with a pool and settings of our own.
+        engine = Engine(bind.pool.recreate(), bind.dialect, url, hide_parameters=True)
+    else:
+        engine = _create(dialect.sync_url(url), dialect, synchronous)
+    if dialect.worker_isolation:
+        engine = engine.execution_options(isolation_level=dialect.worker_isolation)
+    event.listen(engine, "connect", _setup(dialect, synchronous))
+    event.listen(engine, "do_connect", _require_store(dialect, url))
+    if dialect.single_writer:
+        event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _create(url: URL, dialect: Dialect, synchronous: str) -> Engine:
+    dialect.check_url(url)
+    try:
+        return create_engine(url, hide_parameters=True, **dialect.engine_arguments(synchronous=synchronous))
+    except (ImportError, NoSuchModuleError) as error:
+        raise ConfigError(
+            f"OUTBOX_DATABASE_URL: the driver for {url.drivername} is not installed ({error})."
+            " Install beacon-outbox[postgres] or beacon-outbox[mysql]."
+        ) from error
+
+
+def _setup(dialect: Dialect, synchronous: str) -> Any:
+    def on_connect(driver_connection: Any, _record: Any) -> None:
+        dialect.prepare(driver_connection, synchronous=synchronous)
+
+    return on_connect
+
+
+def _require_store(dialect: Dialect, url: URL) -> Any:
+    def on_do_connect(*_: Any) -> None:
+        dialect.require_store(url)
+
+    return on_do_connect
+
+
+def _begin(connection: Connection) -> None:
+    deferred = connection.get_execution_options().get(_READ, False)
+    connection.exec_driver_sql("BEGIN" if deferred else "BEGIN IMMEDIATE")
+
+
+def _first_line(error: DBAPIError) -> str:
+    return str(error.orig).strip().splitlines()[0].rstrip(".") if str(error.orig).strip() else type(error.orig).__name__

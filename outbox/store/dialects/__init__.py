@@ -1,0 +1,32 @@
+"""Everything that differs between databases, with the reason beside it. Nothing outside names one.
+
+`base.Dialect` holds the defaults; `sqlite`, `postgresql` and `mysql` (MariaDB too) override what is theirs.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from outbox.store.dialects.base import Dialect, Row
+from outbox.store.dialects.mysql import MySQL
+from outbox.store.dialects.postgresql import PostgreSQL
+from outbox.store.dialects.sqlite import SQLite
+from outbox.store.dialects.types import LONG_TEXT, SEQ, EntryId, now_us
+
+__all__ = ["LONG_TEXT", "SEQ", "Dialect", "EntryId", "Row", "dialect_named", "dialect_of", "now_us"]
+
+_DIALECTS: dict[str, Dialect] = {
+    "sqlite": SQLite(),
+    "postgresql": PostgreSQL(),
+    "mysql": MySQL(),
+    "mariadb": MySQL(),
+}
+
+
+def dialect_named(name: str) -> Dialect:
+    """The dialect of a SQLAlchemy backend name. Raises ``KeyError`` for one that outbox does not know."""
+    return _DIALECTS[name]
+
+
+def dialect_of(connection: Connection) -> Dialect:
+    return _DIALECTS[connection.dialect.name]

@@ -1,0 +1,104 @@
+"""What a database must offer, and what holds for most of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, ClassVar
+from uuid import UUID
+
+from sqlalchemy import Connection
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+
+Row = tuple[UUID, str]
+"""An entry to insert: id, payload (ASCII JSON text, so its length in characters is its size in bytes)."""
+
+
+class Dialect:
+    """What holds for most databases."""
+
+    name: ClassVar[str]
+    sync_driver: ClassVar[str]
+    worker_isolation: ClassVar[str | None] = "READ COMMITTED"
+    snapshot_isolation: ClassVar[str | None] = "REPEATABLE READ"
+    single_writer: ClassVar[bool] = False
+    """One transaction writes at a time: numbers commit in order, so there are no holes."""
+    purge_chunk: ClassVar[int] = 20_000
+    """Rows deleted in one transaction."""
+    missing_table_codes: ClassVar[tuple[Any, ...]] = ()
+    lost_claim_codes: ClassVar[tuple[Any, ...]] = ()
+
+    def sync_url(self, url: URL) -> URL:
+        """The URL that the worker's synchronous engine uses, whatever driver the host chose."""
+        return url.set(drivername=f"{self.name}+{self.sync_driver}")
+
+    def check_url(self, url: URL) -> None:
+        """Raise ``ConfigError`` for a URL that cannot hold an outbox."""
+
+    def create_store(self, url: URL) -> None:
+        """Make what must exist before the first connection. Raises ``DatabaseUnavailable``."""
+
+    def require_store(self, url: URL) -> None:
+        """Called before each connection. Raises ``SchemaOutOfDate`` when connecting would invent an empty store."""
+
+    def prepare(self, driver_connection: Any, *, synchronous: str) -> None:
+        """Set up a new connection of ours."""
+        with closing(driver_connection.cursor()) as cursor:
+            for statement in self.session_setup(synchronous=synchronous):
+                cursor.execute(statement)
+        driver_connection.commit()
+
+    def engine_arguments(self, *, synchronous: str) -> dict[str, Any]:
+        """Keyword arguments for ``create_engine``."""
+        return {}
+
+    def session_setup(self, *, synchronous: str) -> Sequence[str]:
+        """Statements for each new connection of ours."""
+        return ()
+
+    def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
+        """Insert the rows whose id is not there yet, on the caller's connection; how many were."""
+        raise NotImplementedError
+
+    def sequence_position(self, connection: Connection, table: str) -> int:
+        """The highest number handed out so far, committed or not; 0 when none was."""
+        raise NotImplementedError
+
+    def advance_sequence(self, connection: Connection, table: str, beyond: int) -> None:
+        """Make the next number larger than ``beyond``."""
+        raise NotImplementedError
+
+    def advance_sequence_sql(self, table: str, beyond: int) -> str:
+        """The statement that an operator types to do the same."""
+        raise NotImplementedError
+
+    def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
+        """Transactions that may still fill a hole in the log. None: the database cannot tell, go by age."""
+        return None
+
+    def notify(self, connection: Connection, channel: str) -> None:
+        """Wake workers of other processes at this transaction's commit, where that is cheap."""
+
+    @contextmanager
+    def migration_lock(self, connection: Connection) -> Iterator[None]:
+        """Held around an upgrade, so that several processes may start at once."""
+        yield
+
+    def readable_time(self, column: str) -> str:
+        """SQL that shows ``column`` (µs since the epoch) as a UTC timestamp."""
+        raise NotImplementedError
+
+    def member_of(self, seq: str, members: str) -> str:
+        """SQL condition: number ``seq`` is in the runs of ``members``. For people at a SQL prompt only."""
+        raise NotImplementedError
+
+    def error_code(self, error: DBAPIError) -> Any:
+        return getattr(error.orig, "sqlstate", None)
+
+    def is_missing_table(self, error: DBAPIError) -> bool:
+        return self.error_code(error) in self.missing_table_codes
+
+    def is_lost_claim(self, error: DBAPIError) -> bool:
+        """Another transaction won: roll back and look again. Not a fault."""
+        return self.error_code(error) in self.lost_claim_codes

@@ -1,0 +1,96 @@
+"""MySQL and MariaDB, by PyMySQL; the host may also use asyncmy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from outbox.store.dialects.base import Dialect, Row
+
+
+class MySQL(Dialect):
+    name = "mysql"
+    sync_driver = "pymysql"
+    missing_table_codes = (1146,)
+    lost_claim_codes = (1213, 1205, 1020)
+    duplicate_key = 1062
+
+    def session_setup(self, *, synchronous: str) -> Sequence[str]:
+        return ("SET SESSION innodb_lock_wait_timeout = 5",)
+
+    def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
+        # A plain INSERT, and a look only when an id is there: INSERT IGNORE would also swallow truncation and
+        # CHECK violations, and ON DUPLICATE KEY UPDATE counts and locks wrongly.
+        fresh = list(rows)
+        for last_try in (False, False, True):
+            if not fresh:
+                return 0
+            connection.exec_driver_sql("SAVEPOINT outbox_insert")
+            try:
+                connection.exec_driver_sql(
+                    f"INSERT INTO {table} (id, payload, size) VALUES (%s, %s, %s)",  # noqa: S608 - our name
+                    [(id.bytes, payload, len(payload)) for id, payload in fresh],
+                )
+            except IntegrityError as error:
+                if self.error_code(error) != self.duplicate_key or last_try:
+                    raise
+                connection.exec_driver_sql("ROLLBACK TO SAVEPOINT outbox_insert")
+                known = self._known(connection, table, [id.bytes for id, _ in fresh])
+                if not known:  # the taken key is seq, not id
+                    raise
+                fresh = [row for row in fresh if row[0].bytes not in known]
+            else:
+                connection.exec_driver_sql("RELEASE SAVEPOINT outbox_insert")
+                return len(fresh)
+        raise AssertionError("unreachable")
+
+    @staticmethod
+    def _known(connection: Connection, table: str, ids: Sequence[bytes]) -> frozenset[bytes]:
+        """Ids that are there now. A locking read: the host's snapshot may be older than the duplicate."""
+        marks = ", ".join(["%s"] * len(ids))
+        sql = f"SELECT id FROM {table} WHERE id IN ({marks}) LOCK IN SHARE MODE"  # noqa: S608 - our names
+        return frozenset(bytes(row[0]) for row in connection.exec_driver_sql(sql, tuple(ids)))
+
+    def sequence_position(self, connection: Connection, table: str) -> int:
+        next_number = connection.execute(
+            text(
+                "SELECT auto_increment FROM information_schema.tables"
+                " WHERE table_schema = DATABASE() AND table_name = :t"
+            ),
+            {"t": table},
+        ).scalar()
+        highest = connection.execute(text(f"SELECT max(seq) FROM {table}")).scalar()  # noqa: S608 - our name
+        return max((next_number or 1) - 1, highest or 0)
+
+    def advance_sequence(self, connection: Connection, table: str, beyond: int) -> None:
+        connection.execute(text(self.advance_sequence_sql(table, beyond)))
+
+    def advance_sequence_sql(self, table: str, beyond: int) -> str:
+        return f"ALTER TABLE {table} AUTO_INCREMENT = {beyond + 1}"
+
+    @contextmanager
+    def migration_lock(self, connection: Connection) -> Iterator[None]:
+        connection.execute(text("SELECT GET_LOCK('outbox migrate', 60)"))
+        try:
+            yield
+        finally:
+            connection.execute(text("SELECT RELEASE_LOCK('outbox migrate')"))
+
+    def readable_time(self, column: str) -> str:
+        return f"TIMESTAMPADD(MICROSECOND, {column}, '1970-01-01 00:00:00')"
+
+    def member_of(self, seq: str, members: str) -> str:
+        runs = f"""JSON_TABLE(CONCAT('["', REPLACE({members}, ',', '","'), '"]'), '$[*]' COLUMNS (r VARCHAR(48) PATH '$'))"""  # noqa: E501
+        lo, hi = "SUBSTRING_INDEX(j.r, '-', 1)", "SUBSTRING_INDEX(j.r, '-', -1)"
+        return (
+            f"EXISTS (SELECT 1 FROM {runs} AS j WHERE {seq}"  # noqa: S608 - column names
+            f" BETWEEN CAST({lo} AS UNSIGNED) AND CAST({hi} AS UNSIGNED))"
+        )
+
+    def error_code(self, error: DBAPIError) -> Any:
+        arguments = getattr(error.orig, "args", ())
+        return arguments[0] if arguments else None

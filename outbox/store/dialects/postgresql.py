@@ -1,0 +1,113 @@
+"""PostgreSQL, by psycopg 3; the host may also use asyncpg."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from outbox.store.dialects.base import Dialect, Row
+
+
+class PostgreSQL(Dialect):
+    name = "postgresql"
+    sync_driver = "psycopg"
+    missing_table_codes = ("42P01",)
+    lost_claim_codes = ("40001", "40P01", "55P03")
+    copy_from_rows = 1000
+    """From here COPY is faster than one INSERT of arrays (measured: 116k against 60k rows/s)."""
+
+    def session_setup(self, *, synchronous: str) -> Sequence[str]:
+        # A stopped worker that holds the lane's row costs the others a second, not for ever.
+        return (
+            "SET lock_timeout = '5s'",
+            "SET idle_in_transaction_session_timeout = '10s'",
+            "SET tcp_user_timeout = '10s'",
+        )
+
+    def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
+        if connection.dialect.driver == "psycopg" and not connection.dialect.is_async:
+            if len(rows) >= self.copy_from_rows and self._copy(connection, table, rows):
+                return len(rows)
+            marks = ("%b", "%b", "%b")  # binary arrays: seven times faster than text
+        elif connection.dialect.driver == "asyncpg":
+            marks = ("$1", "$2", "$3")
+        else:
+            marks = ("%s", "%s", "%s")
+        # NOT EXISTS before ON CONFLICT: a duplicate that is already there must not burn a number.
+        sql = (
+            f"INSERT INTO {table} (id, payload, size) SELECT m.id, m.payload, m.size"  # noqa: S608 - our names
+            f" FROM unnest({marks[0]}::uuid[], {marks[1]}::text[], {marks[2]}::int[]) AS m (id, payload, size)"
+            f" WHERE NOT EXISTS (SELECT 1 FROM {table} e WHERE e.id = m.id) ON CONFLICT (id) DO NOTHING"
+        )
+        columns = ([id for id, _ in rows], [p for _, p in rows], [len(p) for _, p in rows])
+        return connection.exec_driver_sql(sql, columns).rowcount
+
+    @staticmethod
+    def _copy(connection: Connection, table: str, rows: Sequence[Row]) -> bool:
+        """COPY on the caller's own connection. False, and nothing written, when an id is already there."""
+        from psycopg.errors import UniqueViolation
+
+        connection.exec_driver_sql("SAVEPOINT outbox_copy")
+        driver: Any = connection.connection.driver_connection
+        try:
+            with (
+                driver.cursor() as cursor,
+                cursor.copy(f"COPY {table} (id, payload, size) FROM STDIN") as copy,
+            ):
+                # Payloads are ASCII JSON without control characters: only the backslash is special to COPY.
+                copy.write(
+                    "".join([f"{id}\t{p.replace(chr(92), chr(92) * 2)}\t{len(p)}\n" for id, p in rows])
+                )
+        except UniqueViolation:
+            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT outbox_copy")
+            return False
+        connection.exec_driver_sql("RELEASE SAVEPOINT outbox_copy")
+        return True
+
+    def sequence_position(self, connection: Connection, table: str) -> int:
+        sequence = connection.execute(
+            text("SELECT pg_get_serial_sequence(:t, 'seq')"), {"t": table}
+        ).scalar_one()
+        row = connection.execute(text(f"SELECT last_value, is_called FROM {sequence}")).one()  # noqa: S608
+        return int(row.last_value) - (not row.is_called)
+
+    def advance_sequence(self, connection: Connection, table: str, beyond: int) -> None:
+        connection.execute(
+            text("SELECT setval(pg_get_serial_sequence(:t, 'seq'), :n)"), {"t": table, "n": max(beyond, 1)}
+        )
+
+    def advance_sequence_sql(self, table: str, beyond: int) -> str:
+        return f"SELECT setval(pg_get_serial_sequence('{table}', 'seq'), {beyond})"
+
+    def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
+        # Whoever inserts locks the table before it takes a number, and COPY does so before it has a transaction
+        # id: so the virtual transaction is what to remember. A prepared transaction changes its virtual id;
+        # "prepared" stands for any of them.
+        holders = connection.execute(
+            text(
+                "SELECT DISTINCT CASE WHEN pid IS NULL THEN 'prepared' ELSE virtualtransaction END FROM pg_locks"
+                " WHERE locktype = 'relation' AND mode = 'RowExclusiveLock' AND granted"
+                " AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+                " AND relation = CAST(:t AS regclass) AND pid IS DISTINCT FROM pg_backend_pid()"
+            ),
+            {"t": table},
+        )
+        return frozenset(holders.scalars())
+
+    def notify(self, connection: Connection, channel: str) -> None:
+        connection.exec_driver_sql(f"NOTIFY {channel}")
+
+    @contextmanager
+    def migration_lock(self, connection: Connection) -> Iterator[None]:
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('outbox migrate'))"))
+        yield
+
+    def readable_time(self, column: str) -> str:
+        return f"to_timestamp({column} / 1000000.0)"
+
+    def member_of(self, seq: str, members: str) -> str:
+        lo, hi = "split_part(r, '-', 1)::bigint", "split_part(r || '-' || r, '-', 2)::bigint"
+        return f"EXISTS (SELECT 1 FROM unnest(string_to_array({members}, ',')) AS r WHERE {seq} BETWEEN {lo} AND {hi})"  # noqa: S608, E501

@@ -1,0 +1,114 @@
+"""SQLite: one file, one writer at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+
+from outbox.errors import ConfigError, DatabaseUnavailable, SchemaOutOfDate
+from outbox.store.dialects.base import Dialect, Row
+
+
+class SQLite(Dialect):
+    name = "sqlite"
+    sync_driver = "pysqlite"
+    worker_isolation = None  # one isolation level: serializable
+    snapshot_isolation = None  # a deferred transaction reads one snapshot in WAL mode
+    single_writer = True
+    purge_chunk = 2_000  # producers wait while we hold the only write lock
+
+    def check_url(self, url: URL) -> None:
+        if url.database in (None, "", ":memory:"):
+            raise ConfigError(
+                "OUTBOX_DATABASE_URL: an outbox in memory is lost with its process."
+                " Name a file: sqlite:///outbox.db"
+            )
+
+    def create_store(self, url: URL) -> None:
+        # Born readable by its owner alone; SQLite gives -wal and -shm the mode of the database file.
+        try:
+            os.close(os.open(self._path(url), os.O_CREAT | os.O_RDWR, 0o600))
+        except OSError as error:
+            raise DatabaseUnavailable(
+                f"{url.database}: {error.strerror}. Name a file in a folder that exists and is writable."
+            ) from error
+
+    def require_store(self, url: URL) -> None:
+        if not Path(self._path(url)).exists():
+            raise SchemaOutOfDate(f"{url.database}: there is no such file. Run: outbox migrate")
+
+    @staticmethod
+    def _path(url: URL) -> str:
+        return str(url.database).removeprefix("file:")
+
+    def prepare(self, driver_connection: Any, *, synchronous: str) -> None:
+        driver_connection.isolation_level = None  # BEGIN is ours to say: a write begins IMMEDIATE
+        super().prepare(driver_connection, synchronous=synchronous)
+
+    def session_setup(self, *, synchronous: str) -> Sequence[str]:
+        return (
+            "PRAGMA auto_vacuum = INCREMENTAL",  # only takes on a file without tables
+            "PRAGMA journal_mode = WAL",
+            f"PRAGMA synchronous = {synchronous}",
+            "PRAGMA busy_timeout = 30000",
+        )
+
+    def engine_arguments(self, *, synchronous: str) -> dict[str, Any]:
+        return {"connect_args": {"timeout": 30.0, "check_same_thread": False}}
+
+    def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
+        # The conflict target matters: without it a taken seq would silently swallow the row.
+        sql = f"INSERT INTO {table} (id, payload, size) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING"  # noqa: S608
+        return connection.exec_driver_sql(
+            sql, [(id.bytes, payload, len(payload)) for id, payload in rows]
+        ).rowcount
+
+    def sequence_position(self, connection: Connection, table: str) -> int:
+        found = connection.execute(
+            text("SELECT seq FROM sqlite_sequence WHERE name = :t"), {"t": table}
+        ).scalar()
+        highest = connection.execute(text(f"SELECT max(seq) FROM {table}")).scalar()  # noqa: S608 - our name
+        return max(found or 0, highest or 0)  # AUTOINCREMENT goes on from the larger of the two
+
+    def advance_sequence(self, connection: Connection, table: str, beyond: int) -> None:
+        parameters = {"t": table, "n": beyond}
+        connection.execute(text("DELETE FROM sqlite_sequence WHERE name = :t AND seq < :n"), parameters)
+        connection.execute(
+            text(
+                "INSERT INTO sqlite_sequence (name, seq) SELECT :t, :n"
+                " WHERE NOT EXISTS (SELECT 1 FROM sqlite_sequence WHERE name = :t)"
+            ),
+            parameters,
+        )
+
+    def advance_sequence_sql(self, table: str, beyond: int) -> str:
+        return (
+            f"DELETE FROM sqlite_sequence WHERE name = '{table}'; "  # noqa: S608 - shown, not run
+            f"INSERT INTO sqlite_sequence (name, seq) VALUES ('{table}', {beyond})"
+        )
+
+    def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
+        return frozenset()  # we hold the only write lock
+
+    def readable_time(self, column: str) -> str:
+        return f"strftime('%Y-%m-%dT%H:%M:%fZ', {column} / 1000000.0, 'unixepoch')"
+
+    def member_of(self, seq: str, members: str) -> str:
+        runs = f"json_each('[\"' || replace({members}, ',', '\",\"') || '\"]')"
+        lo = "CAST(value AS INTEGER)"  # reads digits up to the dash
+        hi = "CAST(substr(value, instr(value, '-') + 1) AS INTEGER)"  # without a dash: the whole value
+        return f"EXISTS (SELECT 1 FROM {runs} WHERE {seq} BETWEEN {lo} AND {hi})"  # noqa: S608 - column names
+
+    def error_code(self, error: DBAPIError) -> Any:
+        return getattr(error.orig, "sqlite_errorname", None)
+
+    def is_missing_table(self, error: DBAPIError) -> bool:
+        return "no such table" in str(error.orig)
+
+    lost_claim_codes = ("SQLITE_BUSY", "SQLITE_BUSY_SNAPSHOT", "SQLITE_LOCKED")

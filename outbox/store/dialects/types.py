@@ -1,0 +1,62 @@
+"""Column types and the clock, as each database spells them."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import BigInteger, Integer, LargeBinary, Text, TypeDecorator
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.engine import Dialect as DriverDialect
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+SEQ = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER PRIMARY KEY may be AUTOINCREMENT there
+LONG_TEXT = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")  # TEXT ends at 64 KiB there
+
+
+class EntryId(TypeDecorator[UUID]):
+    """A UUID in 16 bytes: the native type on PostgreSQL, binary elsewhere."""
+
+    impl = LargeBinary(16)
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: DriverDialect) -> Any:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(mysql.BINARY(16))
+        return dialect.type_descriptor(LargeBinary(16))
+
+    def process_bind_param(self, value: UUID | None, dialect: DriverDialect) -> Any:
+        if value is None or dialect.name == "postgresql":
+            return value
+        return value.bytes
+
+    def process_result_value(self, value: Any, dialect: DriverDialect) -> UUID | None:
+        if value is None or isinstance(value, UUID):
+            return value
+        return UUID(bytes=bytes(value))
+
+
+class now_us(FunctionElement[int]):  # noqa: N801 - reads as the SQL function it is
+    """Microseconds since the epoch, UTC, by the database's clock at this statement."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(now_us, "sqlite")
+def _now_us_sqlite(*_: Any, **__: Any) -> str:
+    return "(CAST(ROUND((julianday('now') - 2440587.5) * 86400000.0) AS INTEGER) * 1000)"
+
+
+@compiles(now_us, "postgresql")
+def _now_us_postgresql(*_: Any, **__: Any) -> str:
+    return "(CAST(EXTRACT(epoch FROM clock_timestamp()) * 1000000 AS BIGINT))"
+
+
+@compiles(now_us, "mysql", "mariadb")
+def _now_us_mysql(*_: Any, **__: Any) -> str:
+    # Not UNIX_TIMESTAMP(): it reads local time, which is ambiguous for an hour each autumn.
+    return "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01 00:00:00', UTC_TIMESTAMP(6)))"

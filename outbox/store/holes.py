@@ -1,0 +1,127 @@
+"""Holes: numbers at or below the cursor that were not there when a claim looked.
+
+A hole is a slower transaction that commits later, a rollback, or a burnt number. It is looked at again at half
+its age, filled when its rows appear, and forgotten only when nobody can fill it any more: *first* it is read
+that nobody can, *then* that it is not filled. The other order loses a row committed in between.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, and_, delete, insert, or_, select, update
+
+from outbox.core import runs
+from outbox.core.lane import LANES
+from outbox.core.policy import MICROSECONDS, Policy
+from outbox.core.runs import Runs
+from outbox.store.dialects import dialect_of
+from outbox.store.ledger import LockedLane
+from outbox.store.schema import HOLE, LOGS
+
+FIRST_CHECK_US = 20_000
+LAST_CHECK_US = 60 * MICROSECONDS
+_AT_ONCE = 50
+"""Holes looked at in one transaction."""
+
+
+def record(lane: LockedLane, gaps: Sequence[tuple[int, int]], *, due_now: bool = False) -> None:
+    """Put ``gaps`` down as holes, to be looked at soon."""
+    if gaps:
+        check_at = lane.now if due_now else lane.now + FIRST_CHECK_US
+        columns = {"lane": lane.key, "seen_at": lane.now, "next_check_at": check_at}
+        lane.connection.execute(insert(HOLE), [{"lo": lo, "hi": hi, **columns} for lo, hi in gaps])
+
+
+def check(lane: LockedLane, policy: Policy, *, eager: bool) -> Runs:
+    """Look at the holes that are due (``eager``: at the newest too). The numbers found there, at most a batch.
+
+    Those that stay empty are forgotten or dated anew here; what is found is left to ``fill``.
+    """
+    due = _due(lane, policy, eager)
+    if not due:
+        return ()
+    table = LANES[lane.lane].table
+    writers = dialect_of(lane.connection).writers(lane.connection, table)  # first
+    found = _present(lane, [(hole.lo, hole.hi) for hole in due], policy.batch_max_rows)  # second
+    full = runs.count(found) == policy.batch_max_rows
+    for hole in due:
+        looked_at = not full or hole.hi <= found[-1][1]
+        if looked_at and not runs.intersect(found, ((hole.lo, hole.hi),)):
+            _look_again_or_forget(lane, policy, hole, writers)
+    return found
+
+
+def _due(lane: LockedLane, policy: Policy, eager: bool) -> Sequence[Row[Any]]:
+    late = or_(HOLE.c.next_check_at <= lane.now, HOLE.c.next_check_at > lane.now + policy.max_wait_us)
+    when = HOLE.c.next_check_at.is_not(None) if eager else late
+    order = HOLE.c.lo.desc() if eager else HOLE.c.next_check_at
+    query = select(HOLE).where(HOLE.c.lane == lane.key, when).order_by(order).limit(_AT_ONCE)
+    return lane.connection.execute(query).all()
+
+
+def _present(lane: LockedLane, ranges: Sequence[tuple[int, int]], limit: int) -> Runs:
+    log = LOGS[lane.lane]
+    query = select(log.c.seq).where(or_(*(log.c.seq.between(lo, hi) for lo, hi in ranges)))
+    return runs.from_sorted(lane.connection.execute(query.order_by(log.c.seq).limit(limit)).scalars().all())
+
+
+def _look_again_or_forget(
+    lane: LockedLane, policy: Policy, hole: Row[Any], writers: frozenset[str] | None
+) -> None:
+    age = lane.now - hole.seen_at
+    again = min(max(age // 2, FIRST_CHECK_US), LAST_CHECK_US)
+    values: dict[str, object] = {"next_check_at": lane.now + again}
+    if writers is None:
+        nobody = age > policy.hole_age_seconds * MICROSECONDS
+    elif hole.blockers is None:
+        nobody = not writers
+        values["blockers"] = json.dumps(sorted(writers))
+    else:
+        # Whoever may fill the hole was at work when it was first looked at; later ones get higher numbers.
+        left = writers & (frozenset(json.loads(hole.blockers)) | {"prepared"})
+        nobody = not left
+        values["blockers"] = json.dumps(sorted(left))
+    if nobody:
+        values = {"next_check_at": None, "blockers": None, "forgotten_at": lane.now}
+    lane.connection.execute(update(HOLE).where(HOLE.c.lane == lane.key, HOLE.c.lo == hole.lo).values(values))
+
+
+def fill(lane: LockedLane, taken: Runs) -> None:
+    """Numbers that a batch takes leave their holes, in the same transaction."""
+    touched = lane.connection.execute(
+        select(HOLE).where(
+            HOLE.c.lane == lane.key,
+            HOLE.c.forgotten_at.is_(None),
+            or_(*(and_(HOLE.c.lo <= hi, HOLE.c.hi >= lo) for lo, hi in taken)),
+        )
+    ).all()
+    for hole in touched:
+        rest = runs.subtract(((hole.lo, hole.hi),), taken)
+        gone = lane.connection.execute(delete(HOLE).where(HOLE.c.lane == lane.key, HOLE.c.lo == hole.lo))
+        assert gone.rowcount == 1, "the lane's row is locked: nobody else changes its holes"
+        for lo, hi in rest:
+            kept = {**hole._mapping, "lo": lo, "hi": hi}
+            lane.connection.execute(insert(HOLE), kept)
+
+
+def revive(lane: LockedLane, present: Runs) -> None:
+    """Rows turned up inside forgotten holes: these numbers are a live hole again, due now."""
+    if not present:
+        return
+    within = (HOLE.c.lane == lane.key, HOLE.c.forgotten_at.is_not(None))
+    span = (HOLE.c.lo <= present[-1][1], HOLE.c.hi >= present[0][0])
+    for hole in lane.connection.execute(select(HOLE).where(*within, *span)).all():
+        rest = runs.subtract(((hole.lo, hole.hi),), present)
+        lane.connection.execute(delete(HOLE).where(HOLE.c.lane == lane.key, HOLE.c.lo == hole.lo))
+        for lo, hi in rest:
+            lane.connection.execute(insert(HOLE), {**hole._mapping, "lo": lo, "hi": hi})
+    record(lane, present, due_now=True)
+
+
+def record_forgotten(lane: LockedLane, gone: Runs) -> None:
+    """Numbers that no row will ever have again, accounted for until the floor passes them."""
+    columns = {"lane": lane.key, "seen_at": lane.now, "next_check_at": None, "forgotten_at": lane.now}
+    lane.connection.execute(insert(HOLE), [{"lo": lo, "hi": hi, **columns} for lo, hi in gone])

@@ -1,0 +1,134 @@
+"""The row of a lane: locked first by whoever changes its batches or holes, saved last under its version."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import uuid_utils
+from sqlalchemy import Connection, Row, func, insert, select, update
+
+from outbox.core.health import Backoff, Health, LaneState
+from outbox.core.lane import Lane
+from outbox.core.policy import Policy
+from outbox.core.runs import Runs, encode
+from outbox.errors import SchemaOutOfDate
+from outbox.store.dialects import now_us
+from outbox.store.schema import BATCH, LANE
+
+Clock = Callable[[], int]
+"""Microseconds since the epoch. Given only by tests; otherwise the database's clock rules."""
+
+
+class LostClaim(Exception):  # noqa: N818 - an outcome, not an error; never leaves the store
+    """Another worker changed the lane in between."""
+
+
+@dataclass(slots=True)
+class LockedLane:
+    """The row of a lane inside a transaction that holds its lock."""
+
+    connection: Connection
+    lane: Lane
+    floor: int
+    cursor: int
+    version: int
+    """Of this transaction: one above what was read."""
+    folded_version: int
+    health: Health
+    now: int
+
+    @property
+    def key(self) -> str:
+        return str(self.lane)
+
+
+_LOCK = select(LANE, now_us().label("now")).with_for_update()
+_SAVE = update(LANE)
+
+
+@contextmanager
+def locked(connection: Connection, lane: Lane, clock: Clock | None = None) -> Iterator[LockedLane]:
+    """Lock the lane's row; write back what the block changed, and one version more.
+
+    Raises ``LostClaim`` when the version moved (possible on Galera, where a lock is local to a node), and
+    ``SchemaOutOfDate`` when the lane has no row.
+    """
+    row = connection.execute(_LOCK.where(LANE.c.lane == str(lane))).one_or_none()
+    if row is None:
+        raise SchemaOutOfDate(f"outbox_lane has no row for {lane}. Run: outbox migrate")
+    now = row.now if clock is None else clock()
+    before = _health(row)
+    state = LockedLane(connection, lane, row.floor, row.cursor, row.version + 1, row.folded_version, before, now)
+    yield state
+    values: dict[str, object] = {
+        "version": state.version,
+        "cursor": state.cursor,
+        "floor": state.floor,
+        "folded_version": state.folded_version,
+    }
+    if state.health != before:
+        values |= _columns(state.health)
+    saved = connection.execute(
+        _SAVE.where(LANE.c.lane == str(lane), LANE.c.version == row.version).values(values)
+    )
+    if saved.rowcount != 1:
+        raise LostClaim(lane)
+
+
+def _health(row: Row[Any]) -> Health:
+    return Health(LaneState(row.state), row.reason, row.next_probe_at, row.failures, row.dead_streak)
+
+
+def _columns(health: Health) -> dict[str, object]:
+    return {
+        "state": str(health.state),
+        "reason": health.reason,
+        "next_probe_at": health.next_probe_at,
+        "failures": health.failures,
+        "dead_streak": health.dead_streak,
+    }
+
+
+def backoff(policy: Policy) -> Backoff:
+    return Backoff(policy.backoff_base, policy.backoff_max, random.random())  # noqa: S311 - jitter
+
+
+def add_to_totals(lane: LockedLane, **amounts: int) -> None:
+    """Add to counting columns of the lane's row; its lock is held."""
+    changed = {name: LANE.c[name] + amount for name, amount in amounts.items() if amount}
+    if changed:
+        lane.connection.execute(update(LANE).where(LANE.c.lane == lane.key).values(changed))
+
+
+def new_id() -> UUID:
+    """A version 7 UUID: ascending, so a unique index on it grows at its end."""
+    return UUID(bytes=uuid_utils.uuid7().bytes)
+
+
+def insert_batch(lane: LockedLane, members: Runs, entries: int, payload_bytes: int, **columns: object) -> UUID:
+    """Write a batch row; the id is new unless ``columns`` has one."""
+    batch_id = new_id()
+    values = {
+        "id": batch_id,
+        "lane": lane.key,
+        "members": encode(members),
+        "first_seq": members[0][0],
+        "last_seq": members[-1][1],
+        "entries": entries,
+        "payload_bytes": payload_bytes,
+        "root_id": batch_id,
+        "created_at": lane.now,
+        **columns,
+    }
+    lane.connection.execute(insert(BATCH), values)
+    return batch_id
+
+
+def live_batches(lane: LockedLane) -> int:
+    live = select(func.count()).where(BATCH.c.lane == lane.key, BATCH.c.state.in_(("leased", "waiting")))
+    return lane.connection.execute(live).scalar_one()

@@ -1,0 +1,148 @@
+"""What an operator or a bound does to entries: requeue, discard, shed, switch a lane off.
+
+Each runs in chunks, one short transaction a chunk, and is safe to run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, func, select, update
+
+from outbox.core import batching, runs
+from outbox.core.health import Health, LaneState
+from outbox.core.lifecycle import BatchState, Ending
+from outbox.core.policy import Policy
+from outbox.store import holes
+from outbox.store.ledger import LockedLane, add_to_totals, insert_batch
+from outbox.store.schema import BATCH, LOGS
+from outbox.store.settle import ended
+
+CHUNK = 500
+"""Dead letters moved in one transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Which dead letters: by batch, and by the time they died. Times in microseconds; None: no bound."""
+
+    batch_ids: Sequence[UUID] | None = None
+    since: int | None = None
+    until: int | None = None
+
+
+def dead_letters(lane_key: str, window: Window) -> Any:
+    """WHERE conditions for the dead letters of a lane inside a window."""
+    conditions = [
+        BATCH.c.lane == lane_key,
+        BATCH.c.state == BatchState.SETTLED,
+        BATCH.c.verdict == Ending.REFUSED,
+    ]
+    if window.batch_ids is not None:
+        conditions.append(BATCH.c.id.in_(window.batch_ids))
+    if window.since is not None:
+        conditions.append(BATCH.c.settled_at >= window.since)
+    if window.until is not None:
+        conditions.append(BATCH.c.settled_at < window.until)
+    return conditions
+
+
+def requeue(lane: LockedLane, policy: Policy, window: Window) -> int:
+    """Merge up to a chunk of dead letters into new waiting batches, attempts 0. Entries moved; 0: none left."""
+    dead = _chunk(lane, window)
+    for group in _groups(dead, policy.batch_max_rows):
+        insert_batch(
+            lane,
+            runs.union(run for row in group for run in runs.decode(row.members)),
+            sum(row.entries for row in group),
+            sum(row.payload_bytes for row in group),
+            state=BatchState.WAITING,
+            due_at=lane.now,
+            ambiguous=any(row.ambiguous for row in group),
+        )
+    _leave_dead(lane, dead, state=BatchState.SUPERSEDED, verdict=None, settled_at=None, settled_version=None)
+    return sum(row.entries for row in dead)
+
+
+def discard(lane: LockedLane, window: Window) -> int:
+    """End up to a chunk of dead letters for good; retention deletes them later. Entries; 0: none left."""
+    dead = _chunk(lane, window)
+    _leave_dead(lane, dead, **ended(lane, Ending.DISCARDED) | {"due_at": lane.now})
+    return sum(row.entries for row in dead)
+
+
+def _chunk(lane: LockedLane, window: Window) -> Sequence[Row[Any]]:
+    query = select(BATCH).where(*dead_letters(lane.key, window)).order_by(BATCH.c.last_seq).limit(CHUNK)
+    return lane.connection.execute(query).all()
+
+
+def _groups(rows: Sequence[Row[Any]], max_entries: int) -> Iterable[list[Row[Any]]]:
+    group: list[Row[Any]] = []
+    entries = 0
+    for row in rows:
+        if group and entries + row.entries > max_entries:
+            yield group
+            group, entries = [], 0
+        group.append(row)
+        entries += row.entries
+    if group:
+        yield group
+
+
+def _leave_dead(lane: LockedLane, dead: Sequence[Row[Any]], **values: Any) -> None:
+    if not dead:
+        return
+    still_dead = (BATCH.c.id.in_([row.id for row in dead]), BATCH.c.verdict == Ending.REFUSED)
+    moved = lane.connection.execute(update(BATCH).where(*still_dead).values(values))
+    assert moved.rowcount == len(dead), "the lane's row is locked: nobody else moves its dead letters"
+    counted = sum(row.entries for row in dead if row.settled_version <= lane.folded_version)
+    add_to_totals(lane, dead=-counted)
+
+
+def shed(lane: LockedLane, at_most: int, verdict: Ending, reason: str) -> int:
+    """End the oldest pending entries without sending them; entries in live batches are left alone.
+
+    Over the rows seen in one statement, never over a range: a row that commits late is not shed unseen.
+    """
+    log = LOGS[lane.lane]
+    query = select(log.c.seq, log.c.size).where(log.c.seq > lane.cursor).order_by(log.c.seq).limit(at_most)
+    rows = lane.connection.execute(query).all()
+    if not rows:
+        return 0
+    numbers = [row.seq for row in rows]
+    holes.record(lane, batching.gaps(lane.cursor, numbers))
+    lane.cursor = numbers[-1]
+    _end(lane, runs.from_sorted(numbers), sum(row.size for row in rows), verdict, reason)
+    return len(rows)
+
+
+def _end(lane: LockedLane, members: runs.Runs, payload_bytes: int, verdict: Ending, reason: str) -> None:
+    columns = ended(lane, verdict) | {"due_at": lane.now}
+    insert_batch(lane, members, runs.count(members), payload_bytes, last_error=reason, **columns)
+
+
+def switch_off(lane: LockedLane, policy: Policy, reason: str) -> int:
+    """The lane is off: what waits is discarded and counted, up to a chunk a call. Entries; 0: nothing left.
+
+    A batch on the wire is left alone; when it comes back it is waiting, and the next call takes it.
+    """
+    lane.health = Health(LaneState.OFF, reason)
+    waiting = (BATCH.c.lane == lane.key, BATCH.c.state == BatchState.WAITING)
+    count = lane.connection.execute(select(func.coalesce(func.sum(BATCH.c.entries), 0)).where(*waiting)).scalar_one()
+    if count:
+        values = ended(lane, Ending.DISCARDED) | {"due_at": lane.now, "last_error": reason}
+        lane.connection.execute(update(BATCH).where(*waiting).values(values))
+    late = holes.check(lane, policy, eager=True)
+    if late:
+        holes.fill(lane, late)
+        _end(lane, late, 0, Ending.DISCARDED, reason)
+    return int(count) + runs.count(late) + shed(lane, 10 * policy.batch_max_rows, Ending.DISCARDED, reason)
+
+
+def switch_on(lane: LockedLane) -> None:
+    """A lane that was off is open again; any other keeps its health."""
+    if lane.health.state is LaneState.OFF:
+        lane.health = Health()

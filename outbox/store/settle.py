@@ -1,0 +1,197 @@
+"""A receipt into the ledger: one UPDATE under the lease token, its row count checked.
+
+Zero rows means that the lease was lost (it expired and another worker has the batch): nothing is changed, the
+caller logs it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, func, select, update
+
+from outbox.core import runs
+from outbox.core.batch import Batch
+from outbox.core.health import LaneState, after
+from outbox.core.lifecycle import BatchState, Ending
+from outbox.core.policy import MICROSECONDS, Policy
+from outbox.core.transition import Move, Transition, decide
+from outbox.core.verdict import Receipt
+from outbox.store.ledger import LockedLane, add_to_totals, backoff, insert_batch
+from outbox.store.schema import BATCH, LOGS
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """A batch that was sent, and what came of it."""
+
+    batch: Batch
+    receipt: Receipt
+
+
+@dataclass(slots=True)
+class Settled:
+    """What one group of settlements did. Counts of entries, but ``batches`` and ``lost``."""
+
+    batches: int = 0
+    sent: int = 0
+    failed: int = 0
+    dead: int = 0
+    lost: list[UUID] = field(default_factory=list)
+    """Batches whose lease was gone: nothing was changed for them."""
+
+    def add(self, other: Settled) -> None:
+        self.batches += other.batches
+        self.sent += other.sent
+        self.failed += other.failed
+        self.dead += other.dead
+        self.lost += other.lost
+
+
+def settle(lane: LockedLane, policy: Policy, settlements: Sequence[Settlement]) -> Settled:
+    """Apply the receipts in order; the lane's health follows."""
+    done = Settled()
+    for one in settlements:
+        _settle_one(lane, policy, one, done)
+    return done
+
+
+def _settle_one(lane: LockedLane, policy: Policy, one: Settlement, done: Settled) -> None:
+    batch, receipt = one.batch, one.receipt
+    jitter = backoff(policy)
+    transition = decide(
+        receipt,
+        attempts=batch.attempts,
+        entries=batch.rows,
+        ambiguous=batch.ambiguous,
+        attempts_limit=policy.attempts_limit(batch.lane),
+        backoff_base=policy.backoff_base,
+        backoff_max=policy.backoff_max,
+        draw=jitter.draw,
+    )
+    if not _apply(lane, batch, receipt, transition):
+        done.lost.append(batch.id)
+        return
+    done.batches += 1
+    died = transition.move is Move.BURY
+    if transition.move is Move.DELIVER:
+        done.sent += batch.rows
+    elif died:
+        done.dead += batch.rows
+    elif transition.move is Move.RETRY and receipt.counted:
+        done.failed += batch.rows
+    add_to_totals(lane, failed_attempts=transition.attempts - batch.attempts)
+    was_open = lane.health.state is LaneState.OPEN
+    lane.health = after(lane.health, receipt, died, lane.now, jitter)
+    if not was_open and lane.health.state is LaneState.OPEN:
+        _due_now(lane)
+
+
+def _apply(lane: LockedLane, batch: Batch, receipt: Receipt, transition: Transition) -> bool:
+    if transition.move is Move.HALVE:
+        row = _leased(lane, batch)
+        if row is None:
+            return False
+        halve(lane, row, attempts=transition.attempts, ambiguous=transition.ambiguous, error=receipt.reason)
+        return True
+    values: dict[str, Any] = {
+        "lease_token": None,
+        "attempts": transition.attempts,
+        "ambiguous": transition.ambiguous,
+        "crash_count": 0,
+        "inserted_count": receipt.inserted_count,
+        "receipt": receipt_json(receipt),
+        **_CHANGES[transition.move](lane, transition),
+    }
+    if transition.move is not Move.DELIVER:
+        values["last_error"] = receipt.reason
+    return _update_leased(lane, batch, values)
+
+
+_CHANGES = {
+    Move.DELIVER: lambda lane, _: ended(lane, Ending.DELIVERED) | {"due_at": lane.now},
+    Move.BURY: lambda lane, _: ended(lane, Ending.REFUSED),
+    Move.RETRY: lambda lane, t: {
+        "state": BatchState.WAITING,
+        "due_at": lane.now + int(t.wait_seconds * MICROSECONDS),
+    },
+}
+
+
+def ended(lane: LockedLane, verdict: Ending) -> dict[str, Any]:
+    """The columns of a settled batch. Only rows that may be purged later keep a ``due_at``."""
+    return {
+        "state": BatchState.SETTLED,
+        "verdict": verdict,
+        "lease_token": None,
+        "due_at": None,
+        "settled_at": lane.now,
+        "settled_version": lane.version,
+    }
+
+
+def _update_leased(lane: LockedLane, batch: Batch, values: dict[str, Any]) -> bool:
+    fence = (BATCH.c.id == batch.id, BATCH.c.lease_token == batch.lease_token, BATCH.c.state == BatchState.LEASED)
+    return lane.connection.execute(update(BATCH).where(*fence).values(values)).rowcount == 1
+
+
+def _leased(lane: LockedLane, batch: Batch) -> Row[Any] | None:
+    fence = (BATCH.c.id == batch.id, BATCH.c.lease_token == batch.lease_token, BATCH.c.state == BatchState.LEASED)
+    return lane.connection.execute(select(BATCH).where(*fence)).first()
+
+
+def halve(lane: LockedLane, parent: Row[Any], *, attempts: int, ambiguous: bool, error: str | None = None) -> None:
+    """Two waiting children take over the members and the attempts; the parent is superseded."""
+    members = runs.decode(parent.members)
+    log = LOGS[lane.lane]
+    superseded = lane.connection.execute(
+        update(BATCH)
+        .where(BATCH.c.id == parent.id, BATCH.c.state == BatchState.LEASED, BATCH.c.lease_token == parent.lease_token)
+        .values(state=BatchState.SUPERSEDED, lease_token=None, due_at=None, last_error=error or parent.last_error)
+    )
+    assert superseded.rowcount == 1, "the lane's row is locked and the lease was just read"
+    for half in runs.split(members, parent.entries // 2):
+        size = lane.connection.execute(
+            select(func.sum(log.c.size)).where(log.c.seq.between(half[0][0], half[-1][1]))
+        ).scalar_one()
+        insert_batch(
+            lane,
+            half,
+            runs.count(half),
+            int(size or 0),
+            state=BatchState.WAITING,
+            due_at=lane.now,
+            attempts=attempts,
+            ambiguous=ambiguous,
+            root_id=parent.root_id,
+            last_error=error or parent.last_error,
+        )
+
+
+def _due_now(lane: LockedLane) -> None:
+    """Beacon is back: what waited for it need not wait longer."""
+    lane.connection.execute(
+        update(BATCH)
+        .where(BATCH.c.lane == lane.key, BATCH.c.state == BatchState.WAITING, BATCH.c.due_at > lane.now)
+        .values(due_at=lane.now)
+    )
+
+
+def receipt_json(receipt: Receipt) -> str:
+    """What ``outbox show`` prints of an answer; the columns of the batch have the rest."""
+    facts = {
+        "verdict": receipt.verdict,
+        "reason": receipt.reason,
+        "status": receipt.status,
+        "inserted_count": receipt.inserted_count,
+        "shortfall": receipt.shortfall,
+        "rejected": receipt.rejected,
+        "warning": receipt.warning,
+        "excerpt": receipt.excerpt,
+        "body_sha256": receipt.body_sha256,
+    }
+    return json.dumps({name: value for name, value in facts.items() if value not in (None, "", 0)})

@@ -1,0 +1,203 @@
+"""Reading: an entry by id, dead letters, the state of a lane. Nothing here writes.
+
+``find`` costs one index look-up a lane and then the batches whose span holds the number: O(1) for rows near
+the end of the log, O(batches above it) for old ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Connection, Row, and_, func, literal, or_, select
+
+from outbox.core import runs
+from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, moment
+from outbox.core.lane import Lane
+from outbox.core.lifecycle import BatchState, Ending, Status, status_of
+from outbox.store.dialects import now_us
+from outbox.store.ledger import Clock
+from outbox.store.operate import Window, dead_letters
+from outbox.store.schema import BATCH, HOLE, LANE, LOGS
+
+PENDING_COUNTED_EXACTLY = 10_000
+"""Up to here pending rows are counted; beyond it the distance of the numbers is told, which is never less."""
+
+
+def find(connection: Connection, entry_id: UUID) -> EntryView | None:
+    for lane, log in LOGS.items():
+        row = connection.execute(select(log).where(log.c.id == entry_id)).first()
+        if row is not None:
+            return _view(lane, row, batch_of(connection, lane, row.seq))
+    return None
+
+
+def batch_of(connection: Connection, lane: Lane, seq: int) -> Row[Any] | None:
+    """The batch that holds a number; None while it is pending."""
+    spanning = (
+        select(BATCH)
+        .where(
+            BATCH.c.lane == str(lane),
+            BATCH.c.last_seq >= seq,
+            BATCH.c.first_seq <= seq,
+            BATCH.c.state != BatchState.SUPERSEDED,
+        )
+        .order_by(BATCH.c.last_seq)
+    )
+    for batch in connection.execute(spanning):
+        if runs.intersect(runs.decode(batch.members), ((seq, seq),)):
+            return batch
+    return None
+
+
+def _view(lane: Lane, row: Row[Any], batch: Row[Any] | None) -> EntryView:
+    created = moment(row.created_at)
+    assert created is not None
+    if batch is None:
+        return EntryView(
+            row.id, lane, row.seq, Status.PENDING, 0, created, None, None, None, False, None, None, row.payload
+        )
+    status = status_of(BatchState(batch.state), Ending(batch.verdict) if batch.verdict else None)
+    return EntryView(
+        id=row.id,
+        lane=lane,
+        seq=row.seq,
+        status=status,
+        num_failed_send_attempts=batch.attempts,
+        created_at=created,
+        settled_at=moment(batch.settled_at),
+        last_error=batch.last_error,
+        batch_id=batch.id,
+        maybe_delivered=bool(batch.ambiguous) and status is not Status.SENT,
+        next_attempt_at=moment(batch.due_at) if status is Status.WAITING else None,
+        receipt=json.loads(batch.receipt) if batch.receipt else None,
+        payload=row.payload,
+    )
+
+
+def iterate_dead(connection: Connection, lane: Lane, window: Window) -> Iterator[DeadLetter]:
+    """Dead entries of a lane in order of seq, read batch by batch."""
+    batches = connection.execute(
+        select(BATCH).where(*dead_letters(str(lane), window)).order_by(BATCH.c.last_seq)
+    ).all()
+    log = LOGS[lane]
+    for batch in batches:
+        members = list(runs.numbers(runs.decode(batch.members)))
+        died = moment(batch.settled_at)
+        assert died is not None, "a settled batch has its time (CHECK)"
+        for row in connection.execute(select(log).where(log.c.seq.in_(members)).order_by(log.c.seq)):
+            yield DeadLetter(
+                id=row.id,
+                lane=lane,
+                batch_id=batch.id,
+                died_at=died,
+                num_failed_send_attempts=batch.attempts,
+                maybe_delivered=bool(batch.ambiguous),
+                last_error=batch.last_error,
+                trace_count=json.loads(row.payload).get("trace_count") if lane is Lane.USAGE else None,
+            )
+
+
+def count_dead(connection: Connection, lane: Lane, window: Window) -> DeadCounts:
+    letters = list(iterate_dead(connection, lane, window))
+    return DeadCounts(len(letters), sum(letter.trace_count or 0 for letter in letters))
+
+
+def _live(state: BatchState, what: Any) -> Any:
+    return (
+        select(func.coalesce(what, 0))
+        .where(BATCH.c.lane == LANE.c.lane, BATCH.c.state == state)
+        .scalar_subquery()
+    )
+
+
+def _unfolded(*verdicts: Ending) -> Any:
+    return (
+        select(func.coalesce(func.sum(BATCH.c.entries), 0))
+        .where(
+            BATCH.c.lane == LANE.c.lane,
+            BATCH.c.settled_version > LANE.c.folded_version,
+            BATCH.c.verdict.in_(verdicts),
+        )
+        .scalar_subquery()
+    )
+
+
+_STATUS = select(
+    LANE,
+    now_us().label("now"),
+    _live(BatchState.LEASED, func.sum(BATCH.c.entries)).label("in_flight"),
+    _live(BatchState.LEASED, func.count()).label("senders"),
+    _live(BatchState.WAITING, func.sum(BATCH.c.entries)).label("waiting"),
+    (LANE.c.sent + _unfolded(Ending.DELIVERED)).label("all_sent"),
+    (LANE.c.dead + _unfolded(Ending.REFUSED)).label("all_dead"),
+    (LANE.c.shed + _unfolded(Ending.SHED, Ending.DISCARDED)).label("all_shed"),
+)
+"""One statement, so one moment: a batch settled in between is neither lost nor told twice."""
+
+
+def lane_status(connection: Connection, lane: Lane, clock: Clock | None = None) -> LaneStatus:
+    row = connection.execute(_STATUS.where(LANE.c.lane == str(lane))).one()
+    now = row.now if clock is None else clock()
+    pending, oldest = _pending(connection, lane, row.cursor)
+    return LaneStatus(
+        state=row.state,
+        reason=row.reason,
+        pending=pending,
+        in_flight=int(row.in_flight),
+        waiting=int(row.waiting),
+        sent=int(row.all_sent),
+        dead=int(row.all_dead),
+        shed=int(row.all_shed),
+        oldest_pending_seconds=None if oldest is None else max(0.0, (now - oldest) / 1_000_000),
+        failed_attempts=row.failed_attempts,
+        senders=int(row.senders),
+        strays=row.strays,
+        next_probe_seconds=None if row.next_probe_at is None else max(0.0, (row.next_probe_at - now) / 1_000_000),
+    )
+
+
+def _pending(connection: Connection, lane: Lane, cursor: int) -> tuple[int, int | None]:
+    """Entries in no batch, and when the oldest of them was written (µs)."""
+    log = LOGS[lane]
+    above = log.c.seq > cursor
+    some = select(literal(1)).where(above).limit(PENDING_COUNTED_EXACTLY).subquery()
+    count = connection.execute(select(func.count()).select_from(some)).scalar_one()
+    if count == PENDING_COUNTED_EXACTLY:
+        count = connection.execute(select(func.max(log.c.seq))).scalar_one() - cursor
+    first = connection.execute(select(log.c.created_at).where(above).order_by(log.c.seq).limit(1)).scalar()
+    late = _in_holes(connection, lane)
+    times = [time for time in (first, *late) if time is not None]
+    return int(count) + len(late), min(times, default=None)
+
+
+def _in_holes(connection: Connection, lane: Lane) -> list[int]:
+    """When the rows were written that have turned up inside holes."""
+    log = LOGS[lane]
+    inside = and_(log.c.seq >= HOLE.c.lo, log.c.seq <= HOLE.c.hi)
+    query = select(log.c.created_at).select_from(HOLE).join(log, inside)
+    live = (HOLE.c.lane == str(lane), HOLE.c.forgotten_at.is_(None))
+    return list(connection.execute(query.where(*live)).scalars())
+
+
+def something_to_do(lane: Lane) -> Any:
+    """A query with one row: whether new rows, due batches or due holes wait, and what the lane says of it."""
+    log = LOGS[lane]
+    key = str(lane)
+    newer = select(literal(1)).where(log.c.seq > LANE.c.cursor).exists()
+    due = (
+        select(func.min(BATCH.c.due_at))
+        .where(BATCH.c.lane == key, or_(*(BATCH.c.state == state for state in ("waiting", "leased"))))
+        .scalar_subquery()
+    )
+    hole = select(func.min(HOLE.c.next_check_at)).where(HOLE.c.lane == key).scalar_subquery()
+    return select(
+        LANE.c.state,
+        LANE.c.next_probe_at,
+        newer.label("newer"),
+        due.label("due_at"),
+        hole.label("hole_at"),
+        now_us().label("now"),
+    ).where(LANE.c.lane == key)

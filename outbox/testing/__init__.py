@@ -1,0 +1,17 @@
+"""Test an application that enqueues: what is in the outbox, and what beacon got of it.
+
+    def test_an_order_is_reported(outbox_box, beacon, engine):       # fixtures of the pytest plugin
+        with Session(engine) as session, session.begin():
+            place_order(session, outbox_box)
+            assert_enqueued(session, lane="usage", count=1, trace_count=5)
+        drain(outbox_box, beacon)
+        assert beacon.received.unique("usage") == 1
+
+Importing it costs next to nothing (pytest does so at every start): each helper imports what it needs.
+"""
+
+from outbox.testing.clock import FrozenClock
+from outbox.testing.draining import drain
+from outbox.testing.entries import Enqueued, assert_enqueued, refute_enqueued
+
+__all__ = ["Enqueued", "FrozenClock", "assert_enqueued", "drain", "refute_enqueued"]

@@ -1,0 +1,69 @@
+"""Dispatch until nothing is left to send."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from outbox import BeaconTransport, DispatchReport, Outbox
+    from outbox.simulator import Simulator
+
+_FIRST_PAUSE = 0.01
+_LONGEST_PAUSE = 0.2
+
+
+def drain(box: Outbox, transport_or_beacon: BeaconTransport | Simulator, timeout: float = 10.0) -> DispatchReport:
+    """Run a dispatcher until every entry is sent, dead or otherwise settled; the sum of its reports.
+
+    transport_or_beacon: a Simulator gets a transport of its own, with the licence it accepts.
+
+    Raises TimeoutError with the box's status if something still waits after ``timeout`` seconds (a batch that
+    backs off, a paused lane).
+    """
+    from outbox import Dispatcher
+
+    deadline = time.monotonic() + timeout
+    pause = _FIRST_PAUSE
+    with _transport(transport_or_beacon) as transport:
+        dispatcher = Dispatcher(box, transport)
+        total = dispatcher.run_once()
+        while total.more or _unsettled(box):
+            if time.monotonic() >= deadline:
+                raise TimeoutError(f"the outbox is not empty after {timeout} s: {box.status()}")
+            if not total.more:
+                threading.Event().wait(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            total = _sum(total, dispatcher.run_once())
+    return total
+
+
+def _unsettled(box: Outbox) -> int:
+    return sum(lane.pending + lane.in_flight + lane.waiting for lane in box.status().lanes.values())
+
+
+def _sum(total: DispatchReport, last: DispatchReport) -> DispatchReport:
+    counted = {
+        each.name: getattr(total, each.name) + getattr(last, each.name)
+        for each in fields(total)
+        if type(getattr(total, each.name)) is int
+    }
+    return replace(last, **counted)
+
+
+@contextmanager
+def _transport(given: BeaconTransport | Simulator) -> Iterator[BeaconTransport]:
+    if not hasattr(given, "license"):
+        yield given
+        return
+    from outbox import BeaconTransport, Settings
+
+    transport = BeaconTransport(Settings(beacon_url=given.url, license_key=given.license))
+    try:
+        yield transport
+    finally:
+        transport.close()

@@ -1,0 +1,135 @@
+"""What is in the outbox, as one connection sees it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from outbox.core.lane import Lane
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+    from outbox import Outbox
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    """One entry in a log. ``payload`` is its JSON, parsed."""
+
+    lane: Lane
+    seq: int
+    id: UUID
+    payload: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        text = json.dumps(self.payload)
+        return f"{self.lane} {self.id} {text if len(text) <= 400 else text[:400] + '...'}"
+
+
+def assert_enqueued(
+    where: Session | Connection | Outbox,
+    *,
+    lane: Lane | str | None = None,
+    id: UUID | str | None = None,
+    count: int | None = None,
+    **payload_fields: object,
+) -> list[Enqueued]:
+    """The matching entries that ``where`` can see: at least one, or exactly ``count``.
+
+    where: a Session or Connection also sees what its own transaction has enqueued and not committed; an
+    Outbox sees what is committed. With an AsyncSession: ``await session.run_sync(assert_enqueued, ...)``.
+    payload_fields: top-level fields of the payload; UUIDs and datetimes match their text.
+
+    Entries that are sent count too, until they are purged. Raises AssertionError that lists what is there.
+    """
+    there = list(_entries(where, lane))
+    found = [entry for entry in there if _matches(entry, id, payload_fields)]
+    if len(found) == count or (count is None and found):
+        return found
+    wanted = "at least one entry" if count is None else f"{count} entries" if count != 1 else "one entry"
+    raise AssertionError(
+        f"expected {wanted} with {_described(lane, id, payload_fields)}, found {len(found)}\n{_listed(there)}"
+    )
+
+
+def refute_enqueued(
+    where: Session | Connection | Outbox,
+    *,
+    lane: Lane | str | None = None,
+    id: UUID | str | None = None,
+    **payload_fields: object,
+) -> None:
+    """No entry that ``where`` can see matches. Raises AssertionError that lists those that do."""
+    found = [entry for entry in _entries(where, lane) if _matches(entry, id, payload_fields)]
+    if found:
+        raise AssertionError(
+            f"expected no entry with {_described(lane, id, payload_fields)}, found {len(found)}\n{_listed(found)}"
+        )
+
+
+def _entries(where: Session | Connection | Outbox, lane: Lane | str | None) -> Iterator[Enqueued]:
+    from sqlalchemy import select
+
+    from outbox.store.schema import LOGS
+
+    with _looking(where) as looking:
+        for each in (Lane(lane),) if lane is not None else tuple(Lane):
+            log = LOGS[each]
+            rows = looking.execute(select(log.c.seq, log.c.id, log.c.payload).order_by(log.c.seq))
+            for seq, id, payload in rows:
+                yield Enqueued(each, seq, _uuid(id), json.loads(payload))
+
+
+@contextmanager
+def _looking(where: Session | Connection | Outbox) -> Iterator[Session | Connection]:
+    from sqlalchemy import Connection
+    from sqlalchemy.orm import Session
+
+    if isinstance(where, Session | Connection):
+        yield where
+        return
+    with where.engine.connect() as connection:
+        yield connection
+
+
+def _matches(entry: Enqueued, id: UUID | str | None, fields: Mapping[str, object]) -> bool:
+    if id is not None and entry.id != _uuid(id):
+        return False
+    return all(name in entry.payload and _same(entry.payload[name], value) for name, value in fields.items())
+
+
+def _same(stored: object, wanted: object) -> bool:
+    if isinstance(wanted, UUID):
+        return stored == str(wanted)
+    if isinstance(wanted, datetime):
+        return isinstance(stored, str) and datetime.fromisoformat(stored) == wanted
+    return stored == wanted
+
+
+def _uuid(value: UUID | str | bytes) -> UUID:
+    if isinstance(value, UUID):
+        return value
+    return UUID(bytes=value) if isinstance(value, bytes) else UUID(value)
+
+
+def _described(lane: Lane | str | None, id: UUID | str | None, fields: Mapping[str, object]) -> str:
+    wanted = {"lane": lane, "id": id, **fields}
+    told = ", ".join(f"{name}={str(value)!r}" for name, value in wanted.items() if value is not None)
+    return told or "anything in it"
+
+
+def _listed(entries: Iterable[Enqueued]) -> str:
+    lines = [f"  {entry}" for entry in entries]
+    if not lines:
+        return "the outbox is empty, as this connection sees it"
+    more = [f"  ... and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return "\n".join(["there:", *lines[:_SHOWN], *more])

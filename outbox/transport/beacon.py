@@ -1,0 +1,218 @@
+"""BeaconTransport: one batch, one POST, one receipt.
+
+    send ─ licence? ─ token? ─ POST ─▶ judge ─▶ Receipt
+             │          │        └─ 401, 403: a fresh token, the same POST once more
+             │          └─ verify refused or unavailable: its receipt; nothing was sent, nothing is counted
+             └─ none: unauthorized; nothing was sent
+
+What the world does to a request comes back as a Receipt. Only a setting that cannot work raises.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Self
+
+from outbox.core.batch import Batch
+from outbox.core.lane import LANES
+from outbox.core.reading import printable
+from outbox.core.receipt import Answer, Failure, Receipt, Verdict
+from outbox.core.verdict import judge
+from outbox.errors import ConfigError, LicenseRefused, Offline
+from outbox.transport.answer import failure_of, read_answer
+from outbox.transport.client import Client, build_client, tls_context
+from outbox.transport.config import (
+    TransportSettings,
+    checked_base_url,
+    checked_timeout,
+    checked_token_header,
+)
+from outbox.transport.deadline import deadline, expired
+from outbox.transport.request import WireRequest, build_request, build_verify
+from outbox.transport.secret import Secret, mask
+from outbox.transport.token import TokenSource
+from outbox.transport.verify import read_verify
+
+__all__ = ["BeaconTransport", "LicenseState", "build_request", "read_answer"]
+
+_MIB = 1024 * 1024
+USAGE_ANSWER_BYTES = 1 * _MIB
+OTLP_ANSWER_BYTES = 4 * _MIB
+"""Decoded bytes read of an answer; a longer one is ambiguous (OTLP: "a client caps the answer it reads")."""
+
+Outcome = tuple[Answer | Failure, str]
+"""What came of a request, and for a Failure the words of the exception."""
+
+
+@dataclass(frozen=True, slots=True)
+class LicenseState:
+    """What ``outbox status`` says about the licence; asks nobody."""
+
+    present: bool
+    token_expires_in_seconds: float | None
+    last_error: str | None
+    """Why the last verify failed; None after a good one, and before the first."""
+
+
+class BeaconTransport:
+    """Sends batches to beacon. One instance a process, shared by its sender threads.
+
+    Raises ConfigError for a setting that cannot work and Offline when ``OUTBOX_OFFLINE`` forbids egress.
+    ``client``: an httpx.Client or httpx2.Client of the caller's, who then owns its TLS, proxies and closing;
+    its deadline is checked between reads, where the built-in client's also bounds each of them.
+    """
+
+    def __init__(self, settings: TransportSettings, *, client: Client | None = None) -> None:
+        if settings.offline:
+            raise Offline("OUTBOX_OFFLINE is true, so no transport is built; use: outbox export DIR")
+        self._settings = settings
+        self._base_url = checked_base_url(settings)
+        self._token_header = checked_token_header(settings)
+        self._timeout = checked_timeout(settings)
+        self._tls = tls_context(settings)
+        self._tokens = TokenSource(self._ask_for_token, public_key=settings.token_public_key)
+        self._stopping = threading.Event()
+        self._building = threading.Lock()
+        self._injected = client
+        self._own: tuple[int, Client] | None = None
+
+    def send(self, batch: Batch) -> Receipt:
+        """Posts ``batch`` once (twice after a 401 or 403) and says what came of it. Does not change the batch."""
+        license = self._license()
+        if isinstance(license, Receipt):
+            return license
+        token = self._tokens.get()
+        if isinstance(token, Receipt):
+            return token
+        receipt = self._post(batch, license, token)
+        if receipt.verdict is not Verdict.UNAUTHORIZED:
+            return receipt
+        self._tokens.invalidate(token)
+        token = self._tokens.get()
+        return token if isinstance(token, Receipt) else self._post(batch, license, token)
+
+    def verify(self) -> LicenseState:
+        """Asks beacon about the licence now. Raises LicenseRefused; an outage is only told in ``last_error``."""
+        outcome = self._tokens.refresh()
+        if isinstance(outcome, Receipt) and outcome.verdict is Verdict.UNAUTHORIZED:
+            raise LicenseRefused(outcome.reason)
+        return self.license_state()
+
+    def license_state(self) -> LicenseState:
+        failure = self._tokens.last_failure()
+        return LicenseState(
+            present=isinstance(self._license(), Secret),
+            token_expires_in_seconds=self._tokens.expires_in(),
+            last_error=failure.reason if failure else None,
+        )
+
+    def interrupt(self) -> None:
+        """From now on nothing leaves: ``send`` returns an interrupted receipt. What is on the wire finishes."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Interrupts, and closes the connections of the built-in client."""
+        self.interrupt()
+        with self._building:
+            if self._own and self._own[0] == os.getpid():
+                self._own[1].close()
+            self._own = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"BeaconTransport({self._base_url!r})"
+
+    def _license(self) -> Secret | Receipt:
+        try:
+            key = (self._settings.license() or "").strip()
+        except (ConfigError, OSError) as exc:
+            return _no_license(f"the licence cannot be read ({exc})")
+        return Secret(key) if key else _no_license("no licence is configured")
+
+    def _ask_for_token(self) -> Secret | Receipt:
+        license = self._license()
+        if isinstance(license, Receipt):
+            return license
+        outcome: Outcome = (Failure.INTERRUPTED, "")
+        if not self._stopping.is_set():
+            outcome = self._exchange(build_verify(license, self._base_url), USAGE_ANSWER_BYTES)
+        token = read_verify(outcome[0], now=time.time())
+        return token if isinstance(token, Secret) else _for_the_operator(token, outcome, license)
+
+    def _post(self, batch: Batch, license: Secret, token: Secret) -> Receipt:
+        if self._stopping.is_set():
+            return judge(batch.lane, batch.rows, Failure.INTERRUPTED, now=time.time())
+        if time.monotonic() > batch.lease_deadline:
+            # A verify before this may have taken its whole timeout; another worker may hold the batch by now.
+            late = judge(batch.lane, batch.rows, Failure.INTERRUPTED, now=time.time())
+            return replace(late, reason="the lease ran out before the request left (interrupted)")
+        spec = LANES[batch.lane]
+        request = build_request(batch, spec, license, token, self._base_url, token_header=self._token_header)
+        outcome = self._exchange(request, USAGE_ANSWER_BYTES if spec.billing else OTLP_ANSWER_BYTES)
+        receipt = judge(batch.lane, batch.rows, outcome[0], now=time.time())
+        told = _for_the_operator(receipt, outcome, license, token)
+        return replace(told, body_sha256=request.body_sha256)
+
+    def _exchange(self, request: WireRequest, limit: int) -> Outcome:
+        """One request within its deadline. An exception that is not the wire's passes."""
+        client = self._client()
+        try:
+            with (
+                deadline(self._timeout),
+                client.stream(
+                    "POST",
+                    request.url,
+                    content=request.body,
+                    headers=dict(request.headers),
+                    timeout=self._timeout,
+                    follow_redirects=False,  # a licence must never follow one to another host
+                ) as response,
+            ):
+                chunks = response.iter_raw()
+                answer = read_answer(response.status_code, response.headers, chunks, limit=limit, expired=expired)
+                return answer, ""
+        except Exception as exc:
+            failure = failure_of(exc)
+            if failure is None:
+                raise
+            return failure, f"{type(exc).__name__}: {exc}".removesuffix(": ")
+
+    def _client(self) -> Client:
+        """The injected client, or our own: built at the first request, and again in a forked child."""
+        if self._injected is not None:
+            return self._injected
+        with self._building:
+            if self._own is None or self._own[0] != os.getpid():
+                self._own = (os.getpid(), build_client(self._base_url, self._tls))
+            return self._own[1]
+
+
+def _no_license(what: str) -> Receipt:
+    return Receipt(
+        verdict=Verdict.UNAUTHORIZED,
+        counted=False,
+        reason=f"{what}; set OUTBOX_LICENSE_KEY or OUTBOX_LICENSE_FILE",
+    )
+
+
+def _for_the_operator(receipt: Receipt, outcome: Outcome, *secrets: Secret) -> Receipt:
+    """``receipt`` with the words of the failure, and without the secrets that a server may repeat."""
+    answer, words = outcome
+    body = answer.body.decode("utf-8", "replace") if isinstance(answer, Answer) and receipt.excerpt else ""
+    masked = mask(body, *secrets)
+    warning = receipt.warning and mask(receipt.warning, *secrets)
+    if warning and masked != body:  # it was cut to an excerpt, and the cut may go through a secret
+        warning = "beacon's message is withheld: its answer repeats the licence or the token"
+    reason = mask(f"{receipt.reason}: {words}" if words else receipt.reason, *secrets)
+    return replace(receipt, reason=printable(reason), excerpt=printable(masked), warning=warning)

@@ -1,0 +1,162 @@
+"""The HTTP client: one a process, HTTP/1.1, no redirects, no cookies, the environment's proxies.
+
+An httpx.Client on a connection pool of our own, because only the pool takes a network backend, and only
+there a deadline can be total (deadline.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from importlib.util import find_spec
+from typing import Any, Protocol
+
+import httpcore
+import httpx
+
+from outbox.errors import ConfigError
+from outbox.transport.config import TransportSettings, is_loopback
+from outbox.transport.deadline import DeadlineBackend, in_request
+
+MAX_CONNECTIONS = 64
+KEEPALIVE_SECONDS = 30.0
+
+
+class Client(Protocol):
+    """What an injected client must do: httpx.Client and httpx2.Client both do."""
+
+    def stream(self, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]: ...
+    def close(self) -> None: ...
+
+
+def tls_context(settings: TransportSettings) -> ssl.SSLContext | None:
+    """A context for a private authority or a client certificate; None: neither is set.
+
+    A file that cannot be read, or does not belong to its key, is a ConfigError.
+    """
+    if not (settings.ca_file or settings.client_cert_file):
+        return None
+    try:
+        context = (
+            ssl.create_default_context(cafile=settings.ca_file) if settings.ca_file else httpx.create_ssl_context()
+        )
+        if settings.client_cert_file:
+            context.load_cert_chain(settings.client_cert_file, settings.client_key_file)
+    except OSError as exc:  # ssl.SSLError is one
+        raise ConfigError(
+            f"TLS files cannot be used ({exc.strerror or exc}); check OUTBOX_CA_FILE, OUTBOX_CLIENT_CERT_FILE "
+            "and OUTBOX_CLIENT_KEY_FILE"
+        ) from exc
+    return context
+
+
+def build_client(base_url: str, context: ssl.SSLContext | None) -> httpx.Client:
+    _keep_headers_out_of_debug_logs()
+    pool = httpcore.ConnectionPool(
+        ssl_context=context or httpx.create_ssl_context(),
+        proxy=_proxy_for(httpx.URL(base_url)),
+        max_connections=MAX_CONNECTIONS,
+        keepalive_expiry=KEEPALIVE_SECONDS,
+        network_backend=DeadlineBackend(),
+    )
+    no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=[]))
+    return httpx.Client(transport=_PoolTransport(pool), cookies=no_cookies, follow_redirects=False, trust_env=False)
+
+
+class _PoolTransport(httpx.BaseTransport):
+    """httpx on a pool of ours. Exceptions stay httpcore's: ``failure_of`` knows them by the same names."""
+
+    def __init__(self, pool: httpcore.ConnectionPool) -> None:
+        self._pool = pool
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        departure = _Departure()
+        url = request.url
+        wire_request = httpcore.Request(
+            method=request.method,
+            url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            headers=request.headers.raw,
+            content=request.stream,
+            extensions={**request.extensions, "trace": departure.trace},
+        )
+        try:
+            answer = self._pool.handle_request(wire_request)
+        except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as exc:
+            if departure.left:
+                raise
+            raise httpcore.ConnectError(str(exc)) from exc
+        assert isinstance(answer.stream, Iterable)
+        # Without answer.extensions: httpx logs the reason phrase, which is the server's to choose.
+        return httpx.Response(answer.status, headers=answer.headers, stream=_Stream(answer))
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+class _Departure:
+    """Whether a byte of the POST may have left. While a proxy is asked for its tunnel, none has."""
+
+    def __init__(self) -> None:
+        self.left = False
+
+    def trace(self, event: str, info: Mapping[str, Any]) -> None:
+        if event == "http11.send_request_headers.started":
+            self.left = self.left or info["request"].method != b"CONNECT"
+
+
+class _Stream(httpx.SyncByteStream):
+    def __init__(self, answer: httpcore.Response) -> None:
+        self._answer = answer
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._answer.iter_stream()
+
+    def close(self) -> None:
+        self._answer.close()
+
+
+def _proxy_for(url: httpx.URL) -> httpcore.Proxy | None:
+    """The proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name.
+
+    Loopback never goes through one: its plain http would take the licence off the machine.
+    """
+    if is_loopback(url.host) or urllib.request.proxy_bypass(url.host):
+        return None
+    proxies = urllib.request.getproxies()
+    named = proxies.get(url.scheme) or proxies.get("all")
+    if not named:
+        return None
+    proxy = _parse_proxy(named if "://" in named else f"http://{named}")
+    return httpcore.Proxy(
+        url=httpcore.URL(scheme=proxy.url.raw_scheme, host=proxy.url.raw_host, port=proxy.url.port, target=b"/"),
+        auth=proxy.raw_auth,
+    )
+
+
+def _parse_proxy(text: str) -> httpx.Proxy:
+    try:
+        proxy = httpx.Proxy(text)
+    except (httpx.InvalidURL, ValueError):
+        # From None: the original message may repeat the proxy's password.
+        raise ConfigError(
+            "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY is not a proxy URL; "
+            "give http://HOST:PORT, or set NO_PROXY for the host of beacon"
+        ) from None
+    if proxy.url.scheme.startswith("socks") and not find_spec("socksio"):
+        raise ConfigError("the environment names a SOCKS proxy; run: pip install 'httpx[socks]'")
+    return proxy
+
+
+def _keep_headers_out_of_debug_logs() -> None:
+    logging.getLogger("httpcore.http11").addFilter(_without_headers)
+
+
+def _without_headers(record: logging.LogRecord) -> bool:
+    """At DEBUG httpcore prints each answer's headers and quotes what is no HTTP; a server may repeat a token there."""
+    if in_request():
+        record.msg = str(record.msg).partition(" ")[0]  # the name of the event
+    return True

@@ -1,0 +1,117 @@
+"""One deadline over a whole request: httpcore's timeouts are per read, so a server that drips never meets one.
+
+    with deadline(15.0):            # seconds; for this thread
+        client.stream(...)          # every connect, TLS handshake, write and read gets the time that is left
+
+The one wait outside of it is the resolver's, which no thread can cut short (its own timeout is in
+resolv.conf): nothing has been sent by then, and nothing is sent when it returns too late.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import httpcore
+
+_WRITE_BYTES = 8192  # a socket that is writable takes this much at once, so each piece waits at most once
+
+_ends_at: ContextVar[float | None] = ContextVar("outbox_request_ends_at", default=None)
+
+
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Everything this thread does on a DeadlineBackend's streams ends ``seconds`` from now."""
+    token = _ends_at.set(time.monotonic() + seconds)
+    try:
+        yield
+    finally:
+        _ends_at.reset(token)
+
+
+def in_request() -> bool:
+    """Whether this thread is between the ends of ``deadline()``."""
+    return _ends_at.get() is not None
+
+
+def expired() -> bool:
+    ends_at = _ends_at.get()
+    return ends_at is not None and time.monotonic() >= ends_at
+
+
+class DeadlineBackend(httpcore.NetworkBackend):
+    """httpcore's own sockets, with the time left as the timeout of each operation."""
+
+    def __init__(self) -> None:
+        self._sockets = httpcore.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.NetworkStream:
+        """Tries each address of ``host`` with a fair share of the time left: a dead IPv6 route costs a part."""
+        addresses = _resolve(host, port)
+        failure: Exception = httpcore.ConnectError(f"{host} has no address")
+        for tried, address in enumerate(addresses):
+            share = _left(timeout, httpcore.ConnectTimeout, among=len(addresses) - tried)
+            try:
+                stream = self._sockets.connect_tcp(address, port, share, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as exc:
+                failure = exc
+            else:
+                return _DeadlineStream(stream)
+        raise failure
+
+
+class _DeadlineStream(httpcore.NetworkStream):
+    def __init__(self, stream: httpcore.NetworkStream) -> None:
+        self._stream = stream
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        view = memoryview(buffer)
+        for start in range(0, len(view), _WRITE_BYTES):
+            piece = view[start : start + _WRITE_BYTES]
+            self._stream.write(piece, _left(timeout, httpcore.WriteTimeout))  # type: ignore[arg-type]
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.NetworkStream:
+        left = _left(timeout, httpcore.ConnectTimeout)
+        return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, left))
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def _left(timeout: float | None, over: type[Exception], *, among: int = 1) -> float | None:
+    """Seconds for the next operation, one of ``among``; raises ``over`` when the deadline has passed."""
+    ends_at = _ends_at.get()
+    if ends_at is None:
+        return timeout
+    left = ends_at - time.monotonic()
+    if left <= 0:
+        raise over("the deadline of the request is over")
+    return left / among
+
+
+def _resolve(host: str, port: int) -> list[str]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as exc:  # UnicodeError: a name that no DNS label can hold
+        raise httpcore.ConnectError(f"{host} cannot be resolved: {exc}") from exc
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))

@@ -1,0 +1,230 @@
+"""The short-lived token of beacon, between one verify and the next.
+
+         verify                refresh_at              expires_at
+    ───────┬───────────────────────┬───────────────────────┬──────────▶ monotonic clock
+           │ served as it is       │ served; one caller    │ not served: callers wait
+           │                       │ asks for the next     │ for the one verify in flight
+
+Life is ``exp - iat`` on the monotonic clock, from before the verify was sent, so a jump of the wall clock does
+not matter. Without a configured key the token is opaque: its claims are read for their times only and prove
+nothing. With one, a token that the key did not sign is never used.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from outbox.core.receipt import Receipt, Verdict
+from outbox.errors import ConfigError
+from outbox.transport.secret import Secret
+
+DEFAULT_LIFE_SECONDS = 300.0
+MAX_LIFE_SECONDS = 24 * 3600.0
+LEEWAY_SECONDS = 60.0
+
+PublicKey = Ed25519PublicKey | RSAPublicKey | EllipticCurvePublicKey
+Verify = Callable[[], Secret | Receipt]
+"""Asks beacon once: the token, or the receipt that says why there is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A token in use; times on the monotonic clock."""
+
+    token: Secret
+    expires_at: float
+    refresh_at: float
+
+
+class TokenSource:
+    """Hands out the token and keeps it fresh. Safe to share between threads."""
+
+    def __init__(
+        self,
+        verify: Verify,
+        *,
+        public_key: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._verify = verify
+        self._key = load_public_key(public_key) if public_key else None
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._jitter = jitter
+        self._flight = threading.Lock()
+        self._flights = 0
+        self._held: Held | None = None
+        self._outcome: Secret | Receipt | None = None
+
+    def get(self) -> Secret | Receipt:
+        """A valid token; or, when none can be had, the receipt of the verify that failed."""
+        held, now, flights = self._held, self._clock(), self._flights
+        if held and now < held.refresh_at:
+            return held.token
+        if held and now < held.expires_at:
+            return self._refreshed_if_free(held)
+        with self._flight:
+            return self._join(flights)
+
+    def refresh(self) -> Secret | Receipt:
+        """Asks beacon now, whatever is held."""
+        with self._flight:
+            return self._fly()
+
+    def invalidate(self, token: Secret) -> None:
+        """Beacon refused ``token``. A newer one, fetched by another thread meanwhile, is kept."""
+        with self._flight:
+            if self._held and self._held.token == token:
+                self._held = None
+
+    def expires_in(self) -> float | None:
+        """Seconds the held token is still served; None: there is none."""
+        held = self._held
+        return max(0.0, held.expires_at - self._clock()) if held else None
+
+    def last_failure(self) -> Receipt | None:
+        """The receipt of the last verify, when it failed."""
+        return self._outcome if isinstance(self._outcome, Receipt) else None
+
+    def _refreshed_if_free(self, held: Held) -> Secret:
+        """Due for a refresh, still valid: one caller refreshes, the others (and a failure) use the old one."""
+        if not self._flight.acquire(blocking=False):
+            return held.token
+        try:
+            outcome = self._fly() if self._held is held else held.token
+        finally:
+            self._flight.release()
+        return outcome if isinstance(outcome, Secret) else held.token
+
+    def _join(self, flights: int) -> Secret | Receipt:
+        """Takes the outcome of the flight that landed while this caller waited; else flies."""
+        held = self._held
+        if held and self._clock() < held.expires_at:
+            return held.token
+        if self._flights != flights and isinstance(self._outcome, Receipt):
+            return self._outcome
+        return self._fly()
+
+    def _fly(self) -> Secret | Receipt:
+        started = self._clock()
+        try:
+            self._outcome = self._accepted(self._verify(), started)
+        finally:
+            self._flights += 1
+        if isinstance(self._outcome, Receipt):
+            self._put_off(self._outcome)
+        return self._outcome
+
+    def _accepted(self, outcome: Secret | Receipt, started: float) -> Secret | Receipt:
+        if isinstance(outcome, Receipt):
+            return outcome
+        try:
+            life = life_seconds(outcome, self._key, now=self._wall_clock())
+        except (jwt.PyJWTError, ValueError, RecursionError) as exc:
+            return _untrusted(exc)
+        after = refresh_after(life, self._jitter())
+        self._held = Held(outcome, expires_at=started + life, refresh_at=started + after)
+        return outcome
+
+    def _put_off(self, failure: Receipt) -> None:
+        """A refresh failed while the old token is valid: the next comes after a while, not with the next batch."""
+        held, now = self._held, self._clock()
+        if held and now < held.expires_at:
+            wait = max(1.0, min(60.0, (held.expires_at - now) / 2), failure.retry_after_seconds or 0.0)
+            self._held = Held(held.token, held.expires_at, refresh_at=now + wait)
+
+
+def life_seconds(token: Secret, key: PublicKey | None, *, now: float) -> float:
+    """Seconds a token may be used from ``now`` (epoch seconds). Raises jwt.PyJWTError when ``key`` disowns it.
+
+    ``exp - iat``, or ``exp - now`` without iat; above 24 hours it is 24 hours; undecodable, without exp or
+    not above zero it is five minutes.
+    """
+    claims = _verified_claims(token, key) if key else _opaque_claims(token)
+    expires, issued = _number(claims.get("exp")), _number(claims.get("iat"))
+    if expires is None:
+        return DEFAULT_LIFE_SECONDS
+    life = expires - (now if issued is None else issued)
+    return min(life, MAX_LIFE_SECONDS) if life > 0 else DEFAULT_LIFE_SECONDS
+
+
+def refresh_after(life: float, jitter: float) -> float:
+    """Seconds after which a token of ``life`` seconds is refreshed; ``jitter`` in 0..1 takes up to a tenth off.
+
+    min(life - 60 s, 0.8 life), but a life under two minutes uses the share alone: the minute would eat it.
+    """
+    share = 0.8 * life
+    after = min(life - 60.0, share) if life >= 120.0 else share
+    return after * (1.0 - 0.1 * jitter)
+
+
+def load_public_key(pem: str) -> PublicKey:
+    """The key that signs tokens: Ed25519, RSA or EC P-256; ConfigError for anything else."""
+    try:
+        key = load_pem_public_key(pem.encode())
+    except ValueError as exc:
+        raise ConfigError(
+            "OUTBOX_TOKEN_PUBLIC_KEY is not a public key in PEM; give the text from -----BEGIN PUBLIC KEY-----"
+        ) from exc
+    if isinstance(key, Ed25519PublicKey | RSAPublicKey):
+        return key
+    if isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
+        return key
+    raise ConfigError("OUTBOX_TOKEN_PUBLIC_KEY must be an Ed25519, RSA or EC P-256 key (EdDSA, RS256, ES256)")
+
+
+def _verified_claims(token: Secret, key: PublicKey) -> dict[str, object]:
+    # One algorithm a key, chosen by the key: "none" and an HMAC over the public key have no way in.
+    return jwt.decode(
+        token.reveal(),
+        key,
+        algorithms=[_algorithm(key)],
+        options={"require": ["exp", "iat"], "verify_aud": False},
+        leeway=LEEWAY_SECONDS,
+    )
+
+
+def _opaque_claims(token: Secret) -> dict[str, object]:
+    try:
+        return jwt.decode(token.reveal(), options={"verify_signature": False})
+    except (jwt.PyJWTError, ValueError, RecursionError):
+        return {}
+
+
+def _algorithm(key: PublicKey) -> str:
+    if isinstance(key, Ed25519PublicKey):
+        return "EdDSA"
+    return "RS256" if isinstance(key, RSAPublicKey) else "ES256"
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _untrusted(exc: Exception) -> Receipt:
+    # The class name only: a message of PyJWT may quote the token's header.
+    return Receipt(
+        verdict=Verdict.MISCONFIGURED,
+        counted=False,
+        reason=f"verify: beacon's token is not acceptable to OUTBOX_TOKEN_PUBLIC_KEY ({type(exc).__name__}); "
+        "check the key and this machine's clock",
+    )

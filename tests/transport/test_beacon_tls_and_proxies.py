@@ -1,0 +1,231 @@
+"""Private authorities, client certificates, and the proxies of the environment."""
+
+from __future__ import annotations
+
+import base64
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from outbox.core.lane import Lane
+from outbox.core.receipt import Receipt, Verdict
+from outbox.errors import ConfigError
+from tests.transport.support.batches import MakeTransport, batch_of, envelope
+from tests.transport.support.certificates import NAME, Authority
+from tests.transport.support.raw_server import (
+    Connection,
+    RawServer,
+    Reply,
+    answer,
+    drip,
+    hang_up,
+    read_request,
+    reset,
+    send_bytes,
+    silence,
+)
+
+DEADLINE = 0.4
+
+
+def serve(server: RawServer) -> RawServer:
+    server.on("/verify", answer(200, b'{"token":"t"}'))
+    server.on("/ingest-traces", answer(200, b'{"inserted_count":2}'))
+    server.on("/v1/traces", answer(200, b"{}"))
+    return server
+
+
+def certainly_not_sent(receipt: Receipt) -> bool:
+    """Of a verify: uncounted, since no batch was on its way."""
+    return receipt.verdict is Verdict.UNAVAILABLE and "nothing was sent" in receipt.reason
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls") / "authority")
+
+
+@pytest.fixture
+def tls_server(authority: Authority) -> Iterator[RawServer]:
+    with RawServer(tls=authority.server_context()) as server:
+        yield serve(server)
+
+
+def test_a_server_of_the_private_authority_is_trusted(
+    tls_server: RawServer, authority: Authority, transport_to: MakeTransport
+) -> None:
+    transport = transport_to(tls_server.url, ca_file=authority.ca)
+    assert transport.send(batch_of()).verdict is Verdict.DELIVERED
+    megabytes = batch_of([envelope(Lane.TRACES, "x" * (3 << 20))], lane=Lane.TRACES)
+    assert transport.send(megabytes).verdict is Verdict.DELIVERED
+
+
+def test_a_server_of_an_unknown_authority_gets_no_licence(tls_server: RawServer, transport_to: MakeTransport) -> None:
+    receipt = transport_to(tls_server.url).send(batch_of())
+    tls_server.wait_for("connection broke")
+    assert certainly_not_sent(receipt)
+    assert "CERTIFICATE_VERIFY_FAILED" in receipt.reason
+    assert tls_server.seen == []
+
+
+def test_a_client_certificate_is_shown(authority: Authority, transport_to: MakeTransport) -> None:
+    with RawServer(tls=authority.server_context(clients_of=authority)) as server:
+        serve(server)
+        transport = transport_to(
+            server.url, ca_file=authority.ca, client_cert_file=authority.cert, client_key_file=authority.key
+        )
+        assert transport.send(batch_of()).verdict is Verdict.DELIVERED
+
+
+def test_a_key_of_another_certificate_is_a_config_error(
+    tmp_path: Path, authority: Authority, transport_to: MakeTransport
+) -> None:
+    other = Authority(tmp_path / "other")
+    with pytest.raises(ConfigError, match="OUTBOX_CLIENT_KEY_FILE"):
+        transport_to("https://x", client_cert_file=authority.cert, client_key_file=other.key)
+
+
+def test_a_tls_handshake_that_never_ends_is_certainly_not_sent(
+    authority: Authority, transport_to: MakeTransport
+) -> None:
+    with RawServer(on_connect=silence) as mute:
+        url = mute.url.replace("http:", "https:")
+        receipt = transport_to(url, ca_file=authority.ca, request_timeout=DEADLINE).send(batch_of())
+        mute.wait_for("client hung up")
+    assert certainly_not_sent(receipt), receipt
+
+
+def test_a_tls_handshake_that_drips_is_cut_at_the_deadline(authority: Authority, transport_to: MakeTransport) -> None:
+    with RawServer(on_connect=drip(b"\x16\x03\x03\x40\x00", byte=b"\x02")) as slow:
+        url = slow.url.replace("http:", "https:")
+        receipt = transport_to(url, ca_file=authority.ca, request_timeout=DEADLINE).send(batch_of())
+        slow.wait_for("client hung up while it dripped many")
+    assert certainly_not_sent(receipt), receipt
+
+
+def test_a_dripping_answer_over_tls_is_cut_at_the_deadline(
+    tls_server: RawServer, authority: Authority, transport_to: MakeTransport
+) -> None:
+    transport = transport_to(tls_server.url, ca_file=authority.ca, request_timeout=1.0)
+    assert transport.send(batch_of()).verdict is Verdict.DELIVERED
+    tls_server.on("/ingest-traces", drip(b"HTTP/1.1 200 OK\r\nX-Slow: ", byte=b"a"))
+    assert transport.send(batch_of()).verdict is Verdict.AMBIGUOUS
+    tls_server.wait_for("client hung up while it dripped many")
+
+
+# ------------------------------------------------------------------------------------------------- proxies
+
+
+def tunnel_to(port: int) -> Reply:
+    """A CONNECT proxy in a few lines: joins two sockets, whatever name was asked for."""
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while chunk := source.recv(65536):
+                sink.sendall(chunk)
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            return
+
+    def reply(connection: Connection) -> None:
+        request = read_request(connection.sock)
+        assert request is not None
+        connection.server.seen.append(request)
+        connection.sock.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        with socket.create_connection(("127.0.0.1", port)) as upstream:
+            back = threading.Thread(target=pump, args=(upstream, connection.sock))
+            back.start()
+            pump(connection.sock, upstream)
+            back.join(10)
+
+    return reply
+
+
+def asked_and(then: Reply) -> Reply:
+    def reply(connection: Connection) -> None:
+        request = read_request(connection.sock)
+        assert request is not None
+        connection.server.seen.append(request)
+        then(connection)
+
+    return reply
+
+
+@pytest.mark.parametrize("variable", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+def test_https_goes_through_the_proxy_of_the_environment(
+    tls_server: RawServer,
+    authority: Authority,
+    transport_to: MakeTransport,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+) -> None:
+    with RawServer(on_connect=tunnel_to(tls_server.port)) as proxy:
+        monkeypatch.setenv(variable, proxy.url.replace("http://", "http://user:p%40ss@"))
+        transport = transport_to(f"https://{NAME}", ca_file=authority.ca)
+        assert transport.send(batch_of()).verdict is Verdict.DELIVERED
+        transport.close()
+        (connect,) = proxy.seen
+    assert (connect.method, connect.path) == ("CONNECT", f"{NAME}:443")
+    assert connect.headers["proxy-authorization"] == f"Basic {base64.b64encode(b'user:p@ss').decode()}"
+    assert "authorization" not in connect.headers
+    assert all("proxy-authorization" not in seen.headers for seen in tls_server.seen)
+
+
+@pytest.mark.parametrize(
+    ("reply", "fault"),
+    [
+        pytest.param(asked_and(send_bytes(b"HTTP/1.1 407 Who are you\r\n\r\n")), None, id="407"),
+        pytest.param(asked_and(send_bytes(b"HTTP/1.1 502 Bad\r\n\r\n")), None, id="502"),
+        pytest.param(asked_and(reset), "reset", id="reset"),
+        pytest.param(asked_and(hang_up), "hung up", id="hang up"),
+        pytest.param(asked_and(silence), "client hung up", id="silence"),
+        pytest.param(asked_and(drip(b"HTTP/1.1 ")), "client hung up while it dripped many", id="drip"),
+    ],
+)
+def test_what_fails_while_the_proxy_is_asked_is_certainly_not_sent(
+    transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch, reply: Reply, fault: str | None
+) -> None:
+    with RawServer(on_connect=reply) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        receipt = transport_to(f"https://{NAME}", request_timeout=DEADLINE).send(batch_of())
+        if fault:
+            proxy.wait_for(fault)
+        assert [seen.method for seen in proxy.seen] == ["CONNECT"]
+    assert certainly_not_sent(receipt), receipt
+
+
+def test_loopback_never_goes_through_a_proxy(
+    server: RawServer, transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RawServer(on_connect=hang_up) as proxy:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        monkeypatch.setenv("ALL_PROXY", proxy.url)
+        assert transport_to(server.url).send(batch_of()).verdict is Verdict.DELIVERED
+        assert proxy.connections == 0
+
+
+def test_no_proxy_names_the_exceptions(
+    server: RawServer, transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RawServer(on_connect=hang_up) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        monkeypatch.setenv("NO_PROXY", ".invalid")
+        transport_to(f"https://{NAME}", request_timeout=DEADLINE).send(batch_of())
+        assert proxy.connections == 0
+        monkeypatch.setenv("NO_PROXY", "elsewhere.invalid")
+        transport_to(f"https://{NAME}", request_timeout=DEADLINE).send(batch_of())
+        assert proxy.connections == 1
+
+
+@pytest.mark.parametrize("proxy", ["gopher://hunter2@x", "http://hunter2@[::1", "socks5://u:hunter2@x"])
+def test_a_proxy_that_cannot_be_used_is_a_config_error_without_its_password(
+    transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    with pytest.raises(ConfigError) as caught:
+        transport_to(f"https://{NAME}").send(batch_of())
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
