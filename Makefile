@@ -9,7 +9,7 @@
 #   make clean        remove everything that make has made
 
 PYTHON  ?= python3
-WORKERS ?= 4
+WORKERS ?= 2
 ARGS    ?=
 
 VENV   := .venv

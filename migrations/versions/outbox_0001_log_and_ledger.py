@@ -144,9 +144,7 @@ def _create_lane() -> None:
     )
     for lane in LANES:
         known = sa.exists().where(sa.column("lane") == lane).select_from(table)
-        op.execute(
-            sa.insert(table).from_select(["lane"], sa.select(sa.literal_column(f"'{lane}'")).where(~known))
-        )
+        op.execute(sa.insert(table).from_select(["lane"], sa.select(sa.literal_column(f"'{lane}'")).where(~known)))
 
 
 def downgrade() -> None:

@@ -46,3 +46,13 @@ class Policy:
         """No lease or retry lies further ahead, unless a clock jumped: then it counts as due."""
         longest = max(self.lease_seconds, self.backoff_max, float(MAX_RETRY_AFTER_SECONDS))
         return int((longest + 60) * MICROSECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Seconds since settling. ``max_bytes``: beyond it sent rows go sooner, but not under ``at_least_seconds``."""
+
+    sent_seconds: float
+    receipts_seconds: float
+    max_bytes: int
+    at_least_seconds: float

@@ -66,7 +66,8 @@ def subtract(whole: Runs, part: Runs) -> Runs:
     """The numbers of ``whole`` that are not in ``part``. Both sorted and disjoint; linear."""
     left: list[tuple[int, int]] = []
     j = 0
-    for lo, hi in whole:
+    for first, hi in whole:
+        lo = first
         while j < len(part) and part[j][1] < lo:
             j += 1
         k = j

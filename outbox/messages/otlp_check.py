@@ -159,20 +159,18 @@ def _are_points(points: object) -> bool:
 
 def _lift(value: dict[str, Any], points: list[dict[str, Any]], name: str, check: Check) -> dict[str, Any]:
     """``name`` moved up from the data points; refused when they, or the message above them, disagree."""
-    agreed = None if value.get(name) is None else _checked(check, value[name], name)
-    above = agreed is not None
+    above = None if value.get(name) is None else _checked(check, value[name], name)
+    agreed = above
     for index, point in enumerate(points):
         steps = (name, f"[{index}]", "dataPoints")
-        if point.get(name) is None:
-            if above:
-                continue
+        found = None if point.get(name) is None else _checked(check, point[name], *steps)
+        if found is None and above is None and any(other.get(name) is not None for other in points):
             raise Refused("is missing here but set in other data points: it belongs one level above", *steps)
-        found = _checked(check, point[name], *steps)
-        if agreed is not None and found != agreed:
+        if found is not None and agreed is not None and found != agreed:
             raise Refused("contradicts the others: it belongs one level above, once for all", *steps)
-        agreed = found
+        agreed = found if agreed is None else agreed
     stripped = [{key: item for key, item in point.items() if key != name} for point in points]
-    return {"dataPoints": stripped, name: agreed}
+    return {"dataPoints": stripped} if agreed is None else {"dataPoints": stripped, name: agreed}
 
 
 def _checked(check: Check, value: Any, *steps: str) -> Any:

@@ -22,7 +22,7 @@ _NOT_FINITE = frozenset({"NaN", "Infinity", "-Infinity"})
 _SAFE_INTEGER = 2**53
 
 
-class Refused(Exception):  # noqa: N818  (a refusal on its way up to the document, where it gets its path)
+class Refused(Exception):
     """Why a value is refused. ``steps`` is the path to it, innermost step first, grown on the way up."""
 
     def __init__(self, reason: str, *steps: str) -> None:

@@ -140,9 +140,7 @@ class Simulator:
             raise
         self._port = self._place.port
         started: Future[None] = Future()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._main(control, started)), name="beacon-simulator", daemon=True
-        )
+        self._thread = threading.Thread(target=self._run, args=(control, started), name="beacon-simulator", daemon=True)
         self._thread.start()
         started.result(_THREAD_SECONDS)
         return self
@@ -178,6 +176,15 @@ class Simulator:
 
     def garbage(self, reason: str) -> None:
         self._endpoints.garbage(reason)
+
+    def _run(self, control: socket.socket, started: Future[None]) -> None:
+        try:
+            asyncio.run(self._main(control, started))
+        except Exception as error:  # noqa: BLE001 - told to whoever waits for the start, or to close()
+            if started.done():
+                self._broken.append(error)
+            else:
+                started.set_exception(error)
 
     async def _main(self, control: socket.socket, started: Future[None]) -> None:
         self._loop = asyncio.get_running_loop()

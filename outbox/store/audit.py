@@ -200,6 +200,16 @@ def contradiction(lane: LockedLane, report: AuditReport) -> str | None:
     return None
 
 
+def judge_sequence(lane: LockedLane, report: AuditReport) -> None:
+    """Stop the lane when its sequence was set back. Looked at first: renumbering would only make it worse."""
+    before = report.missing
+    report.missing = 0
+    report.problem = contradiction(lane, report)
+    report.missing = before
+    if report.problem and lane.health.state is not LaneState.OFF:
+        lane.health = Health(LaneState.PAUSED, report.problem)
+
+
 def judge(lane: LockedLane, report: AuditReport) -> None:
     """Stop the lane at a contradiction; open it again when it is mended."""
     report.problem = contradiction(lane, report)

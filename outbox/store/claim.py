@@ -196,7 +196,7 @@ def read_payloads(lane: LockedLane, members: Runs, entries: int) -> Sequence[str
     return [row[1] for row in rows]
 
 
-class MembersMissing(Exception):  # noqa: N818 - carries the lane to stop; never leaves the store
+class MembersMissing(Exception):
     """The log lost rows that a batch holds: somebody deleted or restored them."""
 
     def __init__(self, lane: LockedLane, entries: int, present: int) -> None:
@@ -207,8 +207,8 @@ class MembersMissing(Exception):  # noqa: N818 - carries the lane to stop; never
 
 
 def lease_deadline(policy: Policy) -> float:
-    """On the boot clock: a POST that starts later might still run when the lease is over."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) + policy.lease_seconds - policy.request_timeout
+    """On the monotonic clock of this process: a POST that starts later might still run when the lease is over."""
+    return time.monotonic() + policy.lease_seconds - policy.request_timeout
 
 
 def _lease(lane: LockedLane, policy: Policy, members: Runs, payloads: Sequence[str]) -> Batch:

@@ -68,9 +68,7 @@ def _present(lane: LockedLane, ranges: Sequence[tuple[int, int]], limit: int) ->
     return runs.from_sorted(lane.connection.execute(query.order_by(log.c.seq).limit(limit)).scalars().all())
 
 
-def _look_again_or_forget(
-    lane: LockedLane, policy: Policy, hole: Row[Any], writers: frozenset[str] | None
-) -> None:
+def _look_again_or_forget(lane: LockedLane, policy: Policy, hole: Row[Any], writers: frozenset[str] | None) -> None:
     age = lane.now - hole.seen_at
     again = min(max(age // 2, FIRST_CHECK_US), LAST_CHECK_US)
     values: dict[str, object] = {"next_check_at": lane.now + again}

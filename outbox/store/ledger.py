@@ -24,7 +24,7 @@ Clock = Callable[[], int]
 """Microseconds since the epoch. Given only by tests; otherwise the database's clock rules."""
 
 
-class LostClaim(Exception):  # noqa: N818 - an outcome, not an error; never leaves the store
+class LostClaim(Exception):
     """Another worker changed the lane in between."""
 
 
@@ -73,9 +73,7 @@ def locked(connection: Connection, lane: Lane, clock: Clock | None = None) -> It
     }
     if state.health != before:
         values |= _columns(state.health)
-    saved = connection.execute(
-        _SAVE.where(LANE.c.lane == str(lane), LANE.c.version == row.version).values(values)
-    )
+    saved = connection.execute(_SAVE.where(LANE.c.lane == str(lane), LANE.c.version == row.version).values(values))
     if saved.rowcount != 1:
         raise LostClaim(lane)
 

@@ -6,7 +6,6 @@ then the floor rises past everything that is purged or forgotten.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, or_, select, update
@@ -14,20 +13,11 @@ from sqlalchemy import Connection, Row, delete, func, or_, select, update
 from outbox.core import runs
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import BatchState, Ending
+from outbox.core.policy import Retention
 from outbox.store.ledger import LockedLane, add_to_totals
 from outbox.store.schema import BATCH, HOLE, LOGS
 
 _RUNS_AT_ONCE = 200
-
-
-@dataclass(frozen=True, slots=True)
-class Retention:
-    """Seconds since settling. ``max_bytes``: beyond it sent rows go sooner, but not under ``at_least_seconds``."""
-
-    sent_seconds: float
-    receipts_seconds: float
-    max_bytes: int
-    at_least_seconds: float
 
 
 def purge_batches(connection: Connection, lane: Lane, settled_before: int, now: int, chunk: int) -> int:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import Row, func, select, update
 
@@ -19,37 +17,11 @@ from outbox.core.batch import Batch
 from outbox.core.health import LaneState, after
 from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import MICROSECONDS, Policy
+from outbox.core.step import Settled, Settlement
 from outbox.core.transition import Move, Transition, decide
 from outbox.core.verdict import Receipt
 from outbox.store.ledger import LockedLane, add_to_totals, backoff, insert_batch
 from outbox.store.schema import BATCH, LOGS
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    """A batch that was sent, and what came of it."""
-
-    batch: Batch
-    receipt: Receipt
-
-
-@dataclass(slots=True)
-class Settled:
-    """What one group of settlements did. Counts of entries, but ``batches`` and ``lost``."""
-
-    batches: int = 0
-    sent: int = 0
-    failed: int = 0
-    dead: int = 0
-    lost: list[UUID] = field(default_factory=list)
-    """Batches whose lease was gone: nothing was changed for them."""
-
-    def add(self, other: Settled) -> None:
-        self.batches += other.batches
-        self.sent += other.sent
-        self.failed += other.failed
-        self.dead += other.dead
-        self.lost += other.lost
 
 
 def settle(lane: LockedLane, policy: Policy, settlements: Sequence[Settlement]) -> Settled:
@@ -105,21 +77,22 @@ def _apply(lane: LockedLane, batch: Batch, receipt: Receipt, transition: Transit
         "crash_count": 0,
         "inserted_count": receipt.inserted_count,
         "receipt": receipt_json(receipt),
-        **_CHANGES[transition.move](lane, transition),
+        **_changes(lane, transition),
     }
     if transition.move is not Move.DELIVER:
         values["last_error"] = receipt.reason
     return _update_leased(lane, batch, values)
 
 
-_CHANGES = {
-    Move.DELIVER: lambda lane, _: ended(lane, Ending.DELIVERED) | {"due_at": lane.now},
-    Move.BURY: lambda lane, _: ended(lane, Ending.REFUSED),
-    Move.RETRY: lambda lane, t: {
-        "state": BatchState.WAITING,
-        "due_at": lane.now + int(t.wait_seconds * MICROSECONDS),
-    },
-}
+def _changes(lane: LockedLane, transition: Transition) -> dict[str, Any]:
+    match transition.move:
+        case Move.DELIVER:
+            return ended(lane, Ending.DELIVERED) | {"due_at": lane.now}
+        case Move.BURY:
+            return ended(lane, Ending.REFUSED)
+        case _:
+            wait = int(transition.wait_seconds * MICROSECONDS)
+            return {"state": BatchState.WAITING, "due_at": lane.now + wait}
 
 
 def ended(lane: LockedLane, verdict: Ending) -> dict[str, Any]:

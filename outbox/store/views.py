@@ -79,9 +79,7 @@ def _view(lane: Lane, row: Row[Any], batch: Row[Any] | None) -> EntryView:
 
 def iterate_dead(connection: Connection, lane: Lane, window: Window) -> Iterator[DeadLetter]:
     """Dead entries of a lane in order of seq, read batch by batch."""
-    batches = connection.execute(
-        select(BATCH).where(*dead_letters(str(lane), window)).order_by(BATCH.c.last_seq)
-    ).all()
+    batches = connection.execute(select(BATCH).where(*dead_letters(str(lane), window)).order_by(BATCH.c.last_seq)).all()
     log = LOGS[lane]
     for batch in batches:
         members = list(runs.numbers(runs.decode(batch.members)))
@@ -106,11 +104,7 @@ def count_dead(connection: Connection, lane: Lane, window: Window) -> DeadCounts
 
 
 def _live(state: BatchState, what: Any) -> Any:
-    return (
-        select(func.coalesce(what, 0))
-        .where(BATCH.c.lane == LANE.c.lane, BATCH.c.state == state)
-        .scalar_subquery()
-    )
+    return select(func.coalesce(what, 0)).where(BATCH.c.lane == LANE.c.lane, BATCH.c.state == state).scalar_subquery()
 
 
 def _unfolded(*verdicts: Ending) -> Any:

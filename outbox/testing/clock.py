@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
-_MICROSECONDS = 1_000_000
-_START = int(datetime(2025, 1, 6, 12, tzinfo=UTC).timestamp()) * _MICROSECONDS
+import time
 
 
 class FrozenClock:
-    """Stands at noon of 6 January 2025, UTC, until it is moved."""
+    """Stands at the moment it was made until it is moved.
 
-    def __init__(self, now: int = _START) -> None:
-        self._now = now
+    It starts at the true time because the database dates what is enqueued by its own clock.
+    """
+
+    def __init__(self, now: int | None = None) -> None:
+        self._now = time.time_ns() // 1000 if now is None else now
 
     def now(self) -> int:
         """Microseconds since the epoch, UTC."""
@@ -20,4 +20,4 @@ class FrozenClock:
 
     def advance(self, *, seconds: float) -> None:
         """Move forward, or back: a clock of this world may jump either way."""
-        self._now += round(seconds * _MICROSECONDS)
+        self._now += round(seconds * 1_000_000)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import fields, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -29,8 +29,10 @@ def drain(box: Outbox, transport_or_beacon: BeaconTransport | Simulator, timeout
 
     deadline = time.monotonic() + timeout
     pause = _FIRST_PAUSE
-    with _transport(transport_or_beacon) as transport:
+    with ExitStack() as stack:
+        transport = stack.enter_context(_transport(transport_or_beacon))
         dispatcher = Dispatcher(box, transport)
+        stack.callback(dispatcher.close)
         total = dispatcher.run_once()
         while total.more or _unsettled(box):
             if time.monotonic() >= deadline:
@@ -38,21 +40,13 @@ def drain(box: Outbox, transport_or_beacon: BeaconTransport | Simulator, timeout
             if not total.more:
                 threading.Event().wait(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
-            total = _sum(total, dispatcher.run_once())
+            last = dispatcher.run_once()
+            total = replace(total + last, more=last.more)
     return total
 
 
 def _unsettled(box: Outbox) -> int:
     return sum(lane.pending + lane.in_flight + lane.waiting for lane in box.status().lanes.values())
-
-
-def _sum(total: DispatchReport, last: DispatchReport) -> DispatchReport:
-    counted = {
-        each.name: getattr(total, each.name) + getattr(last, each.name)
-        for each in fields(total)
-        if type(getattr(total, each.name)) is int
-    }
-    return replace(last, **counted)
 
 
 @contextmanager

@@ -97,7 +97,7 @@ def _looking(where: Session | Connection | Outbox) -> Iterator[Session | Connect
     if isinstance(where, Session | Connection):
         yield where
         return
-    with where.engine.connect() as connection:
+    with where.store.database.read() as connection:
         yield connection
 
 

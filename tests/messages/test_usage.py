@@ -23,6 +23,7 @@ from outbox.errors import InvalidMessage
 from outbox.messages import Message, UsageInterval, usage
 from tests.messages.rows import ARGUMENTS, ROW, TEXTS, TIMES, UUIDS, interval
 
+DERIVED_FROM = ("tenant_id", "session_id", "transaction_type", "start_interval_time", "end_interval_time")
 JUST_NOW = datetime(2025, 1, 6, 10, 0, 30, tzinfo=UTC)
 
 
@@ -136,11 +137,8 @@ def test_what_is_not_a_uuid_is_refused_by_name(field: str, bad: object) -> None:
 
 def test_derived_ids_are_pinned_because_beacon_has_seen_them() -> None:
     derived = UsageInterval.derived_id(*(ROW[name] for name in DERIVED_FROM))
-    assert derived == uuid.UUID("00000000-0000-0000-0000-000000000000")
+    assert derived == uuid.UUID("e2591dbd-5dfe-5e5f-965d-c8d003222bae")
     assert derived.version == 5
-
-
-DERIVED_FROM = ("tenant_id", "session_id", "transaction_type", "start_interval_time", "end_interval_time")
 
 
 @given(hours=st.integers(-23, 23), micros=st.integers(0, 10**15))
@@ -162,8 +160,8 @@ def test_equal_instants_in_different_zones_derive_the_same_id(hours: int, micros
 @pytest.mark.parametrize(
     ("field", "other"),
     [
-        ("tenant_id", str(uuid.uuid4())),
-        ("session_id", str(uuid.uuid4())),
+        ("tenant_id", ROW["organization_id"]),
+        ("session_id", ROW["organization_id"]),
         ("transaction_type", "type2"),
         ("start_interval_time", "2025-01-06T09:00:00.000001Z"),
         ("end_interval_time", "2025-01-06T10:00:00.000001Z"),

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 OUTERMOST = {"outbox", "cli", "__main__"}
 
-FOR_TYPE_CHECKING = {("producer", "settings")}
+FOR_TYPE_CHECKING = {("producer", "settings"), ("worker", "producer")}
 """Imports a layer may make for annotations only, because the imported module is slow to load."""
 
 ONLY_IN: dict[str, set[str]] = {

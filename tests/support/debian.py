@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.processes import ServerUnavailable
+from tests.support.processes import ServerStartError
 
 _COMPLETE = ".complete"
 
@@ -20,7 +20,7 @@ _COMPLETE = ".complete"
 def unpacked(package: str) -> Path:
     """The root folder of ``package`` with the libraries it needs and the machine lacks. Downloads them once.
 
-    Raises ServerUnavailable with what apt said.
+    Raises ServerStartError with what apt said.
     """
     cache = _cache_folder()
     tree = cache / package
@@ -52,7 +52,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _download_and_unpack(package: str, cache: Path, tree: Path) -> None:
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
-        raise ServerUnavailable(f"{package} cannot be downloaded: this machine has no apt-get")
+        raise ServerStartError(f"{package} cannot be downloaded: this machine has no apt-get")
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         debs = Path(scratch) / "debs"
         debs.mkdir()
@@ -80,7 +80,7 @@ class _Apt:
     def download(self, packages: Sequence[str]) -> None:
         try:
             self._get("download", *packages)
-        except ServerUnavailable:
+        except ServerStartError:
             if self._private.exists():
                 raise
             self._update()
@@ -112,5 +112,5 @@ def _is_installed(name: str) -> bool:
 def _run(command: Sequence[str], cwd: Path | None = None) -> str:
     done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
     if done.returncode != 0:
-        raise ServerUnavailable(f"{' '.join(command)} failed:\n{(done.stderr or done.stdout)[-2000:]}")
+        raise ServerStartError(f"{' '.join(command)} failed:\n{(done.stderr or done.stdout)[-2000:]}")
     return done.stdout

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerUnavailable
+from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerStartError
 
 SERVERS: dict[str, Callable[[], Server]] = {"postgresql": PostgresServer, "mariadb": MariaDBServer}
 DRIVERS = {"postgresql": ("psycopg", "asyncpg", "psycopg"), "mariadb": ("pymysql", "asyncmy")}
@@ -95,7 +95,7 @@ class _Shelf:
     def _start(self) -> Offer:
         try:
             self._server = SERVERS[self._name]().start()
-        except (ServerUnavailable, AssertionError, OSError) as error:
+        except (ServerStartError, AssertionError, OSError) as error:
             return Offer(reason=str(error))
         return Offer(self._server.label, [self._server.url(driver) for driver in DRIVERS[self._name]])
 

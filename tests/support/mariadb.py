@@ -13,7 +13,7 @@ import pymysql
 from sqlalchemy import URL, make_url
 
 from tests.support.debian import unpacked
-from tests.support.processes import Server, ServerUnavailable, account, can_run, environment
+from tests.support.processes import Server, ServerStartError, account, can_run, environment
 
 _QUICK = {
     "innodb-flush-log-at-trx-commit": "0",
@@ -83,7 +83,7 @@ class MariaDBServer(Server):
             **account(),
         )
         if done.returncode != 0:
-            raise ServerUnavailable(f"mariadbd --bootstrap ({self.source}) failed:\n{done.stderr[-2000:]}")
+            raise ServerStartError(f"mariadbd --bootstrap ({self.source}) failed:\n{done.stderr[-2000:]}")
 
     def _command(self) -> list[str]:
         settings = _SETTINGS | ({} if self.durable else _QUICK) | self.options
@@ -140,8 +140,8 @@ class MariaDBServer(Server):
             tried.append(f"{installed} does not run: {reason}")
         try:
             return self._downloaded(), "Debian packages"
-        except ServerUnavailable as error:
-            raise ServerUnavailable("; ".join([*tried, str(error)])) from error
+        except ServerStartError as error:
+            raise ServerStartError("; ".join([*tried, str(error)])) from error
 
     def _downloaded(self) -> _Install:
         tree = unpacked("mariadb-server-core")
@@ -151,5 +151,5 @@ class MariaDBServer(Server):
             install = _Install.at(tree / "usr/sbin/mariadbd", tree)
         reason = can_run(install.program, install.libraries)
         if reason:
-            raise ServerUnavailable(f"the downloaded mariadbd does not run: {reason}")
+            raise ServerStartError(f"the downloaded mariadbd does not run: {reason}")
         return install

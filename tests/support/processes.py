@@ -24,7 +24,7 @@ _PORT_TRIES = 3
 NOBODY = 65534
 
 
-class ServerUnavailable(RuntimeError):
+class ServerStartError(RuntimeError):
     """The server cannot be had on this machine; the text lists what was tried and what came of it."""
 
 
@@ -115,7 +115,7 @@ class Server(ABC):
         return self._process.pid
 
     def start(self) -> Self:
-        """Returns when the server answers a query. Raises ServerUnavailable."""
+        """Returns when the server answers a query. Raises ServerStartError."""
         if self._external:
             self.source = f"from {self.url_variable}"
             self._ask_version_or_say_why()
@@ -196,7 +196,7 @@ class Server(ABC):
             if self._becomes_ready():
                 return
             if not left or "ddress already in use" not in self._log():
-                raise ServerUnavailable(f"{self.product} ({self.source}) ended at start:\n{self._log()[-2000:]}")
+                raise ServerStartError(f"{self.product} ({self.source}) ended at start:\n{self._log()[-2000:]}")
             self.port = 0
 
     def _becomes_ready(self) -> bool:
@@ -225,7 +225,7 @@ class Server(ABC):
         try:
             self.version = self._ask_version()
         except self._not_ready as error:
-            raise ServerUnavailable(f"the server that {self.url_variable} names does not answer: {error}") from error
+            raise ServerStartError(f"the server that {self.url_variable} names does not answer: {error}") from error
 
     def _log(self) -> str:
         return (self.home / "server.log").read_text(errors="replace")

@@ -11,6 +11,6 @@ Ordinary tests take the fixture ``database`` instead and share one server of eac
 
 from tests.support.mariadb import MariaDBServer
 from tests.support.postgres import PostgresServer
-from tests.support.processes import Server, ServerUnavailable
+from tests.support.processes import Server, ServerStartError
 
-__all__ = ["MariaDBServer", "PostgresServer", "Server", "ServerUnavailable"]
+__all__ = ["MariaDBServer", "PostgresServer", "Server", "ServerStartError"]

@@ -58,9 +58,7 @@ class PostgreSQL(Dialect):
                 cursor.copy(f"COPY {table} (id, payload, size) FROM STDIN") as copy,
             ):
                 # Payloads are ASCII JSON without control characters: only the backslash is special to COPY.
-                copy.write(
-                    "".join([f"{id}\t{p.replace(chr(92), chr(92) * 2)}\t{len(p)}\n" for id, p in rows])
-                )
+                copy.write("".join([f"{id}\t{p.replace(chr(92), chr(92) * 2)}\t{len(p)}\n" for id, p in rows]))
         except UniqueViolation:
             connection.exec_driver_sql("ROLLBACK TO SAVEPOINT outbox_copy")
             return False
@@ -68,9 +66,7 @@ class PostgreSQL(Dialect):
         return True
 
     def sequence_position(self, connection: Connection, table: str) -> int:
-        sequence = connection.execute(
-            text("SELECT pg_get_serial_sequence(:t, 'seq')"), {"t": table}
-        ).scalar_one()
+        sequence = connection.execute(text("SELECT pg_get_serial_sequence(:t, 'seq')"), {"t": table}).scalar_one()
         row = connection.execute(text(f"SELECT last_value, is_called FROM {sequence}")).one()  # noqa: S608
         return int(row.last_value) - (not row.is_called)
 
@@ -110,4 +106,4 @@ class PostgreSQL(Dialect):
 
     def member_of(self, seq: str, members: str) -> str:
         lo, hi = "split_part(r, '-', 1)::bigint", "split_part(r || '-' || r, '-', 2)::bigint"
-        return f"EXISTS (SELECT 1 FROM unnest(string_to_array({members}, ',')) AS r WHERE {seq} BETWEEN {lo} AND {hi})"  # noqa: S608, E501
+        return f"EXISTS (SELECT 1 FROM unnest(string_to_array({members}, ',')) AS r WHERE {seq} BETWEEN {lo} AND {hi})"  # noqa: S608

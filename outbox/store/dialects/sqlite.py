@@ -26,8 +26,7 @@ class SQLite(Dialect):
     def check_url(self, url: URL) -> None:
         if url.database in (None, "", ":memory:"):
             raise ConfigError(
-                "OUTBOX_DATABASE_URL: an outbox in memory is lost with its process."
-                " Name a file: sqlite:///outbox.db"
+                "OUTBOX_DATABASE_URL: an outbox in memory is lost with its process. Name a file: sqlite:///outbox.db"
             )
 
     def create_store(self, url: URL) -> None:
@@ -65,14 +64,10 @@ class SQLite(Dialect):
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         # The conflict target matters: without it a taken seq would silently swallow the row.
         sql = f"INSERT INTO {table} (id, payload, size) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING"  # noqa: S608
-        return connection.exec_driver_sql(
-            sql, [(id.bytes, payload, len(payload)) for id, payload in rows]
-        ).rowcount
+        return connection.exec_driver_sql(sql, [(id.bytes, payload, len(payload)) for id, payload in rows]).rowcount
 
     def sequence_position(self, connection: Connection, table: str) -> int:
-        found = connection.execute(
-            text("SELECT seq FROM sqlite_sequence WHERE name = :t"), {"t": table}
-        ).scalar()
+        found = connection.execute(text("SELECT seq FROM sqlite_sequence WHERE name = :t"), {"t": table}).scalar()
         highest = connection.execute(text(f"SELECT max(seq) FROM {table}")).scalar()  # noqa: S608 - our name
         return max(found or 0, highest or 0)  # AUTOINCREMENT goes on from the larger of the two
 

@@ -1,0 +1,52 @@
+"""What passes between the dispatcher and the store, a step at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from outbox.core.batch import Batch
+from outbox.core.receipt import Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """A batch that was sent, and what came of it."""
+
+    batch: Batch
+    receipt: Receipt
+
+
+@dataclass(slots=True)
+class Settled:
+    """What one group of settlements did. Counts of entries, but ``batches`` and ``lost``."""
+
+    batches: int = 0
+    sent: int = 0
+    failed: int = 0
+    dead: int = 0
+    lost: list[UUID] = field(default_factory=list)
+    """Batches whose lease was gone: nothing was changed for them."""
+
+    def add(self, other: Settled) -> None:
+        self.batches += other.batches
+        self.sent += other.sent
+        self.failed += other.failed
+        self.dead += other.dead
+        self.lost += other.lost
+
+
+@dataclass(slots=True)
+class Step:
+    """What one step of a lane did: settled a group, and leased the next batch."""
+
+    batch: Batch | None = None
+    settled: Settled = field(default_factory=Settled)
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What waits in a lane, by one read. Seconds until the next timer; None: no timer runs."""
+
+    ready: bool
+    next_seconds: float | None

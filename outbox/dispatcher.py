@@ -1,0 +1,195 @@
+"""The dispatcher: claim, send, settle. While a batch is on the wire the next one is claimed, and the receipts that
+have come in are settled in the same commit.
+
+    step ──batch──▶ sender thread ──receipt──▶ settled with the next step
+      ▲                                          │
+      └──────────────────────────────────────────┘
+
+A tick returns a report; whoever calls it only picks the next delay.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from threading import Event, Lock
+from typing import Protocol
+
+from outbox.core.batch import Batch
+from outbox.core.lane import LANES, Lane
+from outbox.core.policy import Policy
+from outbox.core.receipt import Receipt, Verdict
+from outbox.core.step import Outlook, Settled, Settlement, Step
+
+logger = logging.getLogger("outbox.dispatcher")
+
+LOOK_DUE_SECONDS = 0.2
+"""A busy lane looks for due batches and holes this often."""
+
+
+class DispatchStore(Protocol):
+    """What the dispatcher needs of the store."""
+
+    policy: Policy
+
+    def step(
+        self, lane: Lane, settlements: Sequence[Settlement], *, want: bool, look_due: bool, eager: bool = False
+    ) -> Step: ...
+    def outlook(self, lane: Lane) -> Outlook: ...
+
+
+class Transport(Protocol):
+    """What the dispatcher needs of a transport. ``send`` never raises for what the world does to a request."""
+
+    def send(self, batch: Batch) -> Receipt: ...
+
+
+class DispatchSettings(Protocol):
+    @property
+    def max_senders(self) -> int: ...
+    def lane_enabled(self, lane: Lane) -> bool: ...
+
+
+class Box(Protocol):
+    """What the dispatcher needs of an outbox."""
+
+    @property
+    def store(self) -> DispatchStore: ...
+    @property
+    def settings(self) -> DispatchSettings: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchReport:
+    """What a tick did. Counts of entries, but ``batches`` counts requests settled."""
+
+    sent: int = 0
+    failed: int = 0
+    """Entries whose attempt failed and is counted; they wait for the next."""
+    dead: int = 0
+    batches: int = 0
+    more: bool = False
+    """Something can be sent right now."""
+
+    def __add__(self, other: DispatchReport) -> DispatchReport:
+        return DispatchReport(
+            self.sent + other.sent,
+            self.failed + other.failed,
+            self.dead + other.dead,
+            self.batches + other.batches,
+            self.more or other.more,
+        )
+
+
+class Dispatcher:
+    """Sends what a box holds through a transport. Several may work on one database, in any number of processes."""
+
+    def __init__(self, box: Box, transport: Transport, *, lanes: Iterable[Lane] | None = None) -> None:
+        self.box = box
+        self.transport = transport
+        enabled = [lane for lane in LANES if box.settings.lane_enabled(lane)]
+        self.lanes = tuple(enabled if lanes is None else lanes)
+        self._pool: ThreadPoolExecutor | None = None
+        self._pool_lock = Lock()
+
+    def run_once(self) -> DispatchReport:
+        """One tick: on each lane at most as many batches as it has senders. Blocks until they are settled."""
+        report = DispatchReport()
+        for lane in self.lanes:
+            report += self.run_lane(lane, at_most=self.box.settings.max_senders)
+        return report
+
+    def run_lane(self, lane: Lane, *, at_most: int | None = None, stop: Event | None = None) -> DispatchReport:
+        """Send batches of one lane until nothing is due, ``at_most`` are sent, or ``stop`` is set."""
+        flight = Flight(self, lane, at_most, stop or Event())
+        done = flight.run() if self.box.store.outlook(lane).ready else Settled()
+        more = not flight.stop.is_set() and self.box.store.outlook(lane).ready
+        return DispatchReport(done.sent, done.failed, done.dead, done.batches, more)
+
+    def close(self) -> None:
+        """Wait for the senders and end them."""
+        with self._pool_lock:
+            if self._pool is not None:
+                self._pool.shutdown(wait=True)
+                self._pool = None
+
+    def submit(self, batch: Batch) -> Future[Settlement]:
+        with self._pool_lock:
+            if self._pool is None:
+                threads = self.box.settings.max_senders * len(self.lanes)
+                self._pool = ThreadPoolExecutor(threads, thread_name_prefix="outbox-sender")
+            return self._pool.submit(self._send, batch)
+
+    def _send(self, batch: Batch) -> Settlement:
+        if time.monotonic() > batch.lease_deadline:
+            late = "the lease has no time left for a request; it is sent again under a new one"
+            return Settlement(batch, Receipt(Verdict.INTERRUPTED, counted=False, reason=late))
+        try:
+            return Settlement(batch, self.transport.send(batch))
+        except Exception as error:
+            # A transport that breaks its promise must not lose the batch: it may or may not have arrived.
+            logger.exception("lane %s: the transport raised", batch.lane)
+            reason = f"the transport raised {type(error).__name__}"
+            return Settlement(batch, Receipt(Verdict.AMBIGUOUS, counted=True, reason=reason))
+
+
+class Flight:
+    """One lane on the wire: the requests under way, and the receipts that wait to be settled."""
+
+    def __init__(self, dispatcher: Dispatcher, lane: Lane, at_most: int | None, stop: Event) -> None:
+        self.dispatcher = dispatcher
+        self.lane = lane
+        self.left = at_most
+        self.stop = stop
+        self.flying: set[Future[Settlement]] = set()
+        self.total = Settled()
+        self._looked_at = float("-inf")
+
+    def run(self) -> Settled:
+        """Step until nothing is claimed and nothing flies. Whatever happens, what was sent is settled."""
+        landed: list[Settlement] = []
+        failing = False
+        while True:
+            want = self._may_claim()
+            if landed or want:
+                look_due = failing or time.monotonic() - self._looked_at > LOOK_DUE_SECONDS
+                step = self._step(landed, want, look_due)
+                if step.batch is None and want and not look_due:
+                    step = self._step([], want, True)
+                landed = []
+                if step.batch is not None:
+                    self._fly(step.batch)
+                    if self._may_claim() and not any(future.done() for future in self.flying):
+                        continue
+            if not self.flying:
+                return self.total
+            landed = self._wait()
+            failing = any(one.receipt.verdict is not Verdict.DELIVERED for one in landed)
+
+    def _may_claim(self) -> bool:
+        room = len(self.flying) < self.dispatcher.box.settings.max_senders
+        return room and (self.left is None or self.left > 0) and not self.stop.is_set()
+
+    def _step(self, landed: Sequence[Settlement], want: bool, look_due: bool) -> Step:
+        if look_due:
+            self._looked_at = time.monotonic()
+        step = self.dispatcher.box.store.step(self.lane, landed, want=want, look_due=look_due, eager=look_due)
+        self.total.add(step.settled)
+        for batch_id in step.settled.lost:
+            logger.warning("lane %s: the lease of batch %s was lost; another worker has it", self.lane, batch_id)
+        for one in landed:
+            if one.receipt.verdict is not Verdict.DELIVERED:
+                logger.warning("lane %s: batch %s: %s", self.lane, one.batch.id, one.receipt.reason)
+        return step
+
+    def _fly(self, batch: Batch) -> None:
+        if self.left is not None:
+            self.left -= 1
+        self.flying.add(self.dispatcher.submit(batch))
+
+    def _wait(self) -> list[Settlement]:
+        done, self.flying = wait(self.flying, return_when=FIRST_COMPLETED)
+        return [future.result() for future in done]

@@ -1,0 +1,271 @@
+"""Outbox: what a service enqueues into, and asks what became of it.
+
+``enqueue`` joins the caller's transaction: it takes the caller's connection and never opens one behind its back.
+What is rolled back was never there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from uuid import UUID
+
+from sqlalchemy import Connection, Engine
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LicenseStatus, OutboxStatus, micros
+from outbox.core.lane import LANES, Lane
+from outbox.core.policy import Policy
+from outbox.messages import Message
+from outbox.store import migrate
+from outbox.store.audit import AuditReport
+from outbox.store.database import Database
+from outbox.store.dialects import dialect_of
+from outbox.store.ledger import Clock
+from outbox.store.operate import Window
+from outbox.store.store import Store
+from outbox.store.wake import Wake
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+
+    from outbox.settings import Settings
+
+CHUNK_ROWS = 10_000
+"""Rows of one statement of ``enqueue_many``."""
+
+
+class EnqueueResult(list[UUID]):
+    """The ids of the messages, in order. ``duplicates``: how many were there already and were not added again."""
+
+    duplicates: int = 0
+
+
+class Outbox:
+    """An outbox in the database ``bind``: a SQLAlchemy URL, Engine or AsyncEngine; by default the setting's.
+
+    Raises ``ConfigError`` for a database that outbox does not know.
+    """
+
+    def __init__(
+        self,
+        bind: str | URL | Engine | AsyncEngine | None = None,
+        *,
+        settings: Settings | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.settings = settings if settings is not None else _default_settings()
+        sync_bind: Any = getattr(bind, "sync_engine", bind)
+        database = Database(
+            self.settings.database_url if sync_bind is None else sync_bind,
+            synchronous=self.settings.sqlite_synchronous,
+        )
+        self.store = Store(database, _policy(self.settings), clock)
+        self.wake = Wake()
+
+    def __repr__(self) -> str:
+        return f"<Outbox {self.store.database.safe_url}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def engine(self) -> Engine:
+        """The outbox's own engine; the host's stays the host's."""
+        return self.store.database.engine
+
+    def close(self) -> None:
+        """Close the outbox's own connections; the host's are the host's."""
+        self.store.close()
+
+    # --- schema ------------------------------------------------------------------------------------------
+
+    def migrate(self, revision: str = "head") -> None:
+        """Create or change the tables; idempotent, safe when several processes start at once."""
+        migrate.migrate(self.store.database, revision)
+
+    def migration_sql(self, revision: str = "head") -> str:
+        """The SQL that ``migrate`` would run on an empty database."""
+        return migrate.script(self.store.database, revision)
+
+    # --- enqueue -----------------------------------------------------------------------------------------
+
+    def enqueue(self, where: Session | Connection, *messages: Message) -> EnqueueResult:
+        """Add messages to the caller's transaction; they are sent after it commits, or never.
+
+        An id that is there already is not added again. Raises ``SchemaOutOfDate`` without tables; other database
+        errors are SQLAlchemy's own, as for any statement of the caller.
+        """
+        return self.enqueue_many(where, messages)
+
+    def enqueue_many(self, where: Session | Connection, messages: Iterable[Message]) -> EnqueueResult:
+        """As :meth:`enqueue`, for many: one statement a chunk, by the driver's fastest way in."""
+        connection = where.connection() if isinstance(where, Session) else where
+        result, lanes = self._insert(connection, messages)
+        if lanes:
+            self.wake.after_commit(where, lanes)
+        return result
+
+    async def enqueue_async(self, where: AsyncSession | AsyncConnection, *messages: Message) -> EnqueueResult:
+        """As :meth:`enqueue`, in the transaction of an AsyncSession or AsyncConnection."""
+        return await self.enqueue_many_async(where, messages)
+
+    async def enqueue_many_async(
+        self, where: AsyncSession | AsyncConnection, messages: Iterable[Message]
+    ) -> EnqueueResult:
+        """As :meth:`enqueue_many`, in the transaction of an AsyncSession or AsyncConnection."""
+        return await where.run_sync(self.enqueue_many, messages)
+
+    def put(self, *messages: Message) -> EnqueueResult:
+        """Enqueue in a transaction of its own; durable when it returns.
+
+        Raises ``DatabaseUnavailable`` (nothing was written) or ``OutcomeUnknown`` (the COMMIT itself failed: put
+        the same messages again).
+        """
+        with self.store.database.write() as connection:
+            result, lanes = self._insert(connection, messages)
+        self.wake.set(lanes)
+        return result
+
+    async def put_async(self, *messages: Message) -> EnqueueResult:
+        """As :meth:`put`, without blocking the event loop."""
+        import asyncio
+
+        return await asyncio.to_thread(self.put, *messages)
+
+    def _insert(self, connection: Connection, messages: Iterable[Message]) -> tuple[EnqueueResult, set[Lane]]:
+        result = EnqueueResult()
+        rows: dict[Lane, dict[UUID, str]] = {}
+        for message in messages:
+            result.append(message.id)
+            if self.settings.lane_enabled(message.lane):
+                rows.setdefault(message.lane, {}).setdefault(message.id, message.payload)
+            else:
+                result.duplicates -= 1  # neither added nor a duplicate
+        dialect = dialect_of(connection)
+        inserted = 0
+        try:
+            for lane, payloads in rows.items():
+                items = list(payloads.items())
+                for start in range(0, len(items), CHUNK_ROWS):
+                    chunk = items[start : start + CHUNK_ROWS]
+                    inserted += dialect.insert(connection, LANES[lane].table, chunk)
+                dialect.notify(connection, LANES[lane].table)
+        except DBAPIError as error:
+            if dialect.is_missing_table(error):
+                raise self.store.database.explain(error) from error
+            raise
+        result.duplicates += len(result) - inserted
+        return result, set(rows)
+
+    # --- what became of it -------------------------------------------------------------------------------
+
+    def find(self, id: UUID | str) -> EntryView | None:
+        """The entry with this id, or None (never enqueued, rolled back, or purged after delivery)."""
+        return self.store.find(UUID(str(id)))
+
+    def status(self) -> OutboxStatus:
+        """The state of every lane; raises ``SchemaOutOfDate`` without tables."""
+        self.store.require_schema()
+        return OutboxStatus(
+            lanes={str(lane): self.store.lane_status(lane) for lane in Lane},
+            license=LicenseStatus(present=self.settings.license() is not None, offline=self.settings.offline),
+            schema=self.store.schema(),
+        )
+
+    # --- dead letters ------------------------------------------------------------------------------------
+
+    def requeue(
+        self,
+        ids: Iterable[UUID | str] | None = None,
+        lane: Lane | str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> int:
+        """Dead entries become pending again with no failed attempts; how many. In chunks, safe to run again.
+
+        ``since`` and ``until`` (aware) bound the time of death. Dead entries that died together are one batch and
+        come back together.
+        """
+        moved = sum(self.store.requeue(*each) for each in self._windows(ids, lane, since, until))
+        self.wake.set(set(Lane))
+        return moved
+
+    def discard(
+        self,
+        ids: Iterable[UUID | str] | None = None,
+        lane: Lane | str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> int:
+        """Dead entries are given up for good; how many. Retention deletes them."""
+        return sum(self.store.discard(*each) for each in self._windows(ids, lane, since, until))
+
+    def dead(
+        self,
+        ids: Iterable[UUID | str] | None = None,
+        lane: Lane | str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> list[DeadLetter]:
+        """The dead entries of a window."""
+        return [letter for each in self._windows(ids, lane, since, until) for letter in self.store.dead(*each)]
+
+    def dead_counts(
+        self,
+        ids: Iterable[UUID | str] | None = None,
+        lane: Lane | str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> dict[Lane, DeadCounts]:
+        """How many dead entries a window has, by lane, and the traces they count."""
+        return {each[0]: self.store.dead_counts(*each) for each in self._windows(ids, lane, since, until)}
+
+    def _windows(
+        self,
+        ids: Iterable[UUID | str] | None,
+        lane: Lane | str | None,
+        since: datetime | None,
+        until: datetime | None,
+    ) -> Sequence[tuple[Lane, Window]]:
+        batches: list[UUID] | None = None
+        if ids is not None:
+            views = [self.find(each) for each in ids]
+            batches = [view.batch_id for view in views if view is not None and view.batch_id is not None]
+        window = Window(batches, None if since is None else micros(since), None if until is None else micros(until))
+        return [(each, window) for each in ([Lane(lane)] if lane is not None else Lane)]
+
+    # --- audit -------------------------------------------------------------------------------------------
+
+    def audit(self, lane: Lane | str | None = None, *, mend: bool = False) -> list[AuditReport]:
+        """Compare the log with the ledger, bring strays back; ``mend`` also resolves what stops a lane."""
+        reports = [self.store.audit(each, mend=mend) for each in ([Lane(lane)] if lane is not None else list(Lane))]
+        self.wake.set(set(Lane))
+        return reports
+
+
+def _default_settings() -> Settings:
+    from outbox.settings import Settings
+
+    return Settings()
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(
+        batch_max_rows=settings.batch_max_rows,
+        batch_max_bytes=settings.batch_max_bytes,
+        lease_seconds=settings.lease_seconds,
+        request_timeout=settings.request_timeout,
+        backoff_base=settings.backoff_base,
+        backoff_max=settings.backoff_max,
+        attempts_limits={lane: settings.attempts_limit(lane) for lane in Lane},
+    )

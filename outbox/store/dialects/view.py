@@ -1,0 +1,36 @@
+"""The view ``outbox_entry_status``: an entry's status for people with a SQL prompt.
+
+It joins the log with every batch whose span holds the number, so bound it: ``WHERE id = ...`` or ``seq > ...``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from outbox.store.dialects import dialect_named
+
+VIEW = "outbox_entry_status"
+
+
+def entry_status_view(database: str, lanes: Sequence[str]) -> str:
+    """The CREATE VIEW statement. ``database``: a SQLAlchemy backend name."""
+    dialect = dialect_named(database)
+    selects = []
+    for lane in lanes:
+        dense = "b.entries = b.last_seq - b.first_seq + 1"
+        selects.append(
+            f"SELECT '{lane}' AS lane, e.seq AS seq, e.id AS id,"  # noqa: S608 - our own names
+            " CASE WHEN b.id IS NULL THEN 'pending'"
+            " WHEN b.state = 'leased' THEN 'in_flight'"
+            " WHEN b.state <> 'settled' THEN b.state"
+            " WHEN b.verdict = 'delivered' THEN 'sent'"
+            " WHEN b.verdict = 'refused' THEN 'dead' ELSE 'shed' END AS status,"
+            " COALESCE(b.attempts, 0) AS num_failed_send_attempts,"
+            f" {dialect.readable_time('e.created_at')} AS created_at,"
+            f" {dialect.readable_time('b.settled_at')} AS settled_at,"
+            " b.id AS batch_id, b.last_error AS last_error"
+            f" FROM outbox_{lane} e LEFT JOIN outbox_batch b ON b.lane = '{lane}'"
+            " AND b.first_seq <= e.seq AND b.last_seq >= e.seq AND b.state <> 'superseded'"
+            f" AND ({dense} OR {dialect.member_of('e.seq', 'b.members')})"
+        )
+    return f"CREATE VIEW {VIEW} AS " + " UNION ALL ".join(selects)

@@ -1,0 +1,228 @@
+"""The store: every move of the outbox as one method, one short transaction each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+from uuid import UUID
+
+from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, SchemaStatus
+from outbox.core.health import Health, LaneState
+from outbox.core.lane import LANES, Lane
+from outbox.core.lifecycle import Ending
+from outbox.core.policy import Policy, Retention
+from outbox.core.step import Outlook, Settled, Settlement, Step
+from outbox.store import audit, migrate, operate, retention, views
+from outbox.store.audit import AuditReport
+from outbox.store.claim import MembersMissing, claim
+from outbox.store.database import Database
+from outbox.store.ledger import Clock, LockedLane, LostClaim, locked
+from outbox.store.operate import Window
+from outbox.store.settle import settle
+
+logger = logging.getLogger("outbox.store")
+T = TypeVar("T")
+
+_TRIES = 5
+"""How often a step that lost to another worker is tried before the database's own error is shown."""
+
+
+class Store:
+    """An outbox in one database. ``clock`` (µs since the epoch) replaces the database's, in tests only."""
+
+    def __init__(self, database: Database, policy: Policy, clock: Clock | None = None) -> None:
+        self.database = database
+        self.policy = policy
+        self.clock = clock
+
+    def close(self) -> None:
+        self.database.close()
+
+    # --- dispatching -------------------------------------------------------------------------------------
+
+    def step(
+        self, lane: Lane, settlements: Sequence[Settlement], *, want: bool, look_due: bool, eager: bool = False
+    ) -> Step:
+        """Settle a group and lease the next batch in one commit. Nothing may be sent before this returns.
+
+        If the claim is lost, the settlements are committed alone.
+        """
+
+        def settle_and_claim(row: LockedLane) -> Step:
+            settled = settle(row, self.policy, settlements)
+            batch = claim(row, self.policy, look_due=look_due, eager_holes=eager) if want else None
+            return Step(batch, settled)
+
+        try:
+            return self._on(lane, settle_and_claim)
+        except MembersMissing as missing:
+            self._stop(lane, str(missing))
+        except Exception as error:
+            if not (settlements and want and self._lost(error)):
+                raise
+        done = self._on(lane, lambda row: settle(row, self.policy, settlements)) if settlements else Settled()
+        return Step(None, done)
+
+    def outlook(self, lane: Lane) -> Outlook:
+        """Whether a step would find something; reading only, so that an idle worker writes nothing."""
+        with self.database.read() as connection:
+            row = connection.execute(views.something_to_do(lane)).one()
+        now = row.now if self.clock is None else self.clock()
+        health = Health(LaneState(row.state), None, row.next_probe_at)
+        if health.state is LaneState.OFF or health.stopped:
+            return Outlook(False, None)
+        times = [time for time in (row.due_at, row.hole_at) if time is not None]
+        if health.state is LaneState.PAUSED:
+            waiting = row.newer or bool(times)
+            probe = health.may_send(now, self.policy.max_wait_us)
+            left = max(0.0, ((row.next_probe_at or now) - now) / 1_000_000)
+            return Outlook(waiting and probe, left if waiting else None)
+        first = min(times, default=None)
+        overdue = first is not None and (first <= now or first > now + self.policy.max_wait_us)
+        left_seconds = None if first is None else max(0.0, (first - now) / 1_000_000)
+        return Outlook(bool(row.newer) or overdue, left_seconds)
+
+    # --- operators ---------------------------------------------------------------------------------------
+
+    def requeue(self, lane: Lane, window: Window) -> int:
+        return self._all(lane, lambda row: operate.requeue(row, self.policy, window))
+
+    def discard(self, lane: Lane, window: Window) -> int:
+        return self._all(lane, lambda row: operate.discard(row, window))
+
+    def shed(self, lane: Lane, entries: int, reason: str) -> int:
+        """End the ``entries`` oldest pending entries of a telemetry lane unsent. Usage is never shed."""
+        if lane is Lane.USAGE:
+            raise ValueError("usage is billing: it is never shed")
+        return self._on(lane, lambda row: operate.shed(row, entries, Ending.SHED, reason))
+
+    def switch_off(self, lane: Lane, reason: str) -> int:
+        return self._all(lane, lambda row: operate.switch_off(row, self.policy, reason))
+
+    def switch_on(self, lane: Lane) -> None:
+        self._on(lane, operate.switch_on)
+
+    # --- upkeep ------------------------------------------------------------------------------------------
+
+    def purge(self, lane: Lane, rules: Retention) -> int:
+        """Delete what retention lets go, in chunks; raise the floor; drop old receipts. Rows deleted."""
+        now = self._on(lane, lambda row: row.now)
+        total = 0
+        with self.database.read() as connection:
+            before = retention.oversize_before(connection, lane, rules, now)
+        chunk = self.database.dialect.purge_chunk
+        while True:
+            with self.database.write() as connection:
+                deleted = retention.purge_batches(connection, lane, before, now, chunk)
+            total += deleted
+            if not deleted:
+                break
+        self._on(lane, lambda row: self._after_purge(row, rules))
+        return total
+
+    @staticmethod
+    def _after_purge(row: LockedLane, rules: Retention) -> None:
+        retention.fold_totals(row)
+        retention.raise_floor(row)
+        retention.delete_receipts(row, row.now - int(rules.receipts_seconds * 1_000_000))
+
+    def fold_totals(self, lane: Lane) -> None:
+        self._on(lane, retention.fold_totals)
+
+    def audit(self, lane: Lane, *, newest: int | None = None, mend: bool = False) -> AuditReport:
+        """Compare the log with the ledger (the ``newest`` numbers only, when given) and bring strays back.
+
+        A contradiction stops the lane. ``mend`` resolves it: the sequence is advanced, lost rows are given up.
+        """
+        report = AuditReport(lane)
+        if mend:
+            with self.database.write() as connection, locked(connection, lane, self.clock) as row:
+                beyond = audit.highest_number(row)
+            with self.database.write() as connection:
+                table = LANES[lane].table
+                if self.database.dialect.sequence_position(connection, table) < beyond:
+                    self.database.dialect.advance_sequence(connection, table, beyond)
+        self._on(lane, lambda row: audit.judge_sequence(row, report))
+        if report.problem:
+            logger.error("lane %s stopped: %s", lane, report.problem)
+            return report
+        self._audit_ranges(lane, newest, mend, report)
+        while self._on(lane, lambda row: audit.mend_below_floor(row, report)):
+            pass
+        self._on(lane, lambda row: audit.judge(row, report))
+        if report.strays:
+            logger.error("lane %s: %d rows were where nobody looks; they are delivered now", lane, report.strays)
+        if report.problem:
+            logger.error("lane %s stopped: %s", lane, report.problem)
+        return report
+
+    def _audit_ranges(self, lane: Lane, newest: int | None, mend: bool, report: AuditReport) -> None:
+        with self.database.read() as connection:
+            spans = list(audit.ranges(connection, lane, newest))
+        for lo, hi in spans:
+            with self.database.read(snapshot=True) as connection:
+                clean = audit.inspect(connection, lane, lo, hi).clean
+            if clean:
+                continue
+            if mend:
+                self._on(lane, lambda row, lo=lo, hi=hi: audit.give_up_missing(row, lo, hi, report))  # type: ignore[misc]
+            self._on(lane, lambda row, lo=lo, hi=hi: audit.mend_range(row, lo, hi, report))  # type: ignore[misc]
+
+    # --- reading -----------------------------------------------------------------------------------------
+
+    def find(self, entry_id: UUID) -> EntryView | None:
+        with self.database.read() as connection:
+            return views.find(connection, entry_id)
+
+    def lane_status(self, lane: Lane) -> LaneStatus:
+        with self.database.read(snapshot=True) as connection:
+            return views.lane_status(connection, lane, self.clock)
+
+    def dead(self, lane: Lane, window: Window) -> list[DeadLetter]:
+        with self.database.read() as connection:
+            return list(views.iterate_dead(connection, lane, window))
+
+    def dead_counts(self, lane: Lane, window: Window) -> DeadCounts:
+        with self.database.read() as connection:
+            return views.count_dead(connection, lane, window)
+
+    def schema(self) -> SchemaStatus:
+        with self.database.read() as connection:
+            return migrate.schema_status(connection)
+
+    def require_schema(self) -> None:
+        """Raise ``SchemaOutOfDate`` unless the tables are of this version."""
+        with self.database.read() as connection:
+            migrate.require_head(connection, self.database.safe_url)
+
+    # --- inside ------------------------------------------------------------------------------------------
+
+    def _on(self, lane: Lane, move: Callable[[LockedLane], T]) -> T:
+        """Run a move under the lane's lock, again when another worker won."""
+        for _ in range(_TRIES - 1):
+            try:
+                return self._once(lane, move)
+            except Exception as error:
+                if not self._lost(error):
+                    raise
+        return self._once(lane, move)
+
+    def _once(self, lane: Lane, move: Callable[[LockedLane], T]) -> T:
+        with self.database.write() as connection, locked(connection, lane, self.clock) as row:
+            return move(row)
+
+    def _all(self, lane: Lane, move: Callable[[LockedLane], int]) -> int:
+        """Run a move chunk by chunk until nothing is left for it."""
+        return sum(self._chunks(lane, move))
+
+    def _chunks(self, lane: Lane, move: Callable[[LockedLane], int]) -> Iterator[int]:
+        while moved := self._on(lane, move):
+            yield moved
+
+    def _lost(self, error: Exception) -> bool:
+        return isinstance(error, LostClaim) or self.database.is_lost_claim(error)
+
+    def _stop(self, lane: Lane, reason: str) -> None:
+        logger.error("lane %s stopped: %s", lane, reason)
+        self._on(lane, lambda row: setattr(row, "health", Health(LaneState.PAUSED, reason)))

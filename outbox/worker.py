@@ -1,0 +1,191 @@
+"""The worker: dispatchers driven by APScheduler, in a host process or as ``outbox worker``.
+
+The scheduler only wakes things and is their supervisor: a job that raises (the database is down) runs again at
+the next tick. A lane's job drains until nothing is due. APScheduler drops a wake while the job runs, so the wake
+is an Event of our own that the job looks at again before it ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from outbox.core.lane import Lane
+from outbox.core.policy import Retention
+from outbox.dispatcher import Dispatcher, Transport
+from outbox.errors import OutboxError
+
+if TYPE_CHECKING:
+    from outbox.producer import Outbox
+
+logger = logging.getLogger("outbox.worker")
+
+UPKEEP_SECONDS = 60
+AUDITED_OFTEN = 200_000
+"""The newest numbers, audited each minute; all of them at start and every hour."""
+FIRST_PAUSE_SECONDS = 0.001
+"""An idle lane looks again after 1, 2, 4 ... ms up to the poll: rows that committed a moment after a wake."""
+
+
+class Worker:
+    """Delivers what ``box`` holds through ``transport``, in background threads. Start it after any fork.
+
+    ``with Worker(box, transport): ...`` in a service; ``run()`` blocks until ``stop()`` or SIGTERM in a process of
+    its own. Several workers on one database share the work.
+    """
+
+    def __init__(self, box: Outbox, transport: Transport) -> None:
+        self.box = box
+        self.dispatcher = Dispatcher(box, transport)
+        self._transport = transport
+        self._stop = threading.Event()
+        self._wakes = {lane: threading.Event() for lane in self.dispatcher.lanes}
+        self._scheduler: BackgroundScheduler | None = None
+        self._unlisten: Callable[[], object] = _nothing
+
+    def start(self) -> None:
+        """Begin to deliver. Raises ``SchemaOutOfDate`` without tables."""
+        self.box.store.require_schema()
+        self._switch_lanes()
+        lanes = self.dispatcher.lanes
+        self._scheduler = BackgroundScheduler(
+            executors={"default": ThreadPoolExecutor(len(lanes)), "upkeep": ThreadPoolExecutor(1)},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+            timezone=UTC,
+            logger=_quiet(),
+        )
+        for lane in lanes:
+            self._every(self.box.settings.poll_seconds, self._drain, lane)
+        self._every(UPKEEP_SECONDS, self._upkeep, executor="upkeep")
+        self._every(3600, self._audit, executor="upkeep")
+        self._unlisten = self.box.wake.listen(self._woken)
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Claim no more, let the wire finish, settle. Waits at most two request timeouts."""
+        self._stop.set()
+        self._woken(set(self._wakes))
+
+    def close(self) -> None:
+        self.stop()
+        self._unlisten()
+        self._unlisten = _nothing
+        if self._scheduler is not None:
+            self._scheduler.shutdown(wait=True)
+            self._scheduler = None
+        self.dispatcher.close()
+
+    def run(self) -> None:
+        """Deliver until ``stop()``, SIGTERM or SIGINT; then finish what is on the wire."""
+        previous = self._catch_signals()
+        try:
+            with self:
+                self._stop.wait()
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _every(self, seconds: float, job: Any, *arguments: object, executor: str = "default") -> None:
+        assert self._scheduler is not None
+        now = datetime.now(UTC)
+        self._scheduler.add_job(
+            self._supervised, "interval", seconds=seconds, args=(job, *arguments), executor=executor, next_run_time=now
+        )
+
+    def _supervised(self, job: Any, *arguments: object) -> None:
+        """What goes wrong in a job is told; the job runs again at its next tick."""
+        try:
+            job(*arguments)
+        except OutboxError as error:
+            logger.error("%s", error)
+        except Exception:
+            logger.exception("a job of the worker failed; it runs again at the next tick")
+
+    def _drain(self, lane: Lane) -> None:
+        """Send until nothing is due, then wait for a wake until about the next tick of the scheduler."""
+        wake = self._wakes[lane]
+        pause = FIRST_PAUSE_SECONDS
+        while not self._stop.is_set():
+            report = self.dispatcher.run_lane(lane, stop=self._stop)
+            if report.more:
+                continue
+            if report.batches or wake.is_set():
+                pause = FIRST_PAUSE_SECONDS
+                wake.clear()
+            wake.wait(self._pause(lane, pause))
+            pause = min(2 * pause, self.box.settings.poll_seconds)
+
+    def _pause(self, lane: Lane, pause: float) -> float:
+        """Seconds until the next look: the growing pause, or sooner when a retry or a probe is due before."""
+        due = self.box.store.outlook(lane).next_seconds
+        return pause if due is None else min(pause, max(due, FIRST_PAUSE_SECONDS))
+
+    def _woken(self, lanes: set[Lane]) -> None:
+        for lane in lanes & self._wakes.keys():
+            self._wakes[lane].set()
+
+    def _switch_lanes(self) -> None:
+        for lane in Lane:
+            if self.box.settings.lane_enabled(lane):
+                self.box.store.switch_on(lane)
+            else:
+                reason = f"switched off by OUTBOX_TELEMETRY_{lane.upper()}"
+                discarded = self.box.store.switch_off(lane, reason)
+                if discarded:
+                    logger.warning("lane %s: %s; %d entries discarded", lane, reason, discarded)
+
+    def _upkeep(self) -> None:
+        for lane in Lane:
+            self.box.store.audit(lane, newest=AUDITED_OFTEN)
+            self.box.store.purge(lane, self._retention(lane))
+
+    def _audit(self) -> None:
+        for lane in Lane:
+            self.box.store.audit(lane)
+
+    def _retention(self, lane: Lane) -> Retention:
+        settings = self.box.settings
+        return Retention(
+            sent_seconds=settings.retention_seconds(lane),
+            receipts_seconds=settings.retention_receipts,
+            max_bytes=settings.retention_max_bytes,
+            at_least_seconds=3600 if lane is Lane.USAGE else 0,
+        )
+
+    def _catch_signals(self) -> dict[int, Any]:
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+
+        def on_signal(number: int, _frame: FrameType | None) -> None:
+            logger.info("%s: finishing what is on the wire", signal.Signals(number).name)
+            self.stop()
+
+        return {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
+
+
+def _nothing() -> None:
+    """No listener to take back."""
+
+
+def _quiet() -> logging.Logger:
+    """APScheduler warns at each tick that finds its job still running; here that is the busy case, not a fault."""
+    quiet = logging.getLogger("outbox.worker.scheduler")
+    quiet.setLevel(logging.ERROR)
+    return quiet
