@@ -159,7 +159,6 @@ class Outbox:
                 for start in range(0, len(items), CHUNK_ROWS):
                     chunk = items[start : start + CHUNK_ROWS]
                     inserted += dialect.insert(connection, LANES[lane].table, chunk)
-                dialect.notify(connection, LANES[lane].table)
         except DBAPIError as error:
             if dialect.is_missing_table(error):
                 raise self.store.database.explain(error) from error

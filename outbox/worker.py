@@ -124,7 +124,7 @@ class Worker:
         pause = FIRST_PAUSE_SECONDS
         while not self._stop.is_set():
             report = self.dispatcher.run_lane(lane, stop=self._stop)
-            if report.more:
+            if report.more and report.batches:
                 continue
             if report.batches or wake.is_set():
                 pause = FIRST_PAUSE_SECONDS

@@ -24,8 +24,8 @@ def upgrade() -> None:
     _create_batch()
     _create_hole()
     _create_lane()
-    op.execute(f"DROP VIEW IF EXISTS {'outbox_entry_status'}")
-    op.execute(entry_status_view(op.get_context().dialect.name, LANES))
+    op.execute("DROP VIEW IF EXISTS outbox_entry_status")
+    op.execute(entry_status_view(op.get_context().dialect, LANES))
 
 
 def _create_log(name: str) -> None:

@@ -51,7 +51,7 @@ def script(database: Database, revision: str = "head") -> str:
     from alembic import command
 
     out = io.StringIO()
-    config = _config(dialect=database.engine.dialect.name, buffer=out)
+    config = _config(dialect=database.url.get_backend_name(), buffer=out)
     with _known_revision(revision):
         command.upgrade(config, revision, sql=True)
     return out.getvalue()

@@ -10,14 +10,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from outbox import BeaconTransport, DispatchReport, Outbox
+    from outbox import DispatchReport, Outbox
+    from outbox.dispatcher import Transport
     from outbox.simulator import Simulator
 
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.2
 
 
-def drain(box: Outbox, transport_or_beacon: BeaconTransport | Simulator, timeout: float = 10.0) -> DispatchReport:
+def drain(box: Outbox, transport_or_beacon: Transport | Simulator, timeout: float = 10.0) -> DispatchReport:
     """Run a dispatcher until every entry is sent, dead or otherwise settled; the sum of its reports.
 
     transport_or_beacon: a Simulator gets a transport of its own, with the licence it accepts.
@@ -50,14 +51,12 @@ def _unsettled(box: Outbox) -> int:
 
 
 @contextmanager
-def _transport(given: BeaconTransport | Simulator) -> Iterator[BeaconTransport]:
-    if not hasattr(given, "license"):
+def _transport(given: Transport | Simulator) -> Iterator[Transport]:
+    # Not isinstance: whoever brings a transport need not have the simulator's extra installed.
+    if hasattr(given, "send"):
         yield given
         return
     from outbox import BeaconTransport, Settings
 
-    transport = BeaconTransport(Settings(beacon_url=given.url, license_key=given.license))
-    try:
+    with BeaconTransport(Settings(beacon_url=given.url, license_key=given.license)) as transport:
         yield transport
-    finally:
-        transport.close()

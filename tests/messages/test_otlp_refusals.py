@@ -31,7 +31,8 @@ ROOTS = {signal: LANES[Lane(signal)].root_key for signal in SIGNALS}
 @pytest.mark.parametrize("signal", SIGNALS)
 def test_an_empty_document_is_refused(signal: Signal) -> None:
     root = ROOTS[signal]
-    for empty in ({}, {root: []}, {root: None}):
+    empties: list[dict[str, Any]] = [{}, {root: []}, {root: None}]
+    for empty in empties:
         error = refusal(signal, empty)
         assert error.field == root
         assert "empty" in error.reason

@@ -85,7 +85,7 @@ def test_arguments_can_be_read_back_converted() -> None:
 
 
 @pytest.mark.parametrize("absent", [{}, {"id": None}])
-def test_an_absent_id_becomes_a_fresh_uuid7(absent: dict[str, None]) -> None:
+def test_an_absent_id_becomes_a_fresh_uuid7(absent: dict[str, Any]) -> None:
     others = {name: value for name, value in ARGUMENTS.items() if name != "id"}
     ids = [UsageInterval(**others, **absent).id for _ in range(100)]
     assert {type(each) for each in ids} == {uuid.UUID}

@@ -10,7 +10,7 @@ import pytest
 
 from outbox.errors import InvalidMessage
 from outbox.messages import UsageInterval, usage_from_document
-from tests.messages.rows import ROW, interval
+from tests.messages.rows import ROW, USAGE_DOCUMENT, interval
 
 
 def line_refusal(line: Any) -> InvalidMessage:
@@ -81,6 +81,10 @@ def test_a_byte_order_mark_is_ignored_and_of_two_equal_keys_the_last_wins() -> N
 
 
 # -- the whole document --------------------------------------------------------------------------------
+
+
+def test_the_example_of_the_document_is_accepted_as_it_is_printed() -> None:
+    assert usage_from_document(USAGE_DOCUMENT) == [interval()]
 
 
 def test_the_document_s_request_gives_its_rows_and_forgets_the_licence() -> None:

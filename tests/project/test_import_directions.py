@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transport": {"core", "errors"},
     "settings": {"core", "errors"},
     "dispatcher": {"core", "errors", "observe"},
-    "producer": {"store", "messages", "core", "errors", "observe"},
+    "producer": {"store", "messages", "core", "errors", "observe", "settings"},  # late: see the test of slow imports
     "worker": {"dispatcher", "core", "errors", "observe"},
     "wiring": {
         "worker",
@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 OUTERMOST = {"outbox", "cli", "__main__"}
 
-FOR_TYPE_CHECKING = {("producer", "settings"), ("worker", "producer")}
+FOR_TYPE_CHECKING = {("worker", "producer")}
 """Imports a layer may make for annotations only, because the imported module is slow to load."""
 
 ONLY_IN: dict[str, set[str]] = {

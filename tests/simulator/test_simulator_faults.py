@@ -175,28 +175,33 @@ def test_a_late_answer_comes_after_its_rows_were_taken(caller: Caller) -> None:
     caller.http.timeout = 0.2
     with pytest.raises(httpx.ReadTimeout):
         caller.send("usage")
-    assert caller.simulator.received.unique("usage") == 1
+    caller.simulator.wait_for("usage")
     assert fired(caller) == {"latency_ms": 1}
 
 
-def test_latency_and_jitter_hold_an_answer_back(caller: Caller) -> None:
+def test_an_answer_held_back_is_given(caller: Caller) -> None:
     caller.token()
     caller.simulator.faults.patch({"latency_ms": 30, "jitter_ms": 20})
-    started = time.monotonic()
     assert caller.send("usage").status_code == 200
-    assert time.monotonic() - started >= 0.03  # a lower bound, whatever the machine does meanwhile
     assert fired(caller) == {"latency_ms": 1}
 
 
 def test_requests_held_at_one_time_are_counted(caller: Caller) -> None:
     caller.token()
-    caller.simulator.faults.latency_ms = 200
-    senders = [threading.Thread(target=caller.send, args=("usage",)) for _ in range(3)]
+    caller.simulator.faults.latency_ms = 60_000
+
+    def send() -> None:
+        with suppress(httpx.TransportError):
+            caller.send("usage")
+
+    senders = [threading.Thread(target=send) for _ in range(3)]
     for sender in senders:
         sender.start()
+    caller.simulator.wait_for("usage", 3)
+    caller.simulator.faults.down = True  # lets them go
     for sender in senders:
         sender.join()
-    assert caller.simulator.received.counts()["usage"]["peak_in_flight"] in (2, 3)
+    assert caller.simulator.received.counts()["usage"]["peak_in_flight"] == 3
 
 
 def test_a_refused_license_is_told_at_verify_and_with_usage(caller: Caller) -> None:

@@ -77,9 +77,6 @@ class Dialect:
         """Transactions that may still fill a hole in the log. None: the database cannot tell, go by age."""
         return None
 
-    def notify(self, connection: Connection, channel: str) -> None:
-        """Wake workers of other processes at this transaction's commit, where that is cheap."""
-
     @contextmanager
     def migration_lock(self, connection: Connection) -> Iterator[None]:
         """Held around an upgrade, so that several processes may start at once."""

@@ -93,9 +93,6 @@ class PostgreSQL(Dialect):
         )
         return frozenset(holders.scalars())
 
-    def notify(self, connection: Connection, channel: str) -> None:
-        connection.exec_driver_sql(f"NOTIFY {channel}")
-
     @contextmanager
     def migration_lock(self, connection: Connection) -> Iterator[None]:
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('outbox migrate'))"))

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sqlalchemy.engine import Dialect as DriverDialect
+
 from outbox.store.dialects import dialect_named
 
 VIEW = "outbox_entry_status"
 
 
-def entry_status_view(database: str, lanes: Sequence[str]) -> str:
-    """The CREATE VIEW statement. ``database``: a SQLAlchemy backend name."""
-    dialect = dialect_named(database)
+def entry_status_view(driver: DriverDialect, lanes: Sequence[str]) -> str:
+    """The CREATE VIEW statement in the words of the database behind ``driver``."""
+    dialect = dialect_named(driver.name)
     selects = []
     for lane in lanes:
         dense = "b.entries = b.last_seq - b.first_seq + 1"

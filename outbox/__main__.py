@@ -1,0 +1,5 @@
+"""``python -m outbox``: the command line."""
+
+from outbox.cli import main
+
+main()

@@ -1,0 +1,77 @@
+"""The command line: ``outbox``, or ``python -m outbox``.
+
+    main ── app ─┬─ enqueue    JSON Lines in
+                 ├─ dispatch   worker, drain
+                 ├─ inspect    migrate, status, show, audit, config show
+                 ├─ dead       list, show, requeue, discard
+                 └─ simulate   beacon
+
+Data goes to stdout, everything else to stderr. Exit codes: 0 ok, 1 failure, 2 usage, 3 not found or work remains,
+4 licence refused, 6 schema out of date, 75 try again later, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from outbox.cli import dead, dispatch, enqueue, inspect, simulate
+from outbox.cli.context import Globals
+from outbox.errors import OutboxError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="outbox",
+    help="The transactional outbox for usage and telemetry.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # plain help and errors: they are read in logs too
+    pretty_exceptions_enable=False,  # would show the values of variables, a licence among them
+    add_completion=False,
+)
+for _commands in (enqueue, dispatch, inspect, dead, simulate):
+    _commands.register(app)
+
+
+@app.callback()
+def _globals(
+    context: typer.Context,
+    database_url: Annotated[
+        str | None, typer.Option(help="The database, as a SQLAlchemy URL; wins over OUTBOX_DATABASE_URL.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A .toml or .yaml file to read in place of those of the current directory.")
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    given: Globals = context.obj
+    given.database_url = database_url
+    given.config = config
+    given.debug = debug
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run one command and exit with its code. ``arguments``: ``sys.argv[1:]`` by default."""
+    given = Globals()
+    try:
+        app(arguments, obj=given)
+    except OutboxError as error:
+        _fail(str(error), error.exit_code, given)
+    except KeyboardInterrupt:
+        _fail("interrupted", INTERRUPTED, given)
+    except Exception as error:  # noqa: BLE001 - the outermost frame: a person gets a line, not a stack
+        # Not its text: that of an unforeseen error may hold anything.
+        hint = "" if given.debug else "; run it again as: outbox --debug ..."
+        _fail(f"unexpected {type(error).__name__}{hint}", 1, given)
+    sys.exit(0)
+
+
+def _fail(what: str, exit_code: int, given: Globals) -> NoReturn:
+    if given.debug:
+        traceback.print_exc()
+    typer.echo(f"error: {what}", err=True)
+    sys.exit(exit_code)

@@ -1,0 +1,175 @@
+"""``outbox dead``: what beacon refused for good, and what an operator does about it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from uuid import UUID
+
+import typer
+
+from outbox.cli.context import FAILURE, NOT_FOUND, box_of
+from outbox.cli.inspect import show_entry
+from outbox.cli.output import Form, Output, show_document, show_rows, table, tell
+from outbox.core.lane import Lane
+from outbox.core.lifecycle import Status
+
+if TYPE_CHECKING:
+    from outbox.producer import Outbox
+
+COLUMNS = ("id", "lane", "died_at", "num_failed_send_attempts", "maybe_delivered", "trace_count", "last_error")
+Counts = dict[str, dict[str, int]]
+"""``{lane: {"entries": n, "trace_count": n}}``"""
+
+
+class Selection(TypedDict):
+    """Which dead letters; None: no bound."""
+
+    ids: list[UUID] | None
+    lane: Lane | None
+    since: datetime | None
+    until: datetime | None
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not an ISO 8601 time such as 2025-01-06T10:00:00Z") from None
+    if moment.utcoffset() is None:
+        raise typer.BadParameter(f"{text!r} has no time zone; write it as 2025-01-06T10:00:00Z")
+    return moment
+
+
+OfLane = Annotated[Lane | None, typer.Option("--lane", help="Only this lane.")]
+Since = Annotated[datetime | None, typer.Option(parser=_moment, metavar="TIME", help="Died at or after this time.")]
+Until = Annotated[datetime | None, typer.Option(parser=_moment, metavar="TIME", help="Died before this time.")]
+Ids = Annotated[
+    list[UUID] | None,
+    typer.Option("--id", metavar="ID", help="Only this entry, and those that died with it in one batch; repeatable."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+app = typer.Typer(
+    help="Entries that beacon refused for good.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+
+def register(parent: typer.Typer) -> None:
+    parent.add_typer(app, name="dead")
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    lane: OfLane = None,
+    since: Since = None,
+    until: Until = None,
+    id: Ids = None,
+    output: Output = Form.TABLE,
+) -> None:
+    """List dead entries."""
+    with box_of(context) as box:
+        box.store.require_schema()
+        letters = box.dead(**_selection(lane, since, until, id))
+    show_rows([asdict(letter) for letter in letters], COLUMNS, output)
+
+
+@app.command()
+def show(context: typer.Context, id: UUID, output: Output = Form.TABLE) -> None:
+    """Show one dead entry, with its batch and what beacon answered."""
+    with box_of(context) as box:
+        box.store.require_schema()
+        view = box.find(id)
+    if view is None or view.status is not Status.DEAD:
+        tell(f"error: no dead entry {id}; outbox dead list has them all")
+        raise typer.Exit(NOT_FOUND)
+    show_entry(view, output)
+
+
+@app.command()
+def requeue(
+    context: typer.Context,
+    lane: OfLane = None,
+    since: Since = None,
+    until: Until = None,
+    id: Ids = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    output: Output = Form.TABLE,
+) -> None:
+    """Send dead entries again, with no failed attempts. Without a selection: all of them."""
+    with box_of(context) as box:
+        _change(box, "requeue", _selection(lane, since, until, id), dry_run, yes, output)
+
+
+@app.command()
+def discard(
+    context: typer.Context,
+    lane: OfLane = None,
+    since: Since = None,
+    until: Until = None,
+    id: Ids = None,
+    dry_run: DryRun = False,
+    yes: Yes = False,
+    output: Output = Form.TABLE,
+) -> None:
+    """Give dead entries up for good. Without a selection: all of them."""
+    with box_of(context) as box:
+        _change(box, "discard", _selection(lane, since, until, id), dry_run, yes, output)
+
+
+def _selection(lane: Lane | None, since: datetime | None, until: datetime | None, ids: list[UUID] | None) -> Selection:
+    return {"ids": ids or None, "lane": lane, "since": since, "until": until}
+
+
+def _change(box: Outbox, verb: str, selection: Selection, dry_run: bool, yes: bool, form: Form) -> None:
+    box.store.require_schema()
+    before = _counts(box, selection)
+    entries = sum(lane["entries"] for lane in before.values())
+    if not entries and selection["ids"]:
+        tell("error: none of these entries is dead; outbox dead list has them all")
+        raise typer.Exit(NOT_FOUND)
+    if entries and not (dry_run or yes or _agreed(verb, before)):
+        tell("nothing was changed")
+        raise typer.Exit(FAILURE)
+    act = box.requeue if verb == "requeue" else box.discard
+    changed = act(**selection) if entries and not dry_run else 0
+    after = before if dry_run else _counts(box, selection)
+    report = {"action": verb, "dry_run": dry_run, "changed": changed, "before": before, "after": after}
+    show_document(report, form, lambda: _table(before, after))
+    tell(f"{verb}: {changed} entries" + (" (dry run: nothing was changed)" if dry_run else ""))
+
+
+def _counts(box: Outbox, selection: Selection) -> Counts:
+    return {str(lane): asdict(counts) for lane, counts in box.dead_counts(**selection).items()}
+
+
+def _agreed(verb: str, before: Counts) -> bool:
+    """Whether the person at the terminal agrees. Where nobody can answer, the command itself is the answer."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return True
+    for lane, counts in before.items():
+        if counts["entries"]:
+            tell(f"{lane}: {_described(lane, counts)}")
+    return typer.confirm(f"{verb} them?", err=True)
+
+
+def _described(lane: str, counts: dict[str, int]) -> str:
+    traces = f", {counts['trace_count']} traces" if lane == Lane.USAGE else ""
+    return f"{counts['entries']} dead entries{traces}"
+
+
+def _table(before: Counts, after: Counts) -> None:
+    columns = ("lane", "dead_before", "dead_after", "trace_count_before", "trace_count_after")
+    rows: list[list[Any]] = [
+        [lane, was["entries"], after[lane]["entries"], was["trace_count"], after[lane]["trace_count"]]
+        for lane, was in before.items()
+    ]
+    table(columns, rows)

@@ -1,0 +1,166 @@
+"""``outbox drain`` and ``outbox worker``: sending, until nothing waits or until told to stop."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import typer
+
+from outbox import wiring
+from outbox.cli.context import WORK_REMAINS, box_of
+from outbox.cli.health import serving
+from outbox.cli.logs import LogFormat, log_to_stderr
+from outbox.cli.output import tell
+from outbox.core.entry import LaneStatus
+from outbox.core.health import LaneState
+from outbox.core.lane import Lane
+
+if TYPE_CHECKING:
+    from outbox.producer import Outbox
+    from outbox.transport.beacon import BeaconTransport
+
+FIRST_PAUSE_SECONDS = 0.01
+LONGEST_PAUSE_SECONDS = 0.5
+EVERY_INTERFACE = "0.0.0.0"  # noqa: S104 - an orchestrator's probes come from outside; there is nothing secret
+
+logger = logging.getLogger("outbox.cli")
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(drain)
+    app.command()(worker)
+
+
+def drain(
+    context: typer.Context,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds after which to give up.")] = 60.0,
+) -> None:
+    """Send until nothing waits: 0 when empty, 3 when work remains, 4 when the licence was refused."""
+    log_to_stderr(LogFormat.TEXT, logging.ERROR)  # what fails on the way is told once, at the end
+    with box_of(context) as box:
+        if unfinished(box) and not box.settings.offline:
+            with closing(wiring.build_transport(box.settings)) as transport:
+                transport.verify()  # raises LicenseRefused
+                _drain(box, transport, timeout)
+        left = unfinished(box)
+        for lane, status in left.items():
+            tell(f"{lane}: {status.unfinished} remain ({_why(box, status)})")
+    if left:
+        raise typer.Exit(WORK_REMAINS)
+
+
+def unfinished(box: Outbox) -> dict[str, LaneStatus]:
+    """The lanes that are on and hold something that is neither sent nor dead."""
+    return {
+        name: lane
+        for name, lane in box.status().lanes.items()
+        if lane.unfinished and box.settings.lane_enabled(Lane(name))
+    }
+
+
+def _why(box: Outbox, status: LaneStatus) -> str:
+    if box.settings.offline:
+        return "OUTBOX_OFFLINE is true"
+    return f"{status.state}: {status.reason}" if status.reason else "see: outbox status"
+
+
+def _drain(box: Outbox, transport: BeaconTransport, timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    pause = FIRST_PAUSE_SECONDS
+    license = Licence(transport)
+    with ExitStack() as stack:
+        dispatcher = stack.enter_context(closing(wiring.build_dispatcher(box, transport)))
+        progress = stack.enter_context(_progress(sum(lane.unfinished for lane in unfinished(box).values())))
+        for lane in dispatcher.lanes:
+            box.store.switch_on(lane)  # one that was off, and is on by now
+        while left := unfinished(box):
+            report = dispatcher.run_once()
+            progress.advance(report.sent + report.dead)
+            if report.batches:
+                pause = FIRST_PAUSE_SECONDS
+            license.look(left)
+            if time.monotonic() >= deadline:
+                return
+            if not report.more:
+                threading.Event().wait(min(pause, max(0.0, deadline - time.monotonic())))
+                pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+
+
+class Licence:
+    """Asks beacon about the licence again whenever a lane has paused for a new reason."""
+
+    def __init__(self, transport: BeaconTransport) -> None:
+        self._transport = transport
+        self._seen: set[tuple[str, str | None]] = set()
+
+    def look(self, lanes: dict[str, LaneStatus]) -> None:
+        """Raises ``LicenseRefused``."""
+        paused = {(name, lane.reason) for name, lane in lanes.items() if lane.state == LaneState.PAUSED}
+        if paused - self._seen:
+            self._transport.verify()
+        self._seen |= paused
+
+
+class Progress(Protocol):
+    def advance(self, entries: int) -> None: ...
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Progress]:
+    """A bar on a terminal, else nothing."""
+    if not sys.stderr.isatty():
+        yield _Silent()
+        return
+    from rich.console import Console
+    from rich.progress import MofNCompleteColumn
+    from rich.progress import Progress as Bar
+
+    with Bar(*Bar.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
+        yield _OnTerminal(bar, total)
+
+
+class _Silent:
+    def advance(self, entries: int) -> None:
+        """Nobody looks."""
+
+
+class _OnTerminal:
+    def __init__(self, bar: object, total: int) -> None:
+        from rich.progress import Progress as Bar
+
+        assert isinstance(bar, Bar)
+        self._bar = bar
+        self._task = bar.add_task("sending", total=total)
+
+    def advance(self, entries: int) -> None:
+        self._bar.advance(self._task, entries)
+
+
+def worker(
+    context: typer.Context,
+    log_format: Annotated[LogFormat, typer.Option(help="Of the log on stderr.")] = LogFormat.TEXT,
+    health_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Serve /livez, /readyz and /metrics; 0: any free port.")
+    ] = None,
+    health_host: Annotated[str, typer.Option(help="Where --health-port listens.")] = EVERY_INTERFACE,
+) -> None:
+    """Send until SIGTERM or SIGINT, then finish what is on the wire."""
+    log_to_stderr(log_format)
+    with ExitStack() as stack:
+        box = stack.enter_context(box_of(context))
+        transport = stack.enter_context(closing(wiring.build_transport(box.settings)))
+        running = wiring.build_worker(box, transport)
+        box.store.require_schema()
+        health = nullcontext() if health_port is None else serving(health_host, health_port, box.status)
+        port = stack.enter_context(health)
+        if port is not None:
+            logger.info("health on port %d", port)
+        logger.info("sending from %s to %s", box.store.database.safe_url, box.settings.beacon_url)
+        running.run()
+        logger.info("stopped")

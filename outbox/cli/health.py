@@ -1,0 +1,98 @@
+"""What an orchestrator asks a worker over HTTP.
+
+| path     | 200 when                                             |
+|----------|------------------------------------------------------|
+| /livez   | the process answers                                  |
+| /readyz  | the database answers and its tables are up to date   |
+| /metrics | as /readyz; gauges in the Prometheus text format     |
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from outbox.core.entry import OutboxStatus
+from outbox.core.health import LaneState
+from outbox.errors import ConfigError, OutboxError
+
+GAUGES = ("pending", "in_flight", "waiting", "sent", "dead", "shed", "failed_attempts", "senders", "strays")
+ASKING_SECONDS = 5
+"""How long a client may take for its request; a slow one holds a thread, nothing else."""
+
+Look = Callable[[], OutboxStatus]
+
+
+@contextmanager
+def serving(host: str, port: int, look: Look) -> Iterator[int]:
+    """Answer on ``port`` (0: any free one) while the block runs; the port. Raises ``ConfigError``."""
+    try:
+        server = ThreadingHTTPServer((host, port), partial(_Handler, look))
+    except OSError as error:
+        raise ConfigError(f"--health-port: cannot listen on {host}:{port}: {error.strerror}") from error
+    thread = threading.Thread(target=server.serve_forever, name="outbox-health", daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = ASKING_SECONDS
+
+    def __init__(self, look: Look, *arguments: Any) -> None:
+        self._look = look
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+        match self.path.partition("?")[0]:
+            case "/livez":
+                self._answer(200, "ok\n")
+            case "/readyz":
+                self._looked(lambda _seen: "ok\n")
+            case "/metrics":
+                self._looked(metrics)
+            case _:
+                self._answer(404, "there are /livez, /readyz and /metrics\n")
+
+    def _looked(self, text: Callable[[OutboxStatus], str]) -> None:
+        try:
+            seen = self._look()
+        except OutboxError as error:
+            self._answer(503, f"{error}\n")
+        else:
+            self._answer(200, text(seen))
+
+    def _answer(self, status: int, text: str) -> None:
+        body = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *_: Any) -> None:
+        """A probe every few seconds is no news."""
+
+
+def metrics(seen: OutboxStatus) -> str:
+    """``outbox_pending{lane="usage"} 0`` and so on: a gauge for each count, and whether the lane is open."""
+    lines = []
+    for name in GAUGES:
+        lines.append(f"# TYPE outbox_{name} gauge")
+        lines += [f'outbox_{name}{{lane="{lane}"}} {getattr(state, name)}' for lane, state in seen.lanes.items()]
+    lines.append("# TYPE outbox_oldest_pending_seconds gauge")
+    lines += [
+        f'outbox_oldest_pending_seconds{{lane="{lane}"}} {state.oldest_pending_seconds or 0:.3f}'
+        for lane, state in seen.lanes.items()
+    ]
+    lines.append("# TYPE outbox_open gauge")
+    lines += [f'outbox_open{{lane="{lane}"}} {state.state == LaneState.OPEN:d}' for lane, state in seen.lanes.items()]
+    return "\n".join(lines) + "\n"

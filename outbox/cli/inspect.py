@@ -1,0 +1,105 @@
+"""Looking, and keeping the tables in order: ``migrate``, ``status``, ``show``, ``audit``, ``config show``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from outbox.cli.context import FAILURE, NOT_FOUND, box_of, settings_of
+from outbox.cli.output import Form, Output, show_document, show_rows, table, tell, write
+from outbox.core.entry import EntryView, OutboxStatus
+from outbox.core.lane import Lane
+
+LANE_COLUMNS = (
+    *("state", "pending", "in_flight", "waiting", "sent", "dead", "shed"),
+    *("oldest_pending_seconds", "failed_attempts", "senders", "reason"),
+)
+AUDIT_COLUMNS = ("lane", "strays", "renumbered", "missing", "discarded", "problem")
+SETTING_COLUMNS = ("env", "value", "source")
+
+config_app = typer.Typer(
+    help="The settings.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+)
+
+
+def register(app: typer.Typer) -> None:
+    for command in (migrate, status, show, audit):
+        app.command()(command)
+    app.add_typer(config_app, name="config")
+
+
+def migrate(
+    context: typer.Context,
+    revision: Annotated[str, typer.Option(help="Up or down to this revision; base removes the tables.")] = "head",
+    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for an empty database; change nothing.")] = False,
+) -> None:
+    """Create the tables or bring them up to date. Safe to run at every start."""
+    with box_of(context) as box:
+        if sql:
+            write(box.migration_sql(revision).rstrip())
+            return
+        box.migrate(revision)
+        tell(f"{box.store.database.safe_url}: at revision {box.store.schema().current or 'base'}")
+
+
+def status(context: typer.Context, output: Output = Form.TABLE) -> None:
+    """Show what waits, what was sent and what is dead, lane by lane."""
+    with box_of(context) as box:
+        seen = box.status()
+    show_document(asdict(seen), output, lambda: _status_tables(seen))
+
+
+def _status_tables(seen: OutboxStatus) -> None:
+    table(("lane", *LANE_COLUMNS), [[name, *_fields(lane, LANE_COLUMNS)] for name, lane in seen.lanes.items()])
+    license = "present" if seen.license.present else "none: set OUTBOX_LICENSE_KEY or OUTBOX_LICENSE_FILE"
+    tell(f"license: {license}{'; offline' if seen.license.offline else ''}")
+    tell(f"schema: {seen.schema.current} (this version needs {seen.schema.head})")
+
+
+def _fields(item: object, names: tuple[str, ...]) -> list[Any]:
+    return [getattr(item, name) for name in names]
+
+
+def show(context: typer.Context, id: UUID, output: Output = Form.TABLE) -> None:
+    """Show one entry, with its batch and what beacon answered."""
+    with box_of(context) as box:
+        box.store.require_schema()
+        view = box.find(id)
+    if view is None:
+        tell(f"error: no entry {id}: never enqueued, rolled back, or purged after delivery")
+        raise typer.Exit(NOT_FOUND)
+    show_entry(view, output)
+
+
+def show_entry(view: EntryView, output: Form) -> None:
+    """``payload`` is shown as the document it is, not as text inside text."""
+    show_document(asdict(view) | {"payload": json.loads(view.payload)}, output)
+
+
+def audit(
+    context: typer.Context,
+    lane: Annotated[Lane | None, typer.Option(help="Only this lane.")] = None,
+    mend: Annotated[bool, typer.Option("--mend", help="Also resolve what stops a lane; see the problem.")] = False,
+    output: Output = Form.TABLE,
+) -> None:
+    """Compare each log with its ledger and bring strays back; 1 when a lane is stopped by what was found."""
+    with box_of(context) as box:
+        box.store.require_schema()
+        reports = box.audit(lane, mend=mend)
+    show_rows([asdict(report) for report in reports], AUDIT_COLUMNS, output)
+    if any(report.problem for report in reports):
+        raise typer.Exit(FAILURE)
+
+
+@config_app.command("show")
+def config_show(context: typer.Context, output: Output = Form.TABLE) -> None:
+    """Show every setting, its value and where it comes from. Secrets are masked."""
+    rows = [
+        {"name": each.name, "env": each.env, "value": each.value_for_display, "source": each.source}
+        for each in settings_of(context).sources()
+    ]
+    show_rows(rows, SETTING_COLUMNS, output)

@@ -1,0 +1,175 @@
+"""A worker without a transport: claims through ``box.store``, settles with receipts made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, insert, select, update
+
+from outbox import Outbox, Receipt, TelemetryEnvelope, UsageInterval, Verdict
+from outbox.core import runs
+from outbox.core.batch import Batch
+from outbox.core.entry import EntryView, LaneStatus
+from outbox.core.lane import LANES, Lane
+from outbox.core.lifecycle import Status
+from outbox.core.policy import Retention
+from outbox.core.step import Settled, Settlement
+from outbox.store.ledger import new_id
+from outbox.store.schema import BATCH, HOLE, LANE, LOGS
+from outbox.testing.clock import FrozenClock
+
+TENANT = "6c1f0ab1-6dd0-4b41-9b1c-1c6f7b9d3d10"
+
+DELIVERED = Receipt(Verdict.DELIVERED, counted=False, reason="beacon took it", status=200)
+UNAVAILABLE = Receipt(Verdict.UNAVAILABLE, counted=True, reason="beacon answered 503", status=503)
+AMBIGUOUS = Receipt(Verdict.AMBIGUOUS, counted=True, reason="no answer arrived")
+INTERRUPTED = Receipt(Verdict.INTERRUPTED, counted=False, reason="stopped before the request left")
+REFUSED = Receipt(Verdict.REFUSED, counted=True, reason="beacon answered 422", status=422)
+TOO_LARGE = Receipt(Verdict.TOO_LARGE, counted=False, reason="beacon answered 413", status=413)
+MISCONFIGURED = Receipt(Verdict.MISCONFIGURED, counted=False, reason="beacon answered 404", status=404)
+UNAUTHORIZED = Receipt(Verdict.UNAUTHORIZED, counted=False, reason="beacon answered 403", status=403)
+
+KEEP_NOTHING = Retention(sent_seconds=0, receipts_seconds=0, max_bytes=2**40, at_least_seconds=0)
+
+
+def usage(**fields: Any) -> UsageInterval:
+    hour = {
+        f"{edge}_{kind}_time": f"2026-01-05T0{at}:00:00Z"
+        for kind in ("insertion", "interval")
+        for edge, at in (("start", 8), ("end", 9))
+    }
+    about = {"tenant_id": TENANT, "session_id": TENANT, "organization_id": TENANT, "transaction_type": "longlived"}
+    return UsageInterval(**{"trace_count": 1, **about, **hour, **fields})
+
+
+def span(name: str = "s") -> TelemetryEnvelope:
+    ids = {"traceId": "71699b6fe85982c7c8995ea3d9c95df2", "spanId": "3c191d03fa8be065"}
+    return TelemetryEnvelope("traces", {"resourceSpans": [{"scopeSpans": [{"spans": [{**ids, "name": name}]}]}]})
+
+
+class Worker:
+    """Stands in for a dispatcher on one lane. Its clock stands still unless ``clock`` is moved."""
+
+    def __init__(self, box: Outbox, lane: Lane = Lane.USAGE) -> None:
+        self.box = box
+        self.lane = lane
+        self.log = LOGS[lane]
+        self.clock = FrozenClock()
+        box.store.clock = self.clock.now
+        # Rows are dated by the database; a clock that stands still must not take a gap's next row for a young one.
+        self.policy(young_hole_seconds=0)
+        self.clock.advance(seconds=60)
+
+    def policy(self, **changes: Any) -> None:
+        self.box.store.policy = replace(self.box.store.policy, **changes)
+
+    # --- what a dispatcher does --------------------------------------------------------------------------
+
+    def put(self, count: int) -> list[UUID]:
+        make = usage if self.lane is Lane.USAGE else span
+        return list(self.box.put(*(make() for _ in range(count))))
+
+    def claim(self) -> Batch | None:
+        return self.box.store.step(self.lane, [], want=True, look_due=True, eager=True).batch
+
+    def must_claim(self) -> Batch:
+        batch = self.claim()
+        assert batch is not None, "there was nothing to claim"
+        return batch
+
+    def settle(self, batch: Batch, receipt: Receipt) -> Settled:
+        return self.box.store.step(self.lane, [Settlement(batch, receipt)], want=False, look_due=False).settled
+
+    def deliver_all(self) -> list[UUID]:
+        """Claim and deliver until nothing is left; the ids of the entries, in the order they left."""
+        sent: list[UUID] = []
+        while batch := self.claim():
+            sent += self.ids(batch)
+            self.settle(batch, DELIVERED)
+        return sent
+
+    def purge(self, rules: Retention = KEEP_NOTHING) -> int:
+        return self.box.store.purge(self.lane, rules)
+
+    # --- what became of it -------------------------------------------------------------------------------
+
+    def ids(self, batch: Batch) -> list[UUID]:
+        query = select(self.log.c.id).where(self.log.c.seq.in_(list(runs.numbers(batch.members))))
+        return [row.id for row in self.rows(query.order_by(self.log.c.seq))]
+
+    def find(self, id: UUID) -> EntryView:
+        view = self.box.find(id)
+        assert view is not None, f"{id} is not in the outbox"
+        return view
+
+    def statuses(self, ids: Sequence[UUID]) -> list[Status]:
+        return [self.find(id).status for id in ids]
+
+    @property
+    def status(self) -> LaneStatus:
+        return self.box.store.lane_status(self.lane)
+
+    def batch(self, id: UUID) -> Row[Any]:
+        (row,) = self.rows(select(BATCH).where(BATCH.c.id == id))
+        return row
+
+    def batches(self, state: str | None = None) -> list[Row[Any]]:
+        query = select(BATCH).where(BATCH.c.lane == str(self.lane)).order_by(BATCH.c.first_seq)
+        return self.rows(query if state is None else query.where(BATCH.c.state == state))
+
+    def holes(self) -> list[Row[Any]]:
+        return self.rows(select(HOLE).where(HOLE.c.lane == str(self.lane)).order_by(HOLE.c.lo))
+
+    @property
+    def row(self) -> Row[Any]:
+        """The lane's own row."""
+        (row,) = self.rows(select(LANE).where(LANE.c.lane == str(self.lane)))
+        return row
+
+    def seqs(self) -> list[int]:
+        return [row.seq for row in self.rows(select(self.log.c.seq).order_by(self.log.c.seq))]
+
+    # --- what the world does -----------------------------------------------------------------------------
+
+    def rows(self, query: Any) -> list[Row[Any]]:
+        with self.box.store.database.read() as connection:
+            return list(connection.execute(query).all())
+
+    def run(self, statement: Any) -> None:
+        with self.box.store.database.write() as connection:
+            connection.execute(statement)
+
+    def due_now(self) -> None:
+        """Whatever is leased or waiting is due: the time came."""
+        live = BATCH.c.state.in_(("leased", "waiting"))
+        self.run(update(BATCH).where(live).values(due_at=self.clock.now()))
+
+    def burn(self, last: int) -> None:
+        """Numbers up to ``last`` are handed out, and no row has them."""
+        with self.box.store.database.write() as connection:
+            self.box.store.database.dialect.advance_sequence(connection, LANES[self.lane].table, last)
+
+    def plant(self, seq: int, **columns: Any) -> UUID:
+        """A row with an explicit number, as no producer writes one."""
+        message = usage()
+        values = {"seq": seq, "id": message.id, "payload": message.payload, "size": len(message.payload), **columns}
+        self.run(insert(self.log).values(values))
+        return message.id
+
+    def insert_batch(self, **columns: Any) -> None:
+        values = {
+            "id": new_id(),
+            "root_id": new_id(),
+            "lane": str(self.lane),
+            "state": "superseded",
+            "members": "1",
+            "first_seq": 1,
+            "last_seq": 1,
+            "entries": 1,
+            "payload_bytes": 1,
+            "created_at": 1,
+        }
+        self.run(insert(BATCH).values(values | columns))

@@ -1,0 +1,194 @@
+"""A claim leases the oldest entries there are: one batch, frozen members, one key."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from sqlalchemy import update
+
+from outbox import Outbox
+from outbox.core import runs
+from outbox.core.lane import Lane
+from outbox.core.lifecycle import Status
+from outbox.core.step import Settlement
+from outbox.store.ledger import LostClaim
+from outbox.store.schema import BATCH
+from tests.store.driving import DELIVERED, UNAVAILABLE, Worker, usage
+
+
+def test_a_claim_leases_every_entry_with_its_payload_in_order(worker: Worker) -> None:
+    messages = [usage(trace_count=count) for count in range(5)]
+    worker.box.put(*messages)
+    batch = worker.must_claim()
+    assert worker.ids(batch) == [message.id for message in messages]
+    assert batch.payloads == tuple(message.payload for message in messages) or list(batch.payloads) == [
+        message.payload for message in messages
+    ]
+    assert batch.rows == runs.count(batch.members) == 5
+    assert batch.payload_bytes == sum(len(message.payload) for message in messages)
+    assert (batch.attempts, batch.ambiguous) == (0, False)
+
+
+def test_a_claimed_batch_is_in_the_ledger_before_anything_is_sent(worker: Worker) -> None:
+    worker.put(3)
+    batch = worker.must_claim()
+    row = worker.batch(batch.id)
+    assert (row.state, row.lease_token, runs.decode(row.members)) == ("leased", batch.lease_token, batch.members)
+    assert row.due_at == worker.clock.now() + worker.box.store.policy.lease_us
+    assert worker.row.cursor == row.last_seq
+
+
+def test_an_empty_lane_has_nothing_to_claim(worker: Worker) -> None:
+    assert worker.claim() is None
+    assert not worker.box.store.outlook(worker.lane).ready
+
+
+def test_what_is_leased_is_not_claimed_again(worker: Worker) -> None:
+    worker.put(3)
+    worker.must_claim()
+    assert worker.claim() is None
+    assert not worker.box.store.outlook(worker.lane).ready
+
+
+def test_a_batch_is_cut_at_the_row_limit(worker: Worker) -> None:
+    worker.policy(batch_max_rows=2)
+    ids = worker.put(5)
+    assert [worker.ids(worker.must_claim()) for _ in range(3)] == [ids[:2], ids[2:4], ids[4:]]
+
+
+def test_a_batch_is_cut_at_the_byte_limit(worker: Worker) -> None:
+    ids = worker.put(5)
+    worker.policy(batch_max_bytes=2 * len(worker.find(ids[0]).payload))
+    assert [worker.must_claim().rows for _ in range(3)] == [2, 2, 1]
+
+
+def test_a_batch_of_large_entries_is_cut_by_their_sizes_before_they_are_read(tracer: Worker) -> None:
+    ids = tracer.put(5)
+    tracer.policy(batch_max_bytes=2 * len(tracer.find(ids[0]).payload))
+    batches = [tracer.must_claim() for _ in range(3)]
+    assert [batch.rows for batch in batches] == [2, 2, 1]
+    assert all("resourceSpans" in json.loads(payload) for batch in batches for payload in batch.payloads)
+
+
+def test_an_entry_beyond_the_byte_limit_leaves_alone(worker: Worker) -> None:
+    worker.policy(batch_max_bytes=1)
+    worker.put(2)
+    assert [worker.must_claim().rows for _ in range(2)] == [1, 1]
+
+
+def test_a_lane_cuts_no_batch_beyond_the_live_ones_it_may_have(worker: Worker) -> None:
+    worker.policy(batch_max_rows=1, live_batches=2)
+    worker.put(3)
+    first = worker.must_claim()
+    worker.must_claim()
+    assert worker.claim() is None
+    worker.settle(first, DELIVERED)
+    assert worker.must_claim().rows == 1
+
+
+def test_lanes_do_not_see_each_other(worker: Worker) -> None:
+    worker.put(1)
+    assert worker.box.store.step(Lane.TRACES, [], want=True, look_due=True).batch is None
+
+
+def test_an_expired_lease_is_leased_again_under_its_key_and_counted(worker: Worker) -> None:
+    ids = worker.put(3)
+    lost = worker.must_claim()
+    worker.clock.advance(seconds=worker.box.store.policy.lease_seconds + 1)
+    again = worker.must_claim()
+    assert (again.id, again.members, list(again.payloads)) == (lost.id, lost.members, list(lost.payloads))
+    assert again.lease_token != lost.lease_token
+    assert (again.attempts, again.ambiguous) == (1, True)
+    assert worker.find(ids[0]).num_failed_send_attempts == 1
+
+
+def test_a_lease_further_ahead_than_any_lease_has_expired(worker: Worker) -> None:
+    """The database's clock was set back by a year."""
+    worker.put(1)
+    lost = worker.must_claim()
+    worker.run(update(BATCH).values(due_at=worker.clock.now() + 365 * 86_400 * 1_000_000))
+    assert worker.must_claim().id == lost.id
+
+
+def test_three_crashes_without_an_answer_halve_the_batch(worker: Worker) -> None:
+    ids = worker.put(4)
+    parent = worker.must_claim()
+    for _ in range(2):
+        worker.due_now()
+        assert worker.must_claim().id == parent.id
+    worker.due_now()
+    halves = [worker.must_claim(), worker.must_claim()]
+    assert worker.batch(parent.id).state == "superseded"
+    assert sorted(id for half in halves for id in worker.ids(half)) == sorted(ids)
+    assert [(half.rows, half.attempts, half.ambiguous) for half in halves] == [(2, 3, True)] * 2
+    assert {half.id for half in halves}.isdisjoint({parent.id})
+    assert {worker.batch(half.id).root_id for half in halves} == {parent.id}
+
+
+def test_an_answer_ends_the_count_of_crashes(worker: Worker) -> None:
+    worker.put(2)
+    batch = worker.must_claim()
+    for _ in range(2):
+        worker.due_now()
+        batch = worker.must_claim()
+    worker.settle(batch, UNAVAILABLE)
+    for _ in range(2):
+        worker.due_now()
+        assert worker.must_claim().id == batch.id
+    assert worker.batch(batch.id).state == "leased"
+
+
+def test_a_batch_of_one_is_never_halved(worker: Worker) -> None:
+    worker.put(1)
+    batch = worker.must_claim()
+    for attempt in range(1, 6):
+        worker.due_now()
+        again = worker.must_claim()
+        assert (again.id, again.attempts) == (batch.id, attempt)
+
+
+def test_a_settlement_and_the_next_claim_are_one_step(worker: Worker) -> None:
+    worker.policy(batch_max_rows=1)
+    ids = worker.put(2)
+    first = worker.must_claim()
+    version = worker.row.version
+    step = worker.box.store.step(worker.lane, [Settlement(first, DELIVERED)], want=True, look_due=False)
+    assert (step.settled.sent, step.batch is not None) == (1, True)
+    assert worker.row.version == version + 1
+    assert worker.statuses(ids) == [Status.SENT, Status.IN_FLIGHT]
+
+
+def test_a_settlement_survives_a_claim_that_is_lost(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = worker.put(1)
+    batch = worker.must_claim()
+    lost: list[Lane] = []
+
+    def lose(row: object, *_: object, **__: object) -> None:
+        lost.append(worker.lane)
+        raise LostClaim(worker.lane)
+
+    monkeypatch.setattr("outbox.store.store.claim", lose)
+    step = worker.box.store.step(worker.lane, [Settlement(batch, DELIVERED)], want=True, look_due=False)
+    assert lost, "the planted fault never fired"
+    assert (step.batch, step.settled.sent) == (None, 1)
+    assert worker.statuses(ids) == [Status.SENT]
+
+
+def test_an_idle_look_writes_nothing(box: Outbox, worker: Worker) -> None:
+    worker.put(1)
+    before = worker.row.version
+    assert box.store.outlook(worker.lane).ready
+    assert worker.row.version == before
+
+
+def test_the_outlook_tells_when_a_waiting_batch_is_due(worker: Worker) -> None:
+    worker.put(1)
+    batch = worker.must_claim()
+    worker.settle(batch, UNAVAILABLE)
+    outlook = worker.box.store.outlook(worker.lane)
+    assert not outlook.ready
+    assert outlook.next_seconds is not None
+    worker.clock.advance(seconds=outlook.next_seconds + 0.001)
+    assert worker.box.store.outlook(worker.lane).ready
+    assert worker.must_claim().id == batch.id
