@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from outbox.store.dialects import LONG_TEXT, SEQ, EntryId, now_us
-from outbox.store.dialects.view import entry_status_view
+from outbox.store.dialects.view import entry_status_view, storage_statements
 
 revision = "outbox_0001"
 down_revision = None
@@ -24,6 +24,8 @@ def upgrade() -> None:
     _create_batch()
     _create_hole()
     _create_lane()
+    for statement in storage_statements(op.get_context().dialect):
+        op.execute(statement)
     op.execute("DROP VIEW IF EXISTS outbox_entry_status")
     op.execute(entry_status_view(op.get_context().dialect, LANES))
 
@@ -140,7 +142,6 @@ def _create_lane() -> None:
             name="ck_outbox_lane_reason",
         ),
         if_not_exists=True,
-        postgresql_with={"fillfactor": "50"},
     )
     for lane in LANES:
         known = sa.exists().where(sa.column("lane") == lane).select_from(table)

@@ -148,5 +148,4 @@ LANE = Table(
         "(state = 'paused' OR next_probe_at IS NULL) AND (state = 'open' OR reason IS NOT NULL)",
         name="ck_outbox_lane_reason",
     ),
-    postgresql_with={"fillfactor": "50"},
 )

@@ -26,6 +26,7 @@ class Dialect:
     """One transaction writes at a time: numbers commit in order, so there are no holes."""
     purge_chunk: ClassVar[int] = 20_000
     """Rows deleted in one transaction."""
+    storage_statements: ClassVar[tuple[str, ...]] = ()
     missing_table_codes: ClassVar[tuple[Any, ...]] = ()
     lost_claim_codes: ClassVar[tuple[Any, ...]] = ()
 

@@ -14,6 +14,7 @@ from outbox.store.dialects.base import Dialect, Row
 class PostgreSQL(Dialect):
     name = "postgresql"
     sync_driver = "psycopg"
+    storage_statements = ("ALTER TABLE outbox_lane SET (fillfactor = 50)",)  # its row is updated all the time
     missing_table_codes = ("42P01",)
     lost_claim_codes = ("40001", "40P01", "55P03")
     copy_from_rows = 1000

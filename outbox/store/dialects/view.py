@@ -14,6 +14,11 @@ from outbox.store.dialects import dialect_named
 VIEW = "outbox_entry_status"
 
 
+def storage_statements(driver: DriverDialect) -> Sequence[str]:
+    """How the tables are laid out on disk, where the database behind ``driver`` lets one say so."""
+    return dialect_named(driver.name).storage_statements
+
+
 def entry_status_view(driver: DriverDialect, lanes: Sequence[str]) -> str:
     """The CREATE VIEW statement in the words of the database behind ``driver``."""
     dialect = dialect_named(driver.name)
