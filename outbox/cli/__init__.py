@@ -4,7 +4,8 @@
                  ├─ dispatch   worker, drain
                  ├─ inspect    migrate, status, show, audit, config show
                  ├─ dead       list, show, requeue, discard
-                 └─ simulate   beacon
+                 ├─ simulate   beacon
+                 └─ demo       the whole story on this machine
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 ok, 1 failure, 2 usage, 3 not found or work remains,
 4 licence refused, 6 schema out of date, 75 try again later, 130 interrupted.
@@ -19,7 +20,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from outbox.cli import dead, dispatch, enqueue, inspect, simulate
+from outbox.cli import dead, demo, dispatch, enqueue, inspect, simulate
 from outbox.cli.context import Globals
 from outbox.errors import OutboxError
 
@@ -33,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # would show the values of variables, a licence among them
     add_completion=False,
 )
-for _commands in (enqueue, dispatch, inspect, dead, simulate):
+for _commands in (enqueue, dispatch, inspect, dead, simulate, demo):
     _commands.register(app)
 
 

@@ -51,7 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._look = look
         super().__init__(*arguments)
 
-    def do_GET(self) -> None:  # noqa: N802 - the name that http.server calls
+    def do_GET(self) -> None:
         match self.path.partition("?")[0]:
             case "/livez":
                 self._answer(200, "ok\n")

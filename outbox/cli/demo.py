@@ -1,0 +1,32 @@
+"""``outbox demo``: the whole story on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from outbox.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(demo)
+
+
+def demo(
+    folder: Annotated[Path | None, typer.Option(help="Where to work; by default a new temporary folder.")] = None,
+    seconds: Annotated[float, typer.Option(min=3, max=60, help="How long the producers write.")] = 12.0,
+) -> None:
+    """Producers, an outage of beacon, a killed worker, recovery; ends with a table and a picture."""
+    try:
+        import matplotlib  # noqa: F401 - asked for first: the picture is drawn after the story
+
+        from outbox.demo import run
+    except ImportError as error:
+        raise ConfigError(f"the demo needs {error.name}; install beacon-outbox[demo]") from error
+    if folder is not None:
+        folder = folder.resolve()
+        if (folder / "outbox.db").exists():
+            raise ConfigError(f"{folder} holds the outbox of an earlier demo; name another --folder")
+    raise typer.Exit(run(folder, seconds=seconds))

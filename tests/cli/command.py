@@ -1,0 +1,88 @@
+"""The command line as a person has it: a process, its two streams and its exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from outbox.cli import main
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+_CONFIGURES = re.compile(r"OUTBOX_|BEACON_|LANGSMITH_|(HTTP|HTTPS|ALL|NO)_PROXY$|NO_COLOR$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+    def lines(self) -> list[Any]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+class Command:
+    """``outbox`` in an empty directory with the settings ``OUTBOX_*`` and nothing else."""
+
+    def __init__(self, directory: Path, **settings: str) -> None:
+        self.directory = directory
+        inherited = {name: value for name, value in os.environ.items() if not _CONFIGURES.match(name)}
+        self.env = {**inherited, **{f"OUTBOX_{name.upper()}": value for name, value in settings.items()}}
+
+    def __call__(self, *arguments: str | Path, stdin: bytes = b"") -> Done:
+        """Run in this process, which saves a second of imports each time; ``start`` is the real one."""
+        out, err = io.StringIO(), io.StringIO()
+        log = logging.getLogger("outbox")
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(self.directory)
+            patch.setattr(os, "environ", self.env)
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+            for name in ("handlers", "level", "propagate"):  # a command sets up its log; the test run has its own
+                patch.setattr(log, name, getattr(log, name))
+            patch.setattr(log, "handlers", [])
+            with pytest.raises(SystemExit) as exit:
+                main([str(each) for each in arguments])
+        return Done(int(exit.value.code or 0), out.getvalue(), err.getvalue())
+
+    def start(self, *arguments: str | Path) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self.line(*arguments),
+            cwd=self.directory,
+            env=self.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    @staticmethod
+    def line(*arguments: str | Path) -> list[str]:
+        return [sys.executable, "-m", "outbox", *map(str, arguments)]
+
+    def but(self, **settings: str) -> Command:
+        """The same with other settings."""
+        other = Command(self.directory)
+        other.env = self.env | {f"OUTBOX_{name.upper()}": value for name, value in settings.items()}
+        return other
+
+
+def usage_line(**changes: object) -> bytes:
+    """A usage row on one line."""
+    row = json.loads((EXAMPLES / "usage.json").read_text())["trace_transactions"][0]
+    del row["id"]
+    return json.dumps(row | changes).encode() + b"\n"

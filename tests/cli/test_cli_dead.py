@@ -1,0 +1,69 @@
+"""Dead letters: seen, counted, sent again, given up."""
+
+from __future__ import annotations
+
+from uuid import uuid4
+
+import pytest
+
+from outbox.simulator import Simulator
+from tests.cli.command import EXAMPLES, Command
+
+DEAD = "af28dfea-5358-463d-a2dc-37df1da72498"
+
+
+@pytest.fixture
+def buried(outbox: Command, beacon: Simulator) -> Command:
+    """One usage row of five traces, dead."""
+    beacon.faults.refuse_ids = {DEAD}
+    outbox("enqueue", "usage", EXAMPLES / "usage.json")
+    assert outbox("drain", "--timeout", "20").code == 0
+    assert beacon.faults.fired["refuse_ids"] >= 1
+    beacon.faults.refuse_ids = set()
+    return outbox
+
+
+def test_a_dead_entry_is_listed_and_shown(buried: Command) -> None:
+    [letter] = buried("dead", "list", "--output", "json").json()
+    assert (letter["id"], letter["lane"], letter["trace_count"]) == (DEAD, "usage", 5)
+    assert buried("dead", "show", DEAD, "--output", "json").json()["status"] == "dead"
+    assert buried("dead", "show", str(uuid4())).code == 3
+    assert DEAD in buried("dead", "list").out
+
+
+def test_a_dry_run_counts_and_changes_nothing(buried: Command) -> None:
+    report = buried("dead", "requeue", "--dry-run", "--output", "json").json()
+    assert (report["changed"], report["before"]) == (0, report["after"])
+    assert report["before"]["usage"] == {"entries": 1, "trace_count": 5}
+    assert buried("status", "--output", "json").json()["lanes"]["usage"]["dead"] == 1
+
+
+def test_what_is_requeued_is_sent(buried: Command, beacon: Simulator) -> None:
+    report = buried("dead", "requeue", "--id", DEAD, "--yes", "--output", "json").json()
+    assert report["changed"] == 1
+    assert report["before"]["usage"] == {"entries": 1, "trace_count": 5}
+    assert report["after"]["usage"] == {"entries": 0, "trace_count": 0}
+    assert buried("drain", "--timeout", "20").code == 0
+    assert beacon.received.ids("usage") == {DEAD: 1}
+
+
+def test_what_is_discarded_is_gone_from_the_list(buried: Command) -> None:
+    done = buried("dead", "discard", "--lane", "usage")  # nobody at a terminal: nothing is asked
+    assert done.code == 0, done.err
+    assert "discard: 1 entries" in done.err
+    assert buried("dead", "list", "--output", "json").json() == []
+    assert buried("drain").code == 0
+
+
+def test_a_selection_by_time_and_lane_holds(buried: Command) -> None:
+    def listed(*selection: str) -> int:
+        return len(buried("dead", "list", *selection, "--output", "jsonl").lines())
+
+    assert listed("--since", "2025-01-06T10:00:00Z") == 1
+    assert listed("--until", "2025-01-06T10:00:00Z") == 0
+    assert listed("--lane", "metrics") == 0
+
+
+def test_requeueing_an_id_that_is_not_dead_is_3(buried: Command) -> None:
+    done = buried("dead", "requeue", "--id", str(uuid4()))
+    assert (done.code, done.out) == (3, "")

@@ -1,0 +1,93 @@
+"""What the reading commands show, and in which form."""
+
+from __future__ import annotations
+
+from tests.cli.command import EXAMPLES, Command
+
+ENTRY = "af28dfea-5358-463d-a2dc-37df1da72498"
+PROMISED = {
+    *("state", "reason", "pending", "in_flight", "waiting", "sent", "dead", "shed"),
+    *("oldest_pending_seconds", "failed_attempts", "senders"),
+}
+
+
+def test_status_has_the_promised_keys(outbox: Command) -> None:
+    status = outbox("status", "--output", "json").json()
+    assert status.keys() == {"lanes", "license", "schema"}
+    assert status["lanes"].keys() == {"usage", "metrics", "traces", "logs"}
+    assert all(lane.keys() >= PROMISED for lane in status["lanes"].values())
+    assert status["license"] == {"present": True, "offline": False}
+    assert status["schema"]["current"] == status["schema"]["head"]
+
+
+def test_a_document_as_jsonl_is_one_line(outbox: Command) -> None:
+    assert outbox("status", "--output", "jsonl").lines() == [outbox("status", "--output", "json").json()]
+
+
+def test_a_table_off_a_terminal_is_plain(outbox: Command) -> None:
+    done = outbox("status")
+    head, *lanes = done.out.splitlines()
+    assert head.split()[:3] == ["lane", "state", "pending"]
+    assert [line.split()[:2] for line in lanes] == [[lane, "open"] for lane in ("usage", "metrics", "traces", "logs")]
+    assert done.out.isascii()
+
+
+def test_an_entry_is_shown_with_its_payload_as_a_document(outbox: Command) -> None:
+    outbox("enqueue", "usage", EXAMPLES / "usage.json")
+    pending = outbox("show", ENTRY, "--output", "json").json()
+    assert (pending["id"], pending["status"], pending["batch_id"]) == (ENTRY, "pending", None)
+    assert pending["payload"]["trace_count"] == 5
+    assert outbox("drain").code == 0
+    sent = outbox("show", ENTRY, "--output", "json").json()
+    assert sent["status"] == "sent"
+    assert sent["batch_id"]
+    assert sent["receipt"]["verdict"] == "delivered"
+
+
+def test_settings_are_shown_with_their_source_and_without_secrets(outbox: Command) -> None:
+    done = outbox("--database-url", "sqlite:///other.db", "config", "show", "--output", "json")
+    rows = {row["env"]: row for row in done.json()}
+    assert rows["OUTBOX_DATABASE_URL"]["source"] == "argument"
+    assert rows["OUTBOX_LICENSE_KEY"] == {
+        "name": "license_key",
+        "env": "OUTBOX_LICENSE_KEY",
+        "value": "(set)",
+        "source": "environment OUTBOX_LICENSE_KEY",
+    }
+    assert outbox.env["OUTBOX_LICENSE_KEY"] not in done.out
+
+
+def test_a_configuration_file_is_read_where_it_is_named(unmigrated: Command) -> None:
+    path = unmigrated.directory / "mine.toml"
+    path.write_text("batch_max_rows = 7\n")
+    rows = unmigrated("--config", path, "config", "show", "--output", "jsonl").lines()
+    [row] = [row for row in rows if row["name"] == "batch_max_rows"]
+    assert (row["value"], row["source"]) == ("7", str(path))
+
+
+def test_an_audit_of_a_sound_ledger_finds_nothing(outbox: Command) -> None:
+    outbox("enqueue", "usage", EXAMPLES / "usage.json")
+    done = outbox("audit", "--output", "json")
+    assert done.code == 0
+    assert [report["lane"] for report in done.json()] == ["usage", "metrics", "traces", "logs"]
+    assert all(report["problem"] is None and report["strays"] == 0 for report in done.json())
+
+
+def test_the_sql_of_a_migration_is_printed_and_not_run(unmigrated: Command) -> None:
+    done = unmigrated("migrate", "--sql")
+    assert done.code == 0, done.err
+    assert "CREATE TABLE IF NOT EXISTS outbox_usage" in done.out
+    assert unmigrated("status").code == 6
+
+
+def test_migrating_down_removes_the_tables(outbox: Command) -> None:
+    assert outbox("migrate", "--revision", "base").code == 0
+    assert outbox("status").code == 6
+    assert outbox("migrate").code == 0
+    assert outbox("status").code == 0
+
+
+def test_help_names_every_command(unmigrated: Command) -> None:
+    shown = unmigrated("--help").out
+    for command in ("migrate", "enqueue", "drain", "worker", "status", "show", "dead", "audit", "config", "beacon"):
+        assert f"  {command} " in shown

@@ -1,0 +1,74 @@
+"""The worker and the simulator as processes."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+
+from outbox.simulator import Simulator
+from tests.cli.command import EXAMPLES, Command
+
+
+@contextmanager
+def running(command: Command, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The process; killed if the test did not stop it."""
+    with command.start(*arguments) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[bytes], pattern: str) -> re.Match[str]:
+    """The first line of stderr that matches; its end is an error."""
+    assert process.stderr is not None
+    seen = []
+    for line in process.stderr:
+        seen.append(line.decode())
+        if match := re.search(pattern, seen[-1]):
+            return match
+    raise AssertionError(f"no {pattern!r} in {seen}")
+
+
+def test_a_worker_sends_answers_probes_and_ends_at_sigterm(outbox: Command, beacon: Simulator) -> None:
+    outbox("enqueue", "usage", EXAMPLES / "usage.json")
+    arguments = ("worker", "--log-format", "json", "--health-port", "0", "--health-host", "127.0.0.1")
+    with running(outbox, *arguments) as process, httpx.Client(trust_env=False) as client:
+        line = read_until(process, "health on port")
+        health = f"http://127.0.0.1:{json.loads(line.string)['message'].split()[-1]}"
+        beacon.wait_for("usage", 1, timeout=20)
+        assert client.get(f"{health}/livez").status_code == 200
+        assert client.get(f"{health}/readyz").status_code == 200
+        assert client.get(f"{health}/nothing").status_code == 404
+        assert 'outbox_pending{lane="usage"} 0' in client.get(f"{health}/metrics").text
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (0, b"")
+    assert json.loads(err.splitlines()[-1])["message"] == "stopped"
+    assert beacon.license.encode() not in err
+    assert outbox("status", "--output", "json").json()["lanes"]["usage"]["sent"] == 1
+
+
+def test_a_worker_that_may_not_send_says_so(outbox: Command) -> None:
+    done = outbox.but(offline="true")("worker")
+    assert done.code == 2
+    assert "OUTBOX_OFFLINE" in done.err
+
+
+def test_the_simulator_serves_and_counts(outbox: Command) -> None:
+    outbox("enqueue", "usage", EXAMPLES / "usage.json")
+    with running(outbox, "beacon", "--fail", "503") as process:
+        url = read_until(process, r"beacon simulator on (\S+)")[1]
+        assert outbox.but(beacon_url=url)("drain", "--timeout", "20").code == 0
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=20)
+    counts = json.loads(out)
+    assert process.returncode == 0
+    assert counts["usage"]["unique"] == 1
+    assert counts["fired"] == {"statuses": 1}
