@@ -135,7 +135,10 @@ def _create_lane() -> None:
         sa.Column("shed", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("failed_attempts", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("strays", sa.BigInteger, nullable=False, server_default="0"),
-        sa.CheckConstraint("floor <= cursor AND folded_version <= version", name="ck_outbox_lane_order"),
+        sa.CheckConstraint(  # not as text: "cursor" is a reserved word of MariaDB, the dialect quotes it
+            sa.and_(sa.column("floor") <= sa.column("cursor"), sa.column("folded_version") <= sa.column("version")),
+            name="ck_outbox_lane_order",
+        ),
         sa.CheckConstraint("state IN ('open', 'paused', 'off')", name="ck_outbox_lane_state"),
         sa.CheckConstraint(
             "(state = 'paused' OR next_probe_at IS NULL) AND (state = 'open' OR reason IS NOT NULL)",

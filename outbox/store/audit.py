@@ -239,6 +239,11 @@ def give_up_missing(lane: LockedLane, lo: int, hi: int, report: AuditReport) -> 
                 "entries": runs.count(left),
             }
             holes.record_forgotten(lane, gone)
-        else:
-            values = ended(lane, Ending.DISCARDED) | {"due_at": lane.now, "last_error": "rows were gone from the log"}
+        else:  # no row is left to delete: it is purged already
+            values = ended(lane, Ending.DISCARDED) | {
+                "purged_at": lane.now,
+                "last_error": "rows were gone from the log",
+            }
+        if batch.verdict == Ending.REFUSED and batch.settled_version <= lane.folded_version:
+            add_to_totals(lane, dead=-runs.count(gone))
         lane.connection.execute(update(BATCH).where(BATCH.c.id == batch.id).values(values))

@@ -86,7 +86,7 @@ def _due_query(lane: LockedLane, policy: Policy, probe: bool) -> Select[Any]:
 
 def _lease_again(lane: LockedLane, policy: Policy, row: Row[Any]) -> Batch:
     """The same members under the same key and a new token. An expired lease counts as an attempt."""
-    crashed = row.state == BatchState.LEASED
+    crashed: bool = row.state == BatchState.LEASED
     token = uuid4()
     deadline = lease_deadline(policy)
     members = runs.decode(row.members)
@@ -98,9 +98,9 @@ def _lease_again(lane: LockedLane, policy: Policy, row: Row[Any]) -> Batch:
             state=BatchState.LEASED,
             lease_token=token,
             due_at=lane.now + policy.lease_us,
-            attempts=BATCH.c.attempts + crashed,
-            crash_count=BATCH.c.crash_count + crashed,
-            ambiguous=or_(BATCH.c.ambiguous, crashed) if crashed else BATCH.c.ambiguous,
+            attempts=row.attempts + crashed,
+            crash_count=row.crash_count + crashed,
+            ambiguous=bool(row.ambiguous) or crashed,
         )
     )
     return Batch(

@@ -26,6 +26,8 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    and_,
+    column,
     false,
 )
 
@@ -142,7 +144,11 @@ LANE = Table(
     Column("shed", BigInteger, nullable=False, server_default="0"),
     Column("failed_attempts", BigInteger, nullable=False, server_default="0"),
     Column("strays", BigInteger, nullable=False, server_default="0"),
-    CheckConstraint("floor <= cursor AND folded_version <= version", name="ck_outbox_lane_order"),
+    # Columns, not text: CURSOR is a reserved word of MySQL and MariaDB and must be quoted there.
+    CheckConstraint(
+        and_(column("floor") <= column("cursor"), column("folded_version") <= column("version")),
+        name="ck_outbox_lane_order",
+    ),
     CheckConstraint(_one_of("state", ("open", "paused", "off")), name="ck_outbox_lane_state"),
     CheckConstraint(
         "(state = 'paused' OR next_probe_at IS NULL) AND (state = 'open' OR reason IS NOT NULL)",

@@ -37,19 +37,22 @@ class PostgreSQL(Dialect):
             marks = ("$1", "$2", "$3")
         else:
             marks = ("%s", "%s", "%s")
-        # NOT EXISTS before ON CONFLICT: a duplicate that is already there must not burn a number.
+        # NOT EXISTS before ON CONFLICT: a duplicate that is already there must not burn a number. Its join returns
+        # rows in any order, and numbers follow the order of the messages.
         sql = (
             f"INSERT INTO {table} (id, payload, size) SELECT m.id, m.payload, m.size"  # noqa: S608 - our names
-            f" FROM unnest({marks[0]}::uuid[], {marks[1]}::text[], {marks[2]}::int[]) AS m (id, payload, size)"
-            f" WHERE NOT EXISTS (SELECT 1 FROM {table} e WHERE e.id = m.id) ON CONFLICT (id) DO NOTHING"
+            f" FROM unnest({marks[0]}::uuid[], {marks[1]}::text[], {marks[2]}::int[])"
+            f" WITH ORDINALITY AS m (id, payload, size, n) WHERE NOT EXISTS (SELECT 1 FROM {table} e WHERE e.id = m.id)"
+            " ORDER BY m.n ON CONFLICT (id) DO NOTHING"
         )
         columns = ([id for id, _ in rows], [p for _, p in rows], [len(p) for _, p in rows])
         return connection.exec_driver_sql(sql, columns).rowcount
 
     @staticmethod
     def _copy(connection: Connection, table: str, rows: Sequence[Row]) -> bool:
-        """COPY on the caller's own connection. False, and nothing written, when an id is already there."""
-        from psycopg.errors import UniqueViolation
+        """COPY on the caller's own connection. False, and nothing written, when it fails: an id is already there,
+        or something that the INSERT tried next reports as SQLAlchemy's error, which the driver's own is not."""
+        from psycopg import Error
 
         connection.exec_driver_sql("SAVEPOINT outbox_copy")
         driver: Any = connection.connection.driver_connection
@@ -60,7 +63,7 @@ class PostgreSQL(Dialect):
             ):
                 # Payloads are ASCII JSON without control characters: only the backslash is special to COPY.
                 copy.write("".join([f"{id}\t{p.replace(chr(92), chr(92) * 2)}\t{len(p)}\n" for id, p in rows]))
-        except UniqueViolation:
+        except Error:
             connection.exec_driver_sql("ROLLBACK TO SAVEPOINT outbox_copy")
             return False
         connection.exec_driver_sql("RELEASE SAVEPOINT outbox_copy")

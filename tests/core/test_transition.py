@@ -1,0 +1,74 @@
+"""What becomes of a leased batch: every verdict, by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outbox.core.receipt import Receipt, Verdict
+from outbox.core.transition import Move, Transition, decide
+
+COUNTED = {Verdict.REFUSED, Verdict.UNAVAILABLE, Verdict.AMBIGUOUS}
+
+
+def decided(verdict: Verdict, **changes: Any) -> Transition:
+    receipt = Receipt(
+        verdict, counted=verdict in COUNTED, reason="so", retry_after_seconds=changes.pop("retry_after", None)
+    )
+    known: dict[str, Any] = {
+        "attempts": 2,
+        "entries": 5,
+        "ambiguous": False,
+        "attempts_limit": None,
+        "backoff_base": 1.0,
+        "backoff_max": 300.0,
+        "draw": 1.0,
+    }
+    return decide(receipt, **(known | changes))
+
+
+@pytest.mark.parametrize(
+    ("verdict", "entries", "expected"),
+    [
+        (Verdict.DELIVERED, 5, Transition(Move.DELIVER, 2, False)),
+        (Verdict.REFUSED, 5, Transition(Move.HALVE, 2, False)),
+        (Verdict.REFUSED, 1, Transition(Move.BURY, 3, False)),
+        (Verdict.TOO_LARGE, 5, Transition(Move.HALVE, 2, False)),
+        (Verdict.TOO_LARGE, 1, Transition(Move.BURY, 3, False)),
+        (Verdict.UNAVAILABLE, 5, Transition(Move.RETRY, 3, False, 4.0)),
+        (Verdict.AMBIGUOUS, 5, Transition(Move.RETRY, 3, True, 4.0)),
+        (Verdict.MISCONFIGURED, 5, Transition(Move.RETRY, 2, False, 2.0)),
+        (Verdict.UNAUTHORIZED, 5, Transition(Move.RETRY, 2, False, 2.0)),
+        (Verdict.INTERRUPTED, 5, Transition(Move.RETRY, 2, False)),
+    ],
+)
+def test_a_verdict_has_one_outcome(verdict: Verdict, entries: int, expected: Transition) -> None:
+    assert decided(verdict, entries=entries) == expected
+
+
+def test_a_longer_retry_after_wins_over_the_backoff_and_a_shorter_one_does_not() -> None:
+    assert decided(Verdict.UNAVAILABLE, retry_after=120.0).wait_seconds == 120
+    assert decided(Verdict.UNAVAILABLE, retry_after=1.0).wait_seconds == 4
+
+
+def test_the_limit_of_attempts_buries_the_batch_that_reaches_it() -> None:
+    assert decided(Verdict.UNAVAILABLE, attempts_limit=4).move is Move.RETRY
+    assert decided(Verdict.UNAVAILABLE, attempts_limit=3) == Transition(Move.BURY, 3, False)
+
+
+def test_what_is_not_counted_never_buries() -> None:
+    assert decided(Verdict.MISCONFIGURED, attempts_limit=1).move is Move.RETRY
+    assert decided(Verdict.INTERRUPTED, attempts_limit=1).move is Move.RETRY
+
+
+@given(st.sampled_from(Verdict), st.integers(0, 50), st.integers(1, 50), st.booleans(), st.floats(0, 1))
+def test_attempts_grow_by_one_at_most_and_a_lost_answer_is_never_forgotten(
+    verdict: Verdict, attempts: int, entries: int, ambiguous: bool, draw: float
+) -> None:
+    made = decided(verdict, attempts=attempts, entries=entries, ambiguous=ambiguous, draw=draw)
+    assert made.attempts - attempts in (0, 1)
+    assert made.ambiguous >= ambiguous
+    assert made.move is not Move.HALVE or entries > 1

@@ -1,0 +1,64 @@
+"""A producer, a worker or a migration as a process of its own, for tests that start several or kill them.
+
+Run as a script with the name of a function below; settings come from the environment, as for any host.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import IO, Any
+
+from sqlalchemy import create_engine
+from sqlalchemy.orm import Session
+
+from outbox import BeaconTransport, Outbox, Settings, Worker
+
+
+def produce() -> None:
+    """Commit a few entries again and again until killed; print their ids, one a line, once they are committed."""
+    from tests.support.intervals import intervals
+
+    box = Outbox()
+    engine = create_engine(box.settings.database_url)
+    pause = threading.Event()
+    while True:
+        messages = intervals(random.randint(1, 20))
+        with Session(engine) as session, session.begin():
+            ids = box.enqueue(session, *messages)
+        print("".join(f"{id}\n" for id in ids), end="", flush=True)
+        pause.wait(0.01)
+
+
+def work() -> None:
+    """Deliver until SIGTERM."""
+    settings = Settings()
+    with BeaconTransport(settings) as transport, Outbox(settings=settings) as box:
+        worker = Worker(box, transport)
+        print("ready", flush=True)
+        worker.run()
+
+
+def migrate() -> None:
+    with Outbox() as box:
+        box.migrate()
+
+
+def start(what: str, out: IO[bytes], **settings: Any) -> subprocess.Popen[bytes]:
+    """The process that runs ``what``; its standard output goes to the file ``out``."""
+    environment = {f"OUTBOX_{name.upper()}": str(value) for name, value in settings.items()}
+    root = str(Path(__file__).parents[2])
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.killable", what],
+        stdout=out,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": root, **environment},
+    )
+
+
+if __name__ == "__main__":
+    {"produce": produce, "work": work, "migrate": migrate}[sys.argv[1]]()
