@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "outbox"
 
-ROOMS = {"airgap", "dashboard", "metering", "otel", "simulator", "testing"}
+ROOMS = {"airgap", "dashboard", "demo", "metering", "otel", "simulator", "testing"}
 """Rooms at the edge: they may use everything, nothing but the outermost layers and each other uses them."""
 
 MAY_IMPORT: dict[str, set[str]] = {

@@ -1,0 +1,137 @@
+"""One tick of the dispatcher against a beacon on a real port."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from outbox import BeaconTransport, Dispatcher, DispatchReport, Outbox, Settings
+from outbox.simulator import Simulator
+from tests.support import ledger
+from tests.support.databases import Database
+from tests.support.intervals import interval, intervals
+from tests.support.waiting import wait_until
+
+New = Callable[..., tuple[Outbox, Dispatcher]]
+
+
+@pytest.fixture
+def new(database: Database, engine: Engine, beacon: Simulator) -> Iterator[New]:
+    """A migrated outbox and its dispatcher, with retries that a test can wait for."""
+    with ExitStack() as stack:
+
+        def make(**settings: Any) -> tuple[Outbox, Dispatcher]:
+            quick = {"backoff_base": 0.01, "backoff_max": 0.05, **settings}
+            box = Outbox(database.url, settings=Settings(beacon_url=beacon.url, license_key=beacon.license, **quick))
+            stack.enter_context(box)
+            box.migrate()
+            stack.callback(ledger.check, engine)
+            dispatcher = Dispatcher(box, stack.enter_context(BeaconTransport(box.settings)))
+            stack.callback(dispatcher.close)
+            return box, dispatcher
+
+        yield make
+
+
+def keys(beacon: Simulator) -> list[str]:
+    return [request.headers["idempotency-key"] for request in beacon.received.bodies("usage")]
+
+
+def test_a_tick_tells_what_it_sent(new: New, beacon: Simulator) -> None:
+    box, dispatcher = new()
+    ids = box.put(*intervals(5))
+    assert dispatcher.run_once() == DispatchReport(sent=5, batches=1)
+    assert dispatcher.run_once() == DispatchReport()
+    assert beacon.received.ids() == {str(id): 1 for id in ids}
+
+
+def test_a_tick_that_reached_its_bound_says_that_there_is_more(new: New) -> None:
+    box, dispatcher = new(max_senders=1, batch_max_rows=2)
+    box.put(*intervals(5))
+    reports = [dispatcher.run_once() for _ in range(3)]
+    assert [(report.sent, report.more) for report in reports] == [(2, True), (2, True), (1, False)]
+
+
+def test_an_attempt_that_fails_is_counted_and_told_to_beacon(new: New, beacon: Simulator) -> None:
+    box, dispatcher = new()
+    (id,) = box.put(interval())
+    beacon.fail(503)
+    report = dispatcher.run_once()
+    assert (report.sent, report.failed, report.dead) == (0, 1, 0)
+    wait_until(lambda: dispatcher.run_once().sent)
+    first, second = beacon.received.bodies("usage")
+    rows = [json.loads(request.body)["trace_transactions"][0] for request in (first, second)]
+    assert [row["num_failed_send_attempts"] for row in rows] == [0, 1]
+    view = box.find(id)
+    assert view is not None
+    assert (view.status, view.num_failed_send_attempts) == ("sent", 1)
+
+
+def test_a_refused_entry_dies_alone(new: New, beacon: Simulator) -> None:
+    box, dispatcher = new()
+    bad, *good = box.put(*intervals(8))
+    beacon.faults.refuse_ids = {str(bad)}
+    total = DispatchReport()
+
+    def settled() -> bool:
+        nonlocal total
+        total += dispatcher.run_once()
+        return total.sent + total.dead == 8
+
+    wait_until(settled)
+    assert (total.sent, total.dead) == (7, 1)
+    assert beacon.received.ids() == {str(id): 1 for id in good}
+    assert beacon.faults.fired["refuse_ids"]
+    view = box.find(bad)
+    assert view is not None
+    assert view.status == "dead"
+
+
+def test_a_lost_answer_is_asked_for_again_under_the_same_key(new: New, beacon: Simulator) -> None:
+    box, dispatcher = new()
+    ids = box.put(*intervals(3))
+    beacon.faults.lose_answers = 1
+    dispatcher.run_once()
+    assert beacon.faults.fired["lose_answers"] == 1
+    wait_until(lambda: box.status().lanes["usage"].sent == 3 or dispatcher.run_once().sent)
+    later = box.put(*intervals(3))
+    dispatcher.run_once()
+    assert beacon.received.ids() == {str(id): 2 for id in ids} | {str(id): 1 for id in later}
+    first, again, other = keys(beacon)
+    assert first == again != other
+    assert beacon.received.counts()["usage"]["conflicting_keys"] == 0
+
+
+def test_a_refused_token_is_verified_again_once(new: New, beacon: Simulator) -> None:
+    box, dispatcher = new()
+    box.put(interval())
+    dispatcher.run_once()
+    beacon.revoke_tokens()
+    (id,) = box.put(interval())
+    report = dispatcher.run_once()
+    counts = beacon.received.counts()
+    assert report.sent == 1
+    assert counts["usage"]["statuses"].get("401") == 1
+    assert counts["verify"]["accepted"] == 2
+    view = box.find(id)
+    assert view is not None
+    assert view.num_failed_send_attempts == 0
+
+
+def test_a_refused_licence_pauses_the_lane_and_costs_no_attempt(new: New, beacon: Simulator) -> None:
+    box, dispatcher = new()
+    (id,) = box.put(interval())
+    beacon.faults.refuse_license = True
+    report = dispatcher.run_once()
+    assert beacon.faults.fired["refuse_license"]
+    assert (report.sent, report.failed, report.dead) == (0, 0, 0)
+    assert box.status().lanes["usage"].state == "paused"
+    beacon.faults.refuse_license = False
+    wait_until(lambda: dispatcher.run_once().sent)
+    assert beacon.received.attempts(str(id)) == 0
+    assert box.status().lanes["usage"].state == "open"

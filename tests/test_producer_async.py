@@ -1,0 +1,88 @@
+"""An async host: the same promises through every async driver."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from sqlalchemy import Engine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+
+from outbox import Outbox
+from outbox.simulator import Simulator
+from outbox.testing import drain
+from tests.support.databases import Database
+from tests.support.intervals import interval, intervals
+
+
+def on_each_driver(database: Database, use: Callable[[AsyncEngine], Awaitable[None]]) -> None:
+    async def on(url: str) -> None:
+        engine = create_async_engine(url)
+        try:
+            await use(engine)
+        finally:
+            await engine.dispose()
+
+    assert database.async_urls
+    for _, url in database.async_urls:
+        asyncio.run(on(url))
+
+
+def test_an_async_session_delivers_what_it_commits_and_nothing_else(
+    box: Outbox, database: Database, beacon: Simulator
+) -> None:
+    committed: list[str] = []
+
+    async def use(engine: AsyncEngine) -> None:
+        async with AsyncSession(engine) as session:
+            await box.enqueue_async(session, interval())
+            await session.rollback()
+        async with AsyncSession(engine) as session, session.begin():
+            committed.extend(map(str, await box.enqueue_async(session, *intervals(2))))
+            savepoint = await session.begin_nested()
+            await box.enqueue_async(session, interval())
+            await savepoint.rollback()
+
+    on_each_driver(database, use)
+    drain(box, beacon)
+    assert beacon.received.ids() == dict.fromkeys(committed, 1)
+
+
+def test_an_async_connection_delivers_what_it_commits_and_nothing_else(
+    box: Outbox, database: Database, beacon: Simulator
+) -> None:
+    committed: list[str] = []
+
+    async def use(engine: AsyncEngine) -> None:
+        async with engine.connect() as connection:
+            await box.enqueue_async(connection, interval())
+            await connection.rollback()
+        async with engine.begin() as connection:
+            committed.extend(map(str, await box.enqueue_async(connection, interval())))
+
+    on_each_driver(database, use)
+    drain(box, beacon)
+    assert beacon.received.ids() == dict.fromkeys(committed, 1)
+
+
+def test_an_async_bulk_counts_its_duplicates(box: Outbox, database: Database, beacon: Simulator) -> None:
+    committed: set[str] = set()
+
+    async def use(engine: AsyncEngine) -> None:
+        messages = intervals(1500)
+        async with AsyncSession(engine) as session, session.begin():
+            await box.enqueue_async(session, *messages[:5])
+        async with AsyncSession(engine) as session, session.begin():
+            result = await box.enqueue_many_async(session, messages)
+        assert (len(result), result.duplicates) == (1500, 5)
+        committed.update(map(str, result))
+
+    on_each_driver(database, use)
+    drain(box, beacon, timeout=30)
+    assert beacon.received.ids() == dict.fromkeys(committed, 1)
+
+
+def test_put_async_is_durable_when_it_returns(box: Outbox, engine: Engine, beacon: Simulator) -> None:
+    ids = asyncio.run(box.put_async(*intervals(2)))
+    drain(box, beacon)
+    assert beacon.received.ids() == {str(id): 1 for id in ids}
