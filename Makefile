@@ -33,8 +33,8 @@ test-lowest: $(LOWEST)/.ready
 	$(LOWEST)/bin/pytest -n $(WORKERS) --dist worksteal --durations=10 --ignore=tests/project $(ARGS)
 
 lint: $(VENV)/.ready
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff check --extend-exclude $(LOWEST) .
+	$(BIN)/ruff format --check --extend-exclude $(LOWEST) .
 	$(BIN)/mypy --strict outbox
 
 bench: $(VENV)/.ready

@@ -70,7 +70,7 @@ def children(folder: Path, settings: dict[str, Any]) -> Iterator[list[Child]]:
             child.kill()
 
 
-@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 @pytest.mark.timeout(60 + 6 * KILLS)
 def test_what_was_committed_arrives_whoever_is_killed(
     box: Outbox, database: Database, engine: Engine, beacon: Simulator, tmp_path: Path
