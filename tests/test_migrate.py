@@ -6,6 +6,7 @@ import sqlite3
 import textwrap
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
@@ -48,7 +49,17 @@ def test_the_tables_of_the_code_are_the_migrated_ones(box: Outbox, engine: Engin
 
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"include_object": ours, "compare_type": True})
-        assert compare_metadata(context, metadata) == []
+        assert [change for change in _flat(compare_metadata(context, metadata)) if not _of_identity(change)] == []
+
+
+def _flat(changes: list[Any]) -> list[Any]:
+    """Changes of one column come as a list of their own."""
+    return [each for change in changes for each in (change if isinstance(change, list) else [change])]
+
+
+def _of_identity(change: tuple[Any, ...]) -> bool:
+    """Older Alembic takes an identity, which SQLite and MariaDB have under another name, for a default."""
+    return change[0] == "modify_default" and change[3] == "seq"
 
 
 def test_down_to_base_leaves_no_table_and_up_again_works(box: Outbox, engine: Engine) -> None:
