@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ Row = tuple[UUID, str]
 """An entry to insert: id, payload (ASCII JSON text, so its length in characters is its size in bytes)."""
 
 
-class Dialect:
+class Dialect(ABC):
     """What holds for most databases."""
 
     name: ClassVar[str]
@@ -34,13 +35,13 @@ class Dialect:
         """The URL that the worker's synchronous engine uses, whatever driver the host chose."""
         return url.set(drivername=f"{self.name}+{self.sync_driver}")
 
-    def check_url(self, url: URL) -> None:
+    def check_url(self, url: URL) -> None:  # noqa: B027 - only a file needs it
         """Raise ``ConfigError`` for a URL that cannot hold an outbox."""
 
-    def create_store(self, url: URL) -> None:
+    def create_store(self, url: URL) -> None:  # noqa: B027 - only a file needs it
         """Make what must exist before the first connection. Raises ``DatabaseUnavailable``."""
 
-    def require_store(self, url: URL) -> None:
+    def require_store(self, url: URL) -> None:  # noqa: B027 - only a file needs it
         """Called before each connection. Raises ``SchemaOutOfDate`` when connecting would invent an empty store."""
 
     def prepare(self, driver_connection: Any, *, synchronous: str) -> None:
@@ -58,21 +59,21 @@ class Dialect:
         """Statements for each new connection of ours."""
         return ()
 
+    @abstractmethod
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         """Insert the rows whose id is not there yet, on the caller's connection; how many were."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sequence_position(self, connection: Connection, table: str) -> int:
         """The highest number handed out so far, committed or not; 0 when none was."""
-        raise NotImplementedError
 
+    @abstractmethod
     def advance_sequence(self, connection: Connection, table: str, beyond: int) -> None:
         """Make the next number larger than ``beyond``."""
-        raise NotImplementedError
 
+    @abstractmethod
     def advance_sequence_sql(self, table: str, beyond: int) -> str:
         """The statement that an operator types to do the same."""
-        raise NotImplementedError
 
     def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
         """Transactions that may still fill a hole in the log. None: the database cannot tell, go by age."""
@@ -83,13 +84,13 @@ class Dialect:
         """Held around an upgrade, so that several processes may start at once."""
         yield
 
+    @abstractmethod
     def readable_time(self, column: str) -> str:
         """SQL that shows ``column`` (µs since the epoch) as a UTC timestamp."""
-        raise NotImplementedError
 
+    @abstractmethod
     def member_of(self, seq: str, members: str) -> str:
         """SQL condition: number ``seq`` is in the runs of ``members``. For people at a SQL prompt only."""
-        raise NotImplementedError
 
     def error_code(self, error: DBAPIError) -> Any:
         return getattr(error.orig, "sqlstate", None)
