@@ -28,7 +28,7 @@ from outbox.store.dialects import dialect_of
 from outbox.store.ledger import Clock
 from outbox.store.operate import Window
 from outbox.store.store import Store
-from outbox.store.wake import Wake
+from outbox.store.wake import Announcer, Wake
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 10_000
 """Rows of one statement of ``enqueue_many``."""
+
+# Which dead letters: bounds that all hold; None is no bound.
+Ids = Iterable[UUID | str] | None
+AnyLane = Lane | str | None
+Time = datetime | None
 
 
 class EnqueueResult(list[UUID]):
@@ -65,7 +70,8 @@ class Outbox:
             synchronous=self.settings.sqlite_synchronous,
         )
         self.store = Store(database, _policy(self.settings), clock)
-        self.wake = Wake()
+        self._announcer = Announcer(database) if self.settings.notify and database.dialect.announces else None
+        self.wake = Wake(self._announcer)
 
     def __repr__(self) -> str:
         return f"<Outbox {self.store.database.safe_url}>"
@@ -85,6 +91,8 @@ class Outbox:
 
     def close(self) -> None:
         """Close the outbox's own connections; the host's are the host's."""
+        if self._announcer is not None:
+            self._announcer.close()
         self.store.close()
 
     # --- schema ------------------------------------------------------------------------------------------
@@ -183,13 +191,7 @@ class Outbox:
 
     # --- dead letters ------------------------------------------------------------------------------------
 
-    def requeue(
-        self,
-        ids: Iterable[UUID | str] | None = None,
-        lane: Lane | str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-    ) -> int:
+    def requeue(self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None) -> int:
         """Dead entries become pending again with no failed attempts; how many. In chunks, safe to run again.
 
         ``since`` and ``until`` (aware) bound the time of death. Dead entries that died together are one batch and
@@ -199,43 +201,22 @@ class Outbox:
         self.wake.set(set(Lane))
         return moved
 
-    def discard(
-        self,
-        ids: Iterable[UUID | str] | None = None,
-        lane: Lane | str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-    ) -> int:
+    def discard(self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None) -> int:
         """Dead entries are given up for good; how many. Retention deletes them."""
         return sum(self.store.discard(*each) for each in self._windows(ids, lane, since, until))
 
-    def dead(
-        self,
-        ids: Iterable[UUID | str] | None = None,
-        lane: Lane | str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
-    ) -> list[DeadLetter]:
+    def dead(self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None) -> list[DeadLetter]:
         """The dead entries of a window."""
         return [letter for each in self._windows(ids, lane, since, until) for letter in self.store.dead(*each)]
 
     def dead_counts(
-        self,
-        ids: Iterable[UUID | str] | None = None,
-        lane: Lane | str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
+        self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None
     ) -> dict[Lane, DeadCounts]:
         """How many dead entries a window has, by lane, and the traces they count."""
         return {each[0]: self.store.dead_counts(*each) for each in self._windows(ids, lane, since, until)}
 
-    def _windows(
-        self,
-        ids: Iterable[UUID | str] | None,
-        lane: Lane | str | None,
-        since: datetime | None,
-        until: datetime | None,
-    ) -> Sequence[tuple[Lane, Window]]:
+    def _windows(self, ids: Ids, lane: AnyLane, since: Time, until: Time) -> Sequence[tuple[Lane, Window]]:
+        """Each lane, and what to look at in it."""
         batches: list[UUID] | None = None
         if ids is not None:
             views = [self.find(each) for each in ids]

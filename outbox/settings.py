@@ -102,6 +102,10 @@ class Settings(BaseSettings):
         ge=1,
     )
     poll_seconds: Seconds = _setting(1.0, "how often a worker looks for entries that no wake-up announced", gt=0)
+    notify: bool = _setting(
+        True,
+        "PostgreSQL: tell workers in other processes of commits at once, by a connection of each producing process",
+    )
     lease_seconds: Seconds = _setting(
         60.0, "how long a batch belongs to the worker that claimed it; at least twice OUTBOX_REQUEST_TIMEOUT", gt=0
     )

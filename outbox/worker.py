@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -49,7 +49,7 @@ class Worker:
         self._stop = threading.Event()
         self._wakes = {lane: threading.Event() for lane in self.dispatcher.lanes}
         self._scheduler: BackgroundScheduler | None = None
-        self._unlisten: Callable[[], object] = _nothing
+        self._listening = ExitStack()
 
     def start(self) -> None:
         """Begin to deliver. Raises ``SchemaOutOfDate`` without tables."""
@@ -66,7 +66,8 @@ class Worker:
             self._every(self.box.settings.poll_seconds, self._drain, lane)
         self._every(UPKEEP_SECONDS, self._upkeep, executor="upkeep")
         self._every(3600, self._audit, executor="upkeep")
-        self._unlisten = self.box.wake.listen(self._woken)
+        self._listening.callback(self.box.wake.listen(self._woken))
+        self._listening.callback(self.box.store.watch(self._woken))
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -76,8 +77,7 @@ class Worker:
 
     def close(self) -> None:
         self.stop()
-        self._unlisten()
-        self._unlisten = _nothing
+        self._listening.close()
         if self._scheduler is not None:
             self._scheduler.shutdown(wait=True)
             self._scheduler = None
@@ -123,12 +123,13 @@ class Worker:
         wake = self._wakes[lane]
         pause = FIRST_PAUSE_SECONDS
         while not self._stop.is_set():
+            woken = wake.is_set()
+            wake.clear()  # before the look: who wakes during it is looked for again
             report = self.dispatcher.run_lane(lane, stop=self._stop)
             if report.more and report.batches:
                 continue
-            if report.batches or wake.is_set():
+            if report.batches or woken:
                 pause = FIRST_PAUSE_SECONDS
-                wake.clear()
             wake.wait(self._pause(lane, pause))
             pause = min(2 * pause, self.box.settings.poll_seconds)
 
@@ -178,10 +179,6 @@ class Worker:
             self.stop()
 
         return {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
-
-
-def _nothing() -> None:
-    """No listener to take back."""
 
 
 def _quiet() -> logging.Logger:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -28,19 +30,68 @@ def slow_poll(database: Database, engine: Engine, beacon: Simulator) -> Iterator
         ledger.check(engine)
 
 
-def idle(worker: Worker) -> bool:
-    """The lanes have nothing to do and are waiting for a wake."""
-    return worker.box.store.outlook(worker.dispatcher.lanes[0]).next_seconds is None
+@pytest.fixture
+def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An idle lane waits for a wake and nothing else."""
+    monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", 3600)
 
 
-def test_a_commit_wakes_the_worker_of_its_process(slow_poll: Outbox, engine: Engine, beacon: Simulator) -> None:
-    with BeaconTransport(slow_poll.settings) as transport, Worker(slow_poll, transport) as worker:
-        wait_until(lambda: idle(worker))
-        with engine.begin() as connection:
-            slow_poll.enqueue(connection, interval())
-        beacon.wait_for("usage", 1)
+@pytest.mark.usefixtures("no_second_look")
+def test_a_put_wakes_the_worker_of_its_process(slow_poll: Outbox, beacon: Simulator) -> None:
+    with BeaconTransport(slow_poll.settings) as transport, Worker(slow_poll, transport):
+        for number in range(1, 4):
+            slow_poll.put(interval())
+            beacon.wait_for("usage", number)
+
+
+def test_a_commit_of_the_host_wakes_the_worker_of_its_process(
+    slow_poll: Outbox, engine: Engine, beacon: Simulator
+) -> None:
+    with BeaconTransport(slow_poll.settings) as transport, Worker(slow_poll, transport):
+        for number in range(1, 4):
+            with engine.begin() as connection:
+                slow_poll.enqueue(connection, interval())
+            beacon.wait_for("usage", number)
+
+
+@pytest.mark.usefixtures("no_second_look")
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+def test_a_commit_in_another_process_wakes_the_worker(slow_poll: Outbox, database: Database, beacon: Simulator) -> None:
+    with BeaconTransport(slow_poll.settings) as transport, Worker(slow_poll, transport):
         slow_poll.put(interval())
-        beacon.wait_for("usage", 2)
+        beacon.wait_for("usage", 1)
+        for number, way in enumerate(("put", "enqueue", "put"), 2):
+            assert killable.start(way, subprocess.DEVNULL, database_url=database.url).wait(30) == 0
+            beacon.wait_for("usage", number)
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_producers_that_shall_not_announce_open_no_connection_for_it(database: Database, engine: Engine) -> None:
+    with Outbox(database.url, settings=Settings(notify=False)) as box:
+        box.migrate()
+        box.put(interval())
+        assert "outbox-announcer" not in {thread.name for thread in threading.enumerate()}
+    with Outbox(database.url, settings=Settings()) as box:
+        box.put(interval())
+        assert "outbox-announcer" in {thread.name for thread in threading.enumerate()}
+    assert "outbox-announcer" not in {thread.name for thread in threading.enumerate()}
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_child_of_a_fork_announces_by_itself(slow_poll: Outbox, engine: Engine) -> None:
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        driver.autocommit = True
+        driver.execute("LISTEN outbox")
+        slow_poll.put(interval())
+        assert [told.payload for told in driver.notifies(timeout=10, stop_after=1)] == ["outbox_usage"]
+        pid = os.fork()
+        if pid == 0:
+            slow_poll.put(interval())
+            slow_poll.close()
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert [told.payload for told in driver.notifies(timeout=10, stop_after=1)] == ["outbox_usage"]
 
 
 def test_stopping_settles_the_batch_on_the_wire(slow_poll: Outbox, beacon: Simulator) -> None:

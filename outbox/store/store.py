@@ -20,6 +20,8 @@ from outbox.store.database import Database
 from outbox.store.ledger import Clock, LockedLane, LostClaim, locked
 from outbox.store.operate import Window
 from outbox.store.settle import settle
+from outbox.store.wake import Listener
+from outbox.store.watch import Watch
 
 logger = logging.getLogger("outbox.store")
 T = TypeVar("T")
@@ -82,6 +84,12 @@ class Store:
         overdue = first is not None and (first <= now or first > now + self.policy.max_wait_us)
         left_seconds = None if first is None else max(0.0, (first - now) / 1_000_000)
         return Outlook(bool(row.newer) or overdue, left_seconds)
+
+    def watch(self, tell: Listener) -> Callable[[], None]:
+        """Call ``tell`` when another process commits entries; returns what ends that."""
+        watch = Watch(self.database, tell)
+        watch.start()
+        return watch.close
 
     # --- operators ---------------------------------------------------------------------------------------
 

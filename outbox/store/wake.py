@@ -1,4 +1,8 @@
-"""Wake-ups after commit, inside one process: hints only, the worker's poll is the guarantee.
+"""Wake-ups after commit: hints only, the worker's poll is the guarantee.
+
+    commit ──▶ Wake ──▶ the worker of this process, if there is one
+                  └───▶ else an Announcer, where the database can carry a message (PostgreSQL)
+    another process's commit ──▶ store.watch, in the worker's process
 
 A Session tells after its commit. A Connection tells just before the driver's COMMIT, so whoever is woken looks
 again a moment later.
@@ -6,23 +10,32 @@ again a moment later.
 
 from __future__ import annotations
 
+import logging
+import os
+import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session
 
-from outbox.core.lane import Lane
+from outbox.core.lane import LANES, Lane
+
+if TYPE_CHECKING:
+    from outbox.store.database import Database
+
+logger = logging.getLogger("outbox.wake")
 
 Lanes = set[Lane]
 Listener = Callable[[Lanes], None]
 
 
 class Wake:
-    """Tells listeners which lanes got entries. Listeners must be quick and must not raise."""
+    """Tells listeners which lanes got entries; without any, ``announce``. They must be quick and must not raise."""
 
-    def __init__(self) -> None:
+    def __init__(self, announce: Listener | None = None) -> None:
+        self._announce = announce
         self._listeners: list[Listener] = []
         self._waiting: WeakKeyDictionary[Any, Lanes] = WeakKeyDictionary()
         self._hooked: WeakKeyDictionary[Engine, bool] = WeakKeyDictionary()
@@ -34,12 +47,12 @@ class Wake:
 
     def set(self, lanes: Iterable[Lane]) -> None:
         woken = set(lanes)
-        for listener in tuple(self._listeners) if woken else ():
+        for listener in self._told() if woken else ():
             listener(woken)
 
     def after_commit(self, where: Session | Connection, lanes: Lanes) -> None:
         """Wake when the transaction of ``where`` commits; forget it when it rolls back."""
-        if not self._listeners:
+        if not self._told():
             return
         known = where in self._waiting
         self._waiting.setdefault(where, set()).update(lanes)
@@ -50,6 +63,9 @@ class Wake:
             self._hooked[where.engine] = True
             event.listen(where.engine, "commit", self._connection_commits)
 
+    def _told(self) -> tuple[Listener, ...]:
+        return tuple(self._listeners) or (() if self._announce is None else (self._announce,))
+
     def _session_committed(self, session: Session) -> None:
         if session.in_nested_transaction():
             return  # a SAVEPOINT was released
@@ -58,3 +74,70 @@ class Wake:
 
     def _connection_commits(self, connection: Connection) -> None:
         self.set(self._waiting.pop(connection, ()))
+
+
+class Announcer:
+    """Tells workers in other processes of commits, by a thread with a connection of its own.
+
+    Not in the producer's transaction: PostgreSQL commits those that NOTIFY one after the other, whole cluster over,
+    with their fsync and the standby's answer in between. Starts at the first commit, ends when none came for a
+    minute.
+    """
+
+    PAUSE_SECONDS = 0.002
+    """Commits in between are one message."""
+    IDLE_SECONDS = 60.0
+    CLOSE_SECONDS = 2.0
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._thread: threading.Thread | None = None
+        self._lanes: Lanes = set()
+        self._forget()
+
+    def __call__(self, lanes: Lanes) -> None:
+        if self._pid != os.getpid():
+            self._forget()  # the thread stayed with the parent
+        with self._lock:
+            self._lanes |= lanes
+            if self._thread is None and not self._closed.is_set():
+                self._thread = threading.Thread(target=self._run, name="outbox-announcer", daemon=True)
+                self._thread.start()
+        self._some.set()
+
+    def close(self) -> None:
+        """Announce what is left, within two seconds."""
+        self._closed.set()
+        self._some.set()
+        thread = self._thread
+        if thread is not None and self._pid == os.getpid():
+            thread.join(self.CLOSE_SECONDS)
+
+    def _forget(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._some = threading.Event()
+        self._closed = threading.Event()
+        self._thread, self._lanes = None, set()
+
+    def _run(self) -> None:
+        try:
+            with self._database.dialect.announcing(self._database.engine) as announce:
+                while lanes := self._next():
+                    announce([LANES[lane].table for lane in lanes])
+                    self._closed.wait(self.PAUSE_SECONDS)
+        except Exception as error:  # noqa: BLE001 - of the driver, whichever it is
+            logger.info("workers in other processes are not told of commits, their poll finds them: %s", error)
+            with self._lock:
+                self._thread = None
+
+    def _next(self) -> Lanes:
+        """The lanes to announce; none when it is time to end."""
+        if not self._closed.is_set():
+            self._some.wait(self.IDLE_SECONDS)
+        with self._lock:
+            self._some.clear()
+            lanes, self._lanes = self._lanes, set()
+            if not lanes:
+                self._thread = None
+        return lanes

@@ -43,12 +43,28 @@ def work() -> None:
         worker.run()
 
 
+def put() -> None:
+    """Put one interval and end."""
+    from tests.support.intervals import interval
+
+    with Outbox() as box:
+        box.put(interval())
+
+
+def enqueue() -> None:
+    """Enqueue one interval in a transaction of an engine of the host's own, and end."""
+    from tests.support.intervals import interval
+
+    with Outbox() as box, create_engine(box.settings.database_url).begin() as connection:
+        box.enqueue(connection, interval())
+
+
 def migrate() -> None:
     with Outbox() as box:
         box.migrate()
 
 
-def start(what: str, out: IO[bytes], **settings: Any) -> subprocess.Popen[bytes]:
+def start(what: str, out: IO[bytes] | int, **settings: Any) -> subprocess.Popen[bytes]:
     """The process that runs ``what``; its standard output goes to the file ``out``."""
     environment = {f"OUTBOX_{name.upper()}": str(value) for name, value in settings.items()}
     root = str(Path(__file__).parents[2])
@@ -61,4 +77,4 @@ def start(what: str, out: IO[bytes], **settings: Any) -> subprocess.Popen[bytes]
 
 
 if __name__ == "__main__":
-    {"produce": produce, "work": work, "migrate": migrate}[sys.argv[1]]()
+    {"produce": produce, "put": put, "enqueue": enqueue, "work": work, "migrate": migrate}[sys.argv[1]]()

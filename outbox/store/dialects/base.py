@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from threading import Event
 from typing import Any, ClassVar
 from uuid import UUID
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 Row = tuple[UUID, str]
 """An entry to insert: id, payload (ASCII JSON text, so its length in characters is its size in bytes)."""
+
+Announce = Callable[[Sequence[str]], None]
+"""Tells whoever looks for news of the tables in which rows were committed."""
+Look = Callable[[Event], Iterable[str]]
+"""The tables in which rows were committed since the last look; waits for some, but not once the event is set."""
 
 
 class Dialect(ABC):
@@ -74,6 +80,19 @@ class Dialect(ABC):
     @abstractmethod
     def advance_sequence_sql(self, table: str, beyond: int) -> str:
         """The statement that an operator types to do the same."""
+
+    tells: ClassVar[bool] = False
+    """``news`` learns of commits in other processes."""
+    announces: ClassVar[bool] = False
+    """It does so only of those that ``announcing`` told."""
+
+    def announcing(self, engine: Engine) -> AbstractContextManager[Announce]:
+        """A connection that tells other processes of commits."""
+        return nullcontext(lambda _tables: None)
+
+    def news(self, engine: Engine, tables: Sequence[str]) -> AbstractContextManager[Look]:
+        """A connection that learns of commits in other processes."""
+        return nullcontext(lambda _stop: ())
 
     def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
         """Transactions that may still fill a hole in the log. None: the database cannot tell, go by age."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from threading import Event
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
 
-from outbox.store.dialects.base import Dialect, Row
+from outbox.store.dialects.base import Announce, Dialect, Look, Row
 
 
 class PostgreSQL(Dialect):
@@ -81,6 +82,42 @@ class PostgreSQL(Dialect):
 
     def advance_sequence_sql(self, table: str, beyond: int) -> str:
         return f"SELECT setval(pg_get_serial_sequence('{table}', 'seq'), {beyond})"
+
+    tells = announces = True
+    channel = "outbox"
+    listen_seconds = 0.2
+    """How soon ``news`` sees that it shall stop."""
+
+    @contextmanager
+    def announcing(self, engine: Engine) -> Iterator[Announce]:
+        with self._own_connection(engine) as connection:
+            connection.execute("SET synchronous_commit = off")  # a hint waits for no disk and no standby
+
+            def announce(tables: Sequence[str]) -> None:
+                connection.execute("SELECT pg_notify(%s, t) FROM unnest(%s::text[]) AS t", (self.channel, list(tables)))
+
+            yield announce
+
+    @contextmanager
+    def news(self, engine: Engine, tables: Sequence[str]) -> Iterator[Look]:
+        with self._own_connection(engine) as connection:
+            connection.execute(f"LISTEN {self.channel}")
+
+            def look(_stop: Event) -> set[str]:
+                return {told.payload for told in connection.notifies(timeout=self.listen_seconds, stop_after=1)}
+
+            yield look
+
+    @staticmethod
+    @contextmanager
+    def _own_connection(engine: Engine) -> Iterator[Any]:
+        """A psycopg connection outside the pool, in autocommit; closed at the end."""
+        pooled = engine.raw_connection()
+        connection: Any = pooled.driver_connection
+        pooled.detach()
+        with closing(connection):
+            connection.autocommit = True
+            yield connection
 
     def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
         # Whoever inserts locks the table before it takes a number, and COPY does so before it has a transaction

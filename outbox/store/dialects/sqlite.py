@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from outbox.errors import ConfigError, DatabaseUnavailable, SchemaOutOfDate
-from outbox.store.dialects.base import Dialect, Row
+from outbox.store.dialects.base import Dialect, Look, Row
 
 
 class SQLite(Dialect):
@@ -87,6 +89,38 @@ class SQLite(Dialect):
             f"DELETE FROM sqlite_sequence WHERE name = '{table}'; "  # noqa: S608 - shown, not run
             f"INSERT INTO sqlite_sequence (name, seq) VALUES ('{table}', {beyond})"
         )
+
+    tells = True
+    look_seconds = 0.005
+    """How often ``news`` looks at the file's version: a few microseconds each."""
+
+    @contextmanager
+    def news(self, engine: Engine, tables: Sequence[str]) -> Iterator[Look]:
+        pooled = engine.raw_connection()
+        pooled.detach()
+        with closing(pooled) as connection:
+            cursor = connection.cursor()
+
+            def ask(sql: str) -> Any:
+                cursor.execute(sql)
+                (value,) = cursor.fetchone() or (None,)
+                return value
+
+            def newest() -> dict[str, Any]:
+                return {table: ask(f"SELECT max(seq) FROM {table}") for table in tables}  # noqa: S608 - our names
+
+            version, known = ask("PRAGMA data_version"), newest()
+
+            def look(stop: Event) -> list[str]:
+                nonlocal version, known
+                while ask("PRAGMA data_version") == version:
+                    if stop.wait(self.look_seconds):
+                        return []
+                version = ask("PRAGMA data_version")
+                before, known = known, newest()
+                return [table for table in tables if known[table] != before[table]]
+
+            yield look
 
     def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
         return frozenset()  # we hold the only write lock

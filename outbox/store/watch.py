@@ -1,0 +1,45 @@
+"""News from other processes, for a worker that is idle: a thread that asks the database what was committed."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+from outbox.core.lane import LANES, Lane
+from outbox.store.database import Database
+from outbox.store.wake import Listener
+
+logger = logging.getLogger("outbox.wake")
+
+_RETRY_SECONDS = 1.0
+
+
+class Watch:
+    """Calls ``tell`` when another process commits entries. Where the database cannot tell, it does nothing."""
+
+    def __init__(self, database: Database, tell: Listener) -> None:
+        self._database = database
+        self._tell = tell
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="outbox-watch")
+
+    def start(self) -> None:
+        if self._database.dialect.tells:
+            self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        tables = {spec.table: lane for lane, spec in LANES.items()}
+        while not self._stop.is_set():
+            try:
+                with self._database.dialect.news(self._database.engine, list(tables)) as look:
+                    self._tell(set(Lane))  # what came while nobody looked
+                    while not self._stop.is_set():
+                        self._tell({tables[table] for table in look(self._stop) if table in tables})
+            except Exception as error:  # noqa: BLE001 - of the driver, whichever it is; the poll goes on meanwhile
+                logger.info("not told of commits in other processes for now, the poll finds them: %s", error)
+                self._stop.wait(_RETRY_SECONDS)
