@@ -6,7 +6,7 @@
                        │ │ │  interrupted, paused: uncounted ────────▶ waiting           same members, same key)
                        │ │ └─ refused: rows > 1: two waiting children, the parent superseded
                        │ │             rows = 1: settled/refused (dead) ──requeue──▶ a new waiting batch
-                       └─┘ lease expired (crash): attempts + 1; three in a row without an answer: halve
+                       └─┘ lease expired (crash): attempts + 1; three in a row: backoff; eight: halve
 
 A pending entry is in no batch: its number is above the lane's cursor, or in a hole below it.
 """

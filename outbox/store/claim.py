@@ -21,7 +21,7 @@ from outbox.core.lane import LANES
 from outbox.core.lifecycle import BatchState
 from outbox.core.policy import MICROSECONDS, Policy
 from outbox.core.runs import Runs
-from outbox.core.transition import CRASHES_TO_HALVE
+from outbox.core.transition import Move, after_crash
 from outbox.store import holes
 from outbox.store.dialects import dialect_of
 from outbox.store.ledger import LockedLane, backoff, insert_batch, live_batches
@@ -66,10 +66,42 @@ def _due(lane: LockedLane, policy: Policy, probe: bool) -> Batch | None:
         row = lane.connection.execute(_due_query(lane, policy, probe)).first()
         if row is None:
             return None
-        if row.state == BatchState.LEASED and row.crash_count + 1 >= CRASHES_TO_HALVE and row.entries > 1:
-            halve(lane, row, attempts=row.attempts + 1, ambiguous=True)
-            continue
-        return _lease_again(lane, policy, row)
+        if row.state == BatchState.WAITING or _again_at_once(lane, policy, row):
+            return _lease_again(lane, policy, row)
+
+
+def _again_at_once(lane: LockedLane, policy: Policy, row: Row[Any]) -> bool:
+    """Whether a batch whose lease has expired is sent again now; if not, it waits or is halved."""
+    jitter = backoff(policy)
+    crashes = row.crash_count + 1
+    crash = after_crash(
+        attempts=row.attempts,
+        crashes=crashes,
+        entries=row.entries,
+        backoff_base=jitter.base,
+        backoff_max=jitter.maximum,
+        draw=jitter.draw,
+    )
+    error = f"{crashes} leases in a row ended without an answer: the worker was killed, stalled, or lost the database"
+    if crash.move is Move.HALVE:
+        halve(lane, row, attempts=crash.attempts, ambiguous=crash.ambiguous, error=error)
+    elif crash.wait_seconds:
+        lane.connection.execute(
+            update(BATCH)
+            .where(BATCH.c.id == row.id)
+            .values(
+                state=BatchState.WAITING,
+                lease_token=None,
+                due_at=lane.now + int(crash.wait_seconds * MICROSECONDS),
+                attempts=crash.attempts,
+                crash_count=crashes,
+                ambiguous=crash.ambiguous,
+                last_error=error,
+            )
+        )
+    else:
+        return True
+    return False
 
 
 def _due_query(lane: LockedLane, policy: Policy, probe: bool) -> Select[Any]:

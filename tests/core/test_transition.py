@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from outbox.core.receipt import Receipt, Verdict
-from outbox.core.transition import Move, Transition, decide
+from outbox.core.transition import CRASHES_TO_HALVE, Move, Transition, after_crash, decide
 
 COUNTED = {Verdict.REFUSED, Verdict.UNAVAILABLE, Verdict.AMBIGUOUS}
 
@@ -72,3 +72,18 @@ def test_attempts_grow_by_one_at_most_and_a_lost_answer_is_never_forgotten(
     assert made.attempts - attempts in (0, 1)
     assert made.ambiguous >= ambiguous
     assert made.move is not Move.HALVE or entries > 1
+
+
+def crashed(crashes: int, *, entries: int = 5) -> Transition:
+    return after_crash(attempts=2, crashes=crashes, entries=entries, backoff_base=1.0, backoff_max=300.0, draw=0.5)
+
+
+def test_a_batch_that_crashed_is_sent_again_at_once_then_waits_then_is_halved() -> None:
+    assert [crashed(n) for n in (1, 2)] == [Transition(Move.RETRY, 3, True)] * 2
+    assert [crashed(n) for n in (3, 4)] == [Transition(Move.RETRY, 3, True, wait) for wait in (2.0, 4.0)]
+    assert crashed(CRASHES_TO_HALVE - 1).move is Move.RETRY
+    assert crashed(CRASHES_TO_HALVE) == Transition(Move.HALVE, 3, True)
+
+
+def test_one_entry_that_crashes_is_never_halved_and_never_given_up() -> None:
+    assert crashed(1000, entries=1) == Transition(Move.RETRY, 3, True, 150.0)

@@ -12,6 +12,7 @@ from outbox.core import runs
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
 from outbox.core.step import Settlement
+from outbox.core.transition import CRASHES_TO_HALVE
 from outbox.store.ledger import LostClaim
 from outbox.store.schema import BATCH
 from tests.store.driving import DELIVERED, UNAVAILABLE, Worker, usage
@@ -109,17 +110,44 @@ def test_a_lease_further_ahead_than_any_lease_has_expired(worker: Worker) -> Non
     assert worker.must_claim().id == lost.id
 
 
-def test_three_crashes_without_an_answer_halve_the_batch(worker: Worker) -> None:
+def crash(worker: Worker) -> None:
+    """The lease ends without an answer; a batch that then waits is due again."""
+    worker.due_now()
+    batch = worker.claim()
+    if batch is None:
+        worker.due_now()
+        worker.must_claim()
+
+
+def test_a_batch_that_crashed_three_times_lets_others_go_first(worker: Worker) -> None:
+    worker.put(4)
+    suspect = worker.must_claim()
+    others = worker.put(2)
+    crash(worker)
+    crash(worker)
+    worker.due_now()
+    first = worker.must_claim()
+    assert worker.ids(first) == others
+    worker.settle(first, DELIVERED)
+    waiting = worker.batch(suspect.id)
+    assert (waiting.state, waiting.attempts, waiting.crash_count) == ("waiting", 3, 3)
+    assert "3 leases in a row ended without an answer" in waiting.last_error
+    worker.due_now()
+    again = worker.must_claim()
+    assert (again.id, again.members, again.attempts, again.ambiguous) == (suspect.id, suspect.members, 3, True)
+
+
+def test_eight_crashes_without_an_answer_halve_the_batch(worker: Worker) -> None:
     ids = worker.put(4)
     parent = worker.must_claim()
-    for _ in range(2):
-        worker.due_now()
-        assert worker.must_claim().id == parent.id
+    for _ in range(CRASHES_TO_HALVE - 1):
+        crash(worker)
+        assert worker.batch(parent.id).state == "leased"
     worker.due_now()
     halves = [worker.must_claim(), worker.must_claim()]
     assert worker.batch(parent.id).state == "superseded"
     assert sorted(id for half in halves for id in worker.ids(half)) == sorted(ids)
-    assert [(half.rows, half.attempts, half.ambiguous) for half in halves] == [(2, 3, True)] * 2
+    assert [(half.rows, half.attempts, half.ambiguous) for half in halves] == [(2, CRASHES_TO_HALVE, True)] * 2
     assert {half.id for half in halves}.isdisjoint({parent.id})
     assert {worker.batch(half.id).root_id for half in halves} == {parent.id}
 
@@ -130,20 +158,18 @@ def test_an_answer_ends_the_count_of_crashes(worker: Worker) -> None:
     for _ in range(2):
         worker.due_now()
         batch = worker.must_claim()
+    assert worker.batch(batch.id).crash_count == 2
     worker.settle(batch, UNAVAILABLE)
-    for _ in range(2):
-        worker.due_now()
-        assert worker.must_claim().id == batch.id
-    assert worker.batch(batch.id).state == "leased"
+    assert worker.batch(batch.id).crash_count == 0
 
 
 def test_a_batch_of_one_is_never_halved(worker: Worker) -> None:
     worker.put(1)
     batch = worker.must_claim()
-    for attempt in range(1, 6):
-        worker.due_now()
-        again = worker.must_claim()
-        assert (again.id, again.attempts) == (batch.id, attempt)
+    for attempt in range(1, CRASHES_TO_HALVE + 2):
+        crash(worker)
+        row = worker.batch(batch.id)
+        assert (row.state, row.attempts) == ("leased", attempt)
 
 
 def test_a_settlement_and_the_next_claim_are_one_step(worker: Worker) -> None:

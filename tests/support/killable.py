@@ -64,13 +64,14 @@ def migrate() -> None:
         box.migrate()
 
 
-def start(what: str, out: IO[bytes] | int, **settings: Any) -> subprocess.Popen[bytes]:
+def start(what: str, out: IO[bytes] | int, errors: IO[bytes] | None = None, **settings: Any) -> subprocess.Popen[bytes]:
     """The process that runs ``what``; its standard output goes to the file ``out``."""
     environment = {f"OUTBOX_{name.upper()}": str(value) for name, value in settings.items()}
     root = str(Path(__file__).parents[2])
     return subprocess.Popen(
         [sys.executable, "-m", "tests.support.killable", what],
         stdout=out,
+        stderr=errors,
         cwd=root,
         env={**os.environ, "PYTHONPATH": root, **environment},
     )
