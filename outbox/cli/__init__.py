@@ -16,23 +16,37 @@ from __future__ import annotations
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from outbox.cli import dead, demo, dispatch, enqueue, inspect, simulate
-from outbox.cli.context import Globals
+from outbox.cli.context import INTERRUPTED, Globals
 from outbox.errors import OutboxError
 
-INTERRUPTED = 130
+
+class Interrupted(OutboxError):
+    """Ctrl-C."""
+
+    exit_code = INTERRUPTED
+
+
+class _Commands(TyperGroup):
+    def invoke(self, context: Any) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt:  # typer would end with 130, and say nothing
+            raise Interrupted("interrupted; what is there by now: outbox status") from None
+
 
 app = typer.Typer(
     name="outbox",
+    cls=_Commands,
     help="The transactional outbox for usage and telemetry.",
     no_args_is_help=True,
     rich_markup_mode=None,  # plain help and errors: they are read in logs too
     pretty_exceptions_enable=False,  # would show the values of variables, a licence among them
-    add_completion=False,
 )
 for _commands in (enqueue, dispatch, inspect, dead, simulate, demo):
     _commands.register(app)
@@ -59,11 +73,9 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command and exit with its code. ``arguments``: ``sys.argv[1:]`` by default."""
     given = Globals()
     try:
-        app(arguments, obj=given)
+        app(arguments, prog_name="outbox", obj=given)
     except OutboxError as error:
         _fail(str(error), error.exit_code, given)
-    except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED, given)
     except Exception as error:  # noqa: BLE001 - the outermost frame: a person gets a line, not a stack
         # Not its text: that of an unforeseen error may hold anything.
         hint = "" if given.debug else "; run it again as: outbox --debug ..."

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FAILURE = 1
 NOT_FOUND = 3
 WORK_REMAINS = 3
+INTERRUPTED = 130
 
 
 @dataclass(slots=True)

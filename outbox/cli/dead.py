@@ -11,7 +11,7 @@ from uuid import UUID
 import typer
 
 from outbox.cli.context import FAILURE, NOT_FOUND, box_of
-from outbox.cli.inspect import show_entry
+from outbox.cli.inspect import EntryId, show_entry
 from outbox.cli.output import Form, Output, show_document, show_rows, table, tell
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
@@ -82,7 +82,7 @@ def list_(
 
 
 @app.command()
-def show(context: typer.Context, id: UUID, output: Output = Form.TABLE) -> None:
+def show(context: typer.Context, id: EntryId, output: Output = Form.TABLE) -> None:
     """Show one dead entry, with its batch and what beacon answered."""
     with box_of(context) as box:
         box.store.require_schema()
@@ -93,36 +93,26 @@ def show(context: typer.Context, id: UUID, output: Output = Form.TABLE) -> None:
     show_entry(view, output)
 
 
-@app.command()
-def requeue(
-    context: typer.Context,
-    lane: OfLane = None,
-    since: Since = None,
-    until: Until = None,
-    id: Ids = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    output: Output = Form.TABLE,
-) -> None:
-    """Send dead entries again, with no failed attempts. Without a selection: all of them."""
-    with box_of(context) as box:
-        _change(box, "requeue", _selection(lane, since, until, id), dry_run, yes, output)
+def _changes(verb: str, does: str) -> None:
+    """The command ``verb``."""
+
+    @app.command(verb, help=f"{does} Without a selection: all of them.")
+    def change(
+        context: typer.Context,
+        lane: OfLane = None,
+        since: Since = None,
+        until: Until = None,
+        id: Ids = None,
+        dry_run: DryRun = False,
+        yes: Yes = False,
+        output: Output = Form.TABLE,
+    ) -> None:
+        with box_of(context) as box:
+            _change(box, verb, _selection(lane, since, until, id), dry_run, yes, output)
 
 
-@app.command()
-def discard(
-    context: typer.Context,
-    lane: OfLane = None,
-    since: Since = None,
-    until: Until = None,
-    id: Ids = None,
-    dry_run: DryRun = False,
-    yes: Yes = False,
-    output: Output = Form.TABLE,
-) -> None:
-    """Give dead entries up for good. Without a selection: all of them."""
-    with box_of(context) as box:
-        _change(box, "discard", _selection(lane, since, until, id), dry_run, yes, output)
+_changes("requeue", "Send dead entries again, with no failed attempts.")
+_changes("discard", "Give dead entries up for good.")
 
 
 def _selection(lane: Lane | None, since: datetime | None, until: datetime | None, ids: list[UUID] | None) -> Selection:
@@ -144,7 +134,7 @@ def _change(box: Outbox, verb: str, selection: Selection, dry_run: bool, yes: bo
     after = before if dry_run else _counts(box, selection)
     report = {"action": verb, "dry_run": dry_run, "changed": changed, "before": before, "after": after}
     show_document(report, form, lambda: _table(before, after))
-    tell(f"{verb}: {changed} entries" + (" (dry run: nothing was changed)" if dry_run else ""))
+    tell(f"{verb}: {changed} of {entries} dead entries" + (" (dry run: nothing was changed)" if dry_run else ""))
 
 
 def _counts(box: Outbox, selection: Selection) -> Counts:
@@ -157,13 +147,11 @@ def _agreed(verb: str, before: Counts) -> bool:
         return True
     for lane, counts in before.items():
         if counts["entries"]:
-            tell(f"{lane}: {_described(lane, counts)}")
-    return typer.confirm(f"{verb} them?", err=True)
-
-
-def _described(lane: str, counts: dict[str, int]) -> str:
-    traces = f", {counts['trace_count']} traces" if lane == Lane.USAGE else ""
-    return f"{counts['entries']} dead entries{traces}"
+            traces = f", {counts['trace_count']} traces" if lane == Lane.USAGE else ""
+            tell(f"{lane}: {counts['entries']} dead{traces}")
+    sys.stderr.write(f"{verb} them? [y/N]: ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def _table(before: Counts, after: Counts) -> None:

@@ -18,7 +18,7 @@ def demo(
     folder: Annotated[Path | None, typer.Option(help="Where to work; by default a new temporary folder.")] = None,
     seconds: Annotated[float, typer.Option(min=3, max=60, help="How long the producers write.")] = 12.0,
 ) -> None:
-    """Producers, an outage of beacon, a killed worker, recovery; ends with a table and a picture."""
+    """Play the whole story. Producers, an outage, a killed worker, recovery; ends with a table and a picture."""
     try:
         import matplotlib  # noqa: F401 - asked for first: the picture is drawn after the story
 
@@ -27,6 +27,14 @@ def demo(
         raise ConfigError(f"the demo needs {error.name}; install beacon-outbox[demo]") from error
     if folder is not None:
         folder = folder.resolve()
+        _make(folder)
         if (folder / "outbox.db").exists():
             raise ConfigError(f"{folder} holds the outbox of an earlier demo; name another --folder")
     raise typer.Exit(run(folder, seconds=seconds))
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot work in {folder}: {error.strerror}; name another --folder") from error

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
+import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
 from outbox import wiring
-from outbox.cli.context import WORK_REMAINS, box_of
+from outbox.cli.context import INTERRUPTED, WORK_REMAINS, box_of
 from outbox.cli.health import serving
 from outbox.cli.logs import LogFormat, log_to_stderr
 from outbox.cli.output import tell
@@ -22,6 +24,8 @@ from outbox.core.health import LaneState
 from outbox.core.lane import Lane
 
 if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+
     from outbox.producer import Outbox
     from outbox.transport.beacon import BeaconTransport
 
@@ -41,27 +45,36 @@ def drain(
     context: typer.Context,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds after which to give up.")] = 60.0,
 ) -> None:
-    """Send until nothing waits: 0 when empty, 3 when work remains, 4 when the licence was refused."""
+    """Send until nothing waits. Ends with 0 when empty, 3 when work remains, 4 when the licence was refused."""
     log_to_stderr(LogFormat.TEXT, logging.ERROR)  # what fails on the way is told once, at the end
     with box_of(context) as box:
         if unfinished(box) and not box.settings.offline:
             with closing(wiring.build_transport(box.settings)) as transport:
                 transport.verify()  # raises LicenseRefused
                 _drain(box, transport, timeout)
-        left = unfinished(box)
+        left = unfinished(box) | stopped(box)
         for lane, status in left.items():
-            tell(f"{lane}: {status.unfinished} remain ({_why(box, status)})")
+            what = f"{status.unfinished} remain" if status.unfinished else "stopped"
+            tell(f"{lane}: {what} ({_why(box, status)})")
     if left:
         raise typer.Exit(WORK_REMAINS)
 
 
 def unfinished(box: Outbox) -> dict[str, LaneStatus]:
     """The lanes that are on and hold something that is neither sent nor dead."""
+    return {name: lane for name, lane in _lanes(box) if lane.unfinished}
+
+
+def stopped(box: Outbox) -> dict[str, LaneStatus]:
+    """The lanes that wait for a person: their log contradicts their ledger, so their counts say little."""
     return {
-        name: lane
-        for name, lane in box.status().lanes.items()
-        if lane.unfinished and box.settings.lane_enabled(Lane(name))
+        name: lane for name, lane in _lanes(box) if lane.state == LaneState.PAUSED and lane.next_probe_seconds is None
     }
+
+
+def _lanes(box: Outbox) -> list[tuple[str, LaneStatus]]:
+    """Those that are on."""
+    return [(name, lane) for name, lane in box.status().lanes.items() if box.settings.lane_enabled(Lane(name))]
 
 
 def _why(box: Outbox, status: LaneStatus) -> str:
@@ -76,12 +89,12 @@ def _drain(box: Outbox, transport: BeaconTransport, timeout: float) -> None:
     license = Licence(transport)
     with ExitStack() as stack:
         dispatcher = stack.enter_context(closing(wiring.build_dispatcher(box, transport)))
-        progress = stack.enter_context(_progress(sum(lane.unfinished for lane in unfinished(box).values())))
+        progress = stack.enter_context(_progress())
         for lane in dispatcher.lanes:
             box.store.switch_on(lane)  # one that was off, and is on by now
         while left := unfinished(box):
             report = dispatcher.run_once()
-            progress.advance(report.sent + report.dead)
+            progress.advance(report.sent + report.dead, sum(lane.unfinished for lane in left.values()))
             if report.batches:
                 pause = FIRST_PAUSE_SECONDS
             license.look(left)
@@ -108,11 +121,12 @@ class Licence:
 
 
 class Progress(Protocol):
-    def advance(self, entries: int) -> None: ...
+    def advance(self, entries: int, of: int) -> None:
+        """``entries`` of the last ``of`` are sent or dead by now."""
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Progress]:
+def _progress() -> Iterator[Progress]:
     """A bar on a terminal, else nothing."""
     if not sys.stderr.isatty():
         yield _Silent()
@@ -122,24 +136,24 @@ def _progress(total: int) -> Iterator[Progress]:
     from rich.progress import Progress as Bar
 
     with Bar(*Bar.get_default_columns(), MofNCompleteColumn(), console=Console(stderr=True)) as bar:
-        yield _OnTerminal(bar, total)
+        yield _OnTerminal(bar)
 
 
 class _Silent:
-    def advance(self, entries: int) -> None:
+    def advance(self, entries: int, of: int) -> None:
         """Nobody looks."""
 
 
 class _OnTerminal:
-    def __init__(self, bar: object, total: int) -> None:
-        from rich.progress import Progress as Bar
-
-        assert isinstance(bar, Bar)
+    def __init__(self, bar: Bar) -> None:
         self._bar = bar
-        self._task = bar.add_task("sending", total=total)
+        self._done = 0
+        self._task = bar.add_task("sending", total=None)
 
-    def advance(self, entries: int) -> None:
-        self._bar.advance(self._task, entries)
+    def advance(self, entries: int, of: int) -> None:
+        total = self._done + of  # producers go on while the bar runs
+        self._done += entries
+        self._bar.update(self._task, completed=self._done, total=total)
 
 
 def worker(
@@ -150,7 +164,7 @@ def worker(
     ] = None,
     health_host: Annotated[str, typer.Option(help="Where --health-port listens.")] = EVERY_INTERFACE,
 ) -> None:
-    """Send until SIGTERM or SIGINT, then finish what is on the wire."""
+    """Send until told to stop. At SIGTERM (0) or SIGINT (130) what is on the wire is finished first."""
     log_to_stderr(log_format)
     with ExitStack() as stack:
         box = stack.enter_context(box_of(context))
@@ -162,5 +176,25 @@ def worker(
         if port is not None:
             logger.info("health on port %d", port)
         logger.info("sending from %s to %s", box.store.database.safe_url, box.settings.beacon_url)
-        running.run()
+        with _signals_noted() as noted:
+            running.run()
         logger.info("stopped")
+    if signal.SIGINT in noted:
+        raise typer.Exit(INTERRUPTED)
+
+
+@contextmanager
+def _signals_noted() -> Iterator[list[int]]:
+    """Filled, at the end, with the signals that came. The worker handles them; the exit code tells which it was."""
+    noted: list[int] = []
+    ours, pythons = socket.socketpair()
+    with ours, pythons:
+        for end in (ours, pythons):
+            end.setblocking(False)
+        before = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
+        try:
+            yield noted
+        finally:
+            signal.set_wakeup_fd(before)
+            with suppress(BlockingIOError):
+                noted += ours.recv(64)  # a byte each

@@ -38,11 +38,11 @@ def register(app: typer.Typer) -> None:
 
 def enqueue(
     context: typer.Context,
-    lane: Annotated[Lane, typer.Argument(help="What the messages are.")],
+    lane: Annotated[Lane, typer.Argument(metavar="usage|metrics|traces|logs", help="What the messages are.")],
     file: Annotated[Path, typer.Argument(metavar="[FILE|-]", help="JSON Lines, or one JSON document.")] = STDIN,
     batch: Annotated[int, typer.Option(min=1, max=100_000, help="Lines of one transaction.")] = 1000,
 ) -> None:
-    """Enqueue JSON Lines, or one JSON document; print one line of JSON after each commit."""
+    """Enqueue JSON Lines, or one JSON document. Prints one line of JSON after each commit."""
     with _opened(file) as source, box_of(context) as box:
         if not box.settings.lane_enabled(lane):
             tell(f"warning: lane {lane} is off (OUTBOX_TELEMETRY_{lane.upper()}); its messages are not stored")
@@ -52,6 +52,8 @@ def enqueue(
 @contextmanager
 def _opened(file: Path) -> Iterator[BinaryIO]:
     if file == STDIN:
+        if sys.stdin is None:
+            raise ConfigError("standard input is closed; give a FILE, or pipe JSON Lines in")
         yield sys.stdin.buffer
         return
     try:
@@ -103,7 +105,7 @@ class Intake:
         except InvalidMessage as error:
             kept = f"lines 1 to {self._kept} are committed" if self._kept else "nothing was committed"
             raise OutboxError(
-                f"{self._name}, line {number}: {error}; {kept}: mend it and go on from line {self._kept + 1}"
+                f"{self._name}, line {number}: {_flaw(error)}; {kept}: mend it and go on from line {self._kept + 1}"
             ) from error
 
     def _document(self, text: bytes) -> list[Message]:
@@ -127,6 +129,12 @@ def messages_of(lane: Lane, text: bytes) -> list[Message]:
     if _ROWS_KEY in text:
         return list(usage_from_document(text))
     return [UsageInterval.from_json(text)]
+
+
+def _flaw(error: InvalidMessage) -> str:
+    """What is wrong in one line of a file. Only the file's own line numbers are told: the text's is always 1."""
+    reason = error.reason.replace(" at line 1 column ", " at column ")
+    return reason if error.field.startswith("(") else f"{error.field}: {reason}"
 
 
 def _lines(source: BinaryIO) -> Iterator[Numbered]:

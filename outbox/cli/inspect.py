@@ -18,8 +18,10 @@ LANE_COLUMNS = (
     *("state", "pending", "in_flight", "waiting", "sent", "dead", "shed"),
     *("oldest_pending_seconds", "failed_attempts", "senders", "reason"),
 )
-AUDIT_COLUMNS = ("lane", "strays", "renumbered", "missing", "discarded", "problem")
+AUDIT_COLUMNS = ("lane", "strays", "renumbered", "copies", "missing", "discarded", "problem")
 SETTING_COLUMNS = ("env", "value", "source")
+
+EntryId = Annotated[UUID, typer.Argument(metavar="ID", help="Of the entry, as outbox enqueue told it.")]
 
 config_app = typer.Typer(
     help="The settings.", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
@@ -64,7 +66,7 @@ def _fields(item: object, names: tuple[str, ...]) -> list[Any]:
     return [getattr(item, name) for name in names]
 
 
-def show(context: typer.Context, id: UUID, output: Output = Form.TABLE) -> None:
+def show(context: typer.Context, id: EntryId, output: Output = Form.TABLE) -> None:
     """Show one entry, with its batch and what beacon answered."""
     with box_of(context) as box:
         box.store.require_schema()
@@ -86,7 +88,7 @@ def audit(
     mend: Annotated[bool, typer.Option("--mend", help="Also resolve what stops a lane; see the problem.")] = False,
     output: Output = Form.TABLE,
 ) -> None:
-    """Compare each log with its ledger and bring strays back; 1 when a lane is stopped by what was found."""
+    """Compare logs and ledger, bring strays back. Ends with 1 when a lane is stopped by what was found."""
     with box_of(context) as box:
         box.store.require_schema()
         reports = box.audit(lane, mend=mend)

@@ -6,8 +6,9 @@
 | json  | one array, indented       | one object, indented       |
 | jsonl | one object a line         | one object on one line     |
 
-On a terminal a table has colours and lines (``NO_COLOR`` takes the colours away); elsewhere it is plain text in
-columns that no width folds.
+On a terminal a table has lines, and only its last column is folded to the width. Where the others do not fit it is
+turned, a line a field; where that does not fit either, each row becomes a table of its own. Elsewhere it is plain
+text in columns that no width folds.
 """
 
 from __future__ import annotations
@@ -16,10 +17,15 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
+
+from outbox.errors import OutboxError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class Form(StrEnum):
@@ -31,6 +37,11 @@ class Form(StrEnum):
 Output = Annotated[Form, typer.Option("--output", "-o", help="How the data is written.")]
 
 Row = Mapping[str, object]
+
+FOLDED_WIDTH = 24
+"""On a terminal the last column may be folded to this; no other is folded."""
+BORDER_WIDTH = 3
+"""What the lines of a table take beside each column."""
 
 
 def plain(value: object) -> Any:
@@ -65,8 +76,13 @@ def show_document(document: object, form: Form, as_table: Callable[[], None] | N
 
 def write(line: str) -> None:
     """One line of data, flushed: whoever reads it may act on it."""
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # typer's: the reader has had enough, as in `outbox dead list | head -1`
+    except OSError as error:
+        raise OutboxError(f"cannot write to standard output: {error.strerror}; give it another place") from error
 
 
 def tell(line: str) -> None:
@@ -87,15 +103,45 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
 
 def _rich_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
+
+    console = Console()
+    turned = _turned(columns, cells)
+    if not cells:
+        console.print("(none)")
+    elif _width(columns, cells) <= console.width:
+        console.print(_lined(columns, cells))
+    elif _width(*turned) <= console.width:
+        console.print(_lined(*turned))
+    else:
+        for row in cells:
+            console.print(_lined(*_turned(columns, [row])))
+
+
+def _turned(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+    """The same with a line a field and a column a row."""
+    head, *lines = zip(columns, *cells, strict=True)
+    return head, lines
+
+
+def _width(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
+    """The least width of a table: only its last column may be folded."""
+    from rich.cells import cell_len
+
+    *whole, last = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
+    return sum(whole) + min(last, FOLDED_WIDTH) + BORDER_WIDTH * len(columns) + 1
+
+
+def _lined(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     made = Table(header_style="bold")
-    for name in columns:
-        made.add_column(name, overflow="fold")
+    for name in columns[:-1]:
+        made.add_column(name, no_wrap=True)
+    made.add_column(columns[-1], overflow="fold")
     for row in cells:
         made.add_row(*map(Text, row))  # Text: square brackets in data are no markup
-    Console().print(made)
+    return made
 
 
 def _cell(value: object) -> str:

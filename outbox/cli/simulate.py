@@ -28,7 +28,7 @@ def beacon(
     refuse_every: Annotated[int, typer.Option(min=0, help="Refuse about one usage row in so many.")] = 0,
     refuse_license: Annotated[bool, typer.Option("--refuse-license", help="Answer 403 to every licence.")] = False,
 ) -> None:
-    """Serve a local beacon until SIGINT or SIGTERM, then print what it received as JSON."""
+    """Serve a local beacon. At SIGINT or SIGTERM it prints what it received as JSON."""
     try:
         from outbox.simulator import Faults, serve
     except ImportError as error:

@@ -19,7 +19,13 @@ import pytest
 from outbox.cli import main
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
-_CONFIGURES = re.compile(r"OUTBOX_|BEACON_|LANGSMITH_|(HTTP|HTTPS|ALL|NO)_PROXY$|NO_COLOR$", re.IGNORECASE)
+_CONFIGURES = re.compile(
+    r"OUTBOX_|BEACON_|LANGSMITH_|(HTTP|HTTPS|ALL|NO)_PROXY$|(NO|FORCE)_COLOR$|TTY_|TERM|COLUMNS$|LINES$", re.IGNORECASE
+)
+
+
+ENTRY = "af28dfea-5358-463d-a2dc-37df1da72498"
+"""The id of the row of usage.json, which counts five traces."""
 
 
 @dataclass(frozen=True, slots=True)

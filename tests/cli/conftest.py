@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from outbox.simulator import Simulator
-from tests.cli.command import Command
+from tests.cli.command import ENTRY, EXAMPLES, Command
 
 
 @pytest.fixture
@@ -20,3 +20,14 @@ def outbox(unmigrated: Command) -> Command:
     done = unmigrated("migrate")
     assert done.code == 0, done.err
     return unmigrated
+
+
+@pytest.fixture
+def buried(outbox: Command, beacon: Simulator) -> Command:
+    """One usage row of five traces, dead."""
+    beacon.faults.refuse_ids = {ENTRY}
+    outbox("enqueue", "usage", EXAMPLES / "usage.json")
+    assert outbox("drain", "--timeout", "20").code == 0
+    assert beacon.faults.fired["refuse_ids"] >= 1
+    beacon.faults.refuse_ids = set()
+    return outbox

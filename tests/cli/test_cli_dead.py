@@ -4,31 +4,16 @@ from __future__ import annotations
 
 from uuid import uuid4
 
-import pytest
-
 from outbox.simulator import Simulator
-from tests.cli.command import EXAMPLES, Command
-
-DEAD = "af28dfea-5358-463d-a2dc-37df1da72498"
-
-
-@pytest.fixture
-def buried(outbox: Command, beacon: Simulator) -> Command:
-    """One usage row of five traces, dead."""
-    beacon.faults.refuse_ids = {DEAD}
-    outbox("enqueue", "usage", EXAMPLES / "usage.json")
-    assert outbox("drain", "--timeout", "20").code == 0
-    assert beacon.faults.fired["refuse_ids"] >= 1
-    beacon.faults.refuse_ids = set()
-    return outbox
+from tests.cli.command import ENTRY, Command
 
 
 def test_a_dead_entry_is_listed_and_shown(buried: Command) -> None:
     [letter] = buried("dead", "list", "--output", "json").json()
-    assert (letter["id"], letter["lane"], letter["trace_count"]) == (DEAD, "usage", 5)
-    assert buried("dead", "show", DEAD, "--output", "json").json()["status"] == "dead"
+    assert (letter["id"], letter["lane"], letter["trace_count"]) == (ENTRY, "usage", 5)
+    assert buried("dead", "show", ENTRY, "--output", "json").json()["status"] == "dead"
     assert buried("dead", "show", str(uuid4())).code == 3
-    assert DEAD in buried("dead", "list").out
+    assert ENTRY in buried("dead", "list").out
 
 
 def test_a_dry_run_counts_and_changes_nothing(buried: Command) -> None:
@@ -39,18 +24,18 @@ def test_a_dry_run_counts_and_changes_nothing(buried: Command) -> None:
 
 
 def test_what_is_requeued_is_sent(buried: Command, beacon: Simulator) -> None:
-    report = buried("dead", "requeue", "--id", DEAD, "--yes", "--output", "json").json()
+    report = buried("dead", "requeue", "--id", ENTRY, "--yes", "--output", "json").json()
     assert report["changed"] == 1
     assert report["before"]["usage"] == {"entries": 1, "trace_count": 5}
     assert report["after"]["usage"] == {"entries": 0, "trace_count": 0}
     assert buried("drain", "--timeout", "20").code == 0
-    assert beacon.received.ids("usage") == {DEAD: 1}
+    assert beacon.received.ids("usage") == {ENTRY: 1}
 
 
 def test_what_is_discarded_is_gone_from_the_list(buried: Command) -> None:
     done = buried("dead", "discard", "--lane", "usage")  # nobody at a terminal: nothing is asked
     assert done.code == 0, done.err
-    assert "discard: 1 entries" in done.err
+    assert "discard: 1 of 1 dead entries" in done.err
     assert buried("dead", "list", "--output", "json").json() == []
     assert buried("drain").code == 0
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tests.cli.command import EXAMPLES, Command
+from tests.cli.command import ENTRY, EXAMPLES, Command
 
-ENTRY = "af28dfea-5358-463d-a2dc-37df1da72498"
 PROMISED = {
     *("state", "reason", "pending", "in_flight", "waiting", "sent", "dead", "shed"),
     *("oldest_pending_seconds", "failed_attempts", "senders"),
@@ -65,29 +64,19 @@ def test_a_configuration_file_is_read_where_it_is_named(unmigrated: Command) -> 
     assert (row["value"], row["source"]) == ("7", str(path))
 
 
-def test_an_audit_of_a_sound_ledger_finds_nothing(outbox: Command) -> None:
-    outbox("enqueue", "usage", EXAMPLES / "usage.json")
-    done = outbox("audit", "--output", "json")
-    assert done.code == 0
-    assert [report["lane"] for report in done.json()] == ["usage", "metrics", "traces", "logs"]
-    assert all(report["problem"] is None and report["strays"] == 0 for report in done.json())
-
-
-def test_the_sql_of_a_migration_is_printed_and_not_run(unmigrated: Command) -> None:
-    done = unmigrated("migrate", "--sql")
-    assert done.code == 0, done.err
-    assert "CREATE TABLE IF NOT EXISTS outbox_usage" in done.out
-    assert unmigrated("status").code == 6
-
-
-def test_migrating_down_removes_the_tables(outbox: Command) -> None:
-    assert outbox("migrate", "--revision", "base").code == 0
-    assert outbox("status").code == 6
-    assert outbox("migrate").code == 0
-    assert outbox("status").code == 0
-
-
-def test_help_names_every_command(unmigrated: Command) -> None:
+def test_help_names_every_command_in_a_whole_sentence(unmigrated: Command) -> None:
     shown = unmigrated("--help").out
     for command in ("migrate", "enqueue", "drain", "worker", "status", "show", "dead", "audit", "config", "beacon"):
         assert f"  {command} " in shown
+    assert "..." not in shown.replace("ARGS]...", "")
+
+
+def test_the_shell_completes_commands_and_lanes(unmigrated: Command) -> None:
+    def completed(line: str) -> list[str]:
+        shell = unmigrated.but()
+        shell.env |= {"_OUTBOX_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+        return shell().out.split()
+
+    assert completed("outbox dr") == ["drain"]
+    assert completed("outbox dead ") == ["list", "show", "requeue", "discard"]
+    assert completed("outbox enqueue m") == ["metrics"]
