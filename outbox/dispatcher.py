@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from threading import Event, Lock
 from typing import Protocol
 
+from outbox.core import concurrency
 from outbox.core.batch import Batch
+from outbox.core.concurrency import Concurrency
 from outbox.core.lane import LANES, Lane
 from outbox.core.policy import Policy
 from outbox.core.receipt import Receipt, Verdict
@@ -92,6 +94,8 @@ class Dispatcher:
         self.transport = transport
         enabled = [lane for lane in LANES if box.settings.lane_enabled(lane)]
         self.lanes = tuple(enabled if lanes is None else lanes)
+        self.concurrency = dict.fromkeys(self.lanes, Concurrency())
+        """How many requests each lane may have on the wire now."""
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = Lock()
 
@@ -127,13 +131,15 @@ class Dispatcher:
         if time.monotonic() > batch.lease_deadline:
             late = "the lease has no time left for a request; it is sent again under a new one"
             return Settlement(batch, Receipt(Verdict.INTERRUPTED, counted=False, reason=late))
+        started = time.monotonic()
         try:
-            return Settlement(batch, self.transport.send(batch))
+            receipt = self.transport.send(batch)
         except Exception as error:
             # A transport that breaks its promise must not lose the batch: it may or may not have arrived.
             logger.exception("lane %s: the transport raised", batch.lane)
             reason = f"the transport raised {type(error).__name__}"
-            return Settlement(batch, Receipt(Verdict.AMBIGUOUS, counted=True, reason=reason))
+            receipt = Receipt(Verdict.AMBIGUOUS, counted=True, reason=reason)
+        return Settlement(batch, receipt, time.monotonic() - started)
 
 
 class Flight:
@@ -144,7 +150,8 @@ class Flight:
         self.lane = lane
         self.left = at_most
         self.stop = stop
-        self.flying: set[Future[Settlement]] = set()
+        self.flying: dict[Future[Settlement], bool] = {}
+        """Requests on the wire; whether each was as many as were allowed."""
         self.total = Settled()
         self._looked_at = float("-inf")
 
@@ -170,8 +177,12 @@ class Flight:
             failing = any(one.receipt.verdict is not Verdict.DELIVERED for one in landed)
 
     def _may_claim(self) -> bool:
-        room = len(self.flying) < self.dispatcher.box.settings.max_senders
+        room = len(self.flying) < self._allowed
         return room and (self.left is None or self.left > 0) and not self.stop.is_set()
+
+    @property
+    def _allowed(self) -> int:
+        return self.dispatcher.concurrency[self.lane].allowed
 
     def _step(self, landed: Sequence[Settlement], want: bool, look_due: bool) -> Step:
         if look_due:
@@ -188,8 +199,21 @@ class Flight:
     def _fly(self, batch: Batch) -> None:
         if self.left is not None:
             self.left -= 1
-        self.flying.add(self.dispatcher.submit(batch))
+        reached = len(self.flying) + 1 >= self._allowed
+        self.flying[self.dispatcher.submit(batch)] = reached
 
     def _wait(self) -> list[Settlement]:
-        done, self.flying = wait(self.flying, return_when=FIRST_COMPLETED)
-        return [future.result() for future in done]
+        done, _ = wait(self.flying, return_when=FIRST_COMPLETED)
+        return [self._landed(future, self.flying.pop(future)) for future in done]
+
+    def _landed(self, future: Future[Settlement], reached: bool) -> Settlement:
+        landed = future.result()
+        limits = self.dispatcher.concurrency
+        limits[self.lane] = concurrency.after(
+            limits[self.lane],
+            landed.receipt,
+            seconds=landed.seconds,
+            reached=reached,
+            maximum=self.dispatcher.box.settings.max_senders,
+        )
+        return landed

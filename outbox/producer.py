@@ -6,10 +6,11 @@ What is rolled back was never there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine
@@ -20,8 +21,9 @@ from sqlalchemy.orm import Session
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LicenseStatus, OutboxStatus, micros
 from outbox.core.lane import LANES, Lane
 from outbox.core.policy import Policy
+from outbox.errors import OutboxFull
 from outbox.messages import Message
-from outbox.store import migrate
+from outbox.store import bounds, migrate
 from outbox.store.audit import AuditReport
 from outbox.store.database import Database
 from outbox.store.dialects import dialect_of
@@ -35,8 +37,11 @@ if TYPE_CHECKING:
 
     from outbox.settings import Settings
 
+T = TypeVar("T")
+
 CHUNK_ROWS = 10_000
 """Rows of one statement of ``enqueue_many``."""
+_ROOM_POLL_SECONDS = 0.05
 
 # Which dead letters: bounds that all hold; None is no bound.
 Ids = Iterable[UUID | str] | None
@@ -133,22 +138,33 @@ class Outbox:
         """As :meth:`enqueue_many`, in the transaction of an AsyncSession or AsyncConnection."""
         return await where.run_sync(self.enqueue_many, messages)
 
-    def put(self, *messages: Message) -> EnqueueResult:
+    def put(self, *messages: Message, timeout: float = 0) -> EnqueueResult:
         """Enqueue in a transaction of its own; durable when it returns.
 
-        Raises ``DatabaseUnavailable`` (nothing was written) or ``OutcomeUnknown`` (the COMMIT itself failed: put
-        the same messages again).
+        Waits up to ``timeout`` seconds for room where a bound is set. Raises ``OutboxFull`` then, or
+        ``DatabaseUnavailable`` (nothing was written), or ``OutcomeUnknown`` (the COMMIT itself failed: put the same
+        messages again).
         """
+        return _with_room(timeout, lambda: self._put(messages))
+
+    def wait_for_room(self, entries: int = 1, timeout: float = 0) -> None:
+        """Wait up to ``timeout`` seconds until the usage lane has room; call it before a transaction of your own.
+
+        Raises ``OutboxFull``. Room is not kept: another producer may take it.
+        """
+        _with_room(timeout, lambda: self._look_for_room(entries))
+
+    def _put(self, messages: Iterable[Message]) -> EnqueueResult:
         with self.store.database.write() as connection:
             result, lanes = self._insert(connection, messages)
         self.wake.set(lanes)
         return result
 
-    async def put_async(self, *messages: Message) -> EnqueueResult:
+    async def put_async(self, *messages: Message, timeout: float = 0) -> EnqueueResult:
         """As :meth:`put`, without blocking the event loop."""
         import asyncio
 
-        return await asyncio.to_thread(self.put, *messages)
+        return await asyncio.to_thread(self.put, *messages, timeout=timeout)
 
     def _insert(self, connection: Connection, messages: Iterable[Message]) -> tuple[EnqueueResult, set[Lane]]:
         result = EnqueueResult()
@@ -162,6 +178,7 @@ class Outbox:
         dialect = dialect_of(connection)
         inserted = 0
         try:
+            self._require_room(connection, len(rows.get(Lane.USAGE, ())))
             for lane, payloads in rows.items():
                 items = list(payloads.items())
                 for start in range(0, len(items), CHUNK_ROWS):
@@ -173,6 +190,15 @@ class Outbox:
             raise
         result.duplicates += len(result) - inserted
         return result, set(rows)
+
+    def _look_for_room(self, entries: int) -> None:
+        with self.store.database.read() as connection:
+            self._require_room(connection, entries)
+
+    def _require_room(self, connection: Connection, entries: int) -> None:
+        bound = self.settings.usage_max_entries
+        if bound is not None and entries:
+            bounds.require_room(connection, Lane.USAGE, entries, bound)
 
     # --- what became of it -------------------------------------------------------------------------------
 
@@ -231,6 +257,19 @@ class Outbox:
         reports = [self.store.audit(each, mend=mend) for each in ([Lane(lane)] if lane is not None else list(Lane))]
         self.wake.set(set(Lane))
         return reports
+
+
+def _with_room(timeout: float, attempt: Callable[[], T]) -> T:
+    """Attempt again while the outbox is full, for ``timeout`` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            return attempt()
+        except OutboxFull:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise
+        time.sleep(min(_ROOM_POLL_SECONDS, left))
 
 
 def _default_settings() -> Settings:

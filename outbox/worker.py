@@ -19,7 +19,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from outbox.core.lane import Lane
-from outbox.core.policy import Retention
+from outbox.core.policy import Bounds, Retention
 from outbox.dispatcher import Dispatcher, Transport
 from outbox.errors import OutboxError
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("outbox.worker")
 
 UPKEEP_SECONDS = 60
+BOUNDS_SECONDS = 10
 AUDITED_OFTEN = 200_000
 """The newest numbers, audited each minute; all of them at start and every hour."""
 FIRST_PAUSE_SECONDS = 0.001
@@ -64,6 +65,7 @@ class Worker:
         )
         for lane in lanes:
             self._every(self.box.settings.poll_seconds, self._drain, lane)
+        self._every(BOUNDS_SECONDS, self._keep_within_bounds, executor="upkeep")
         self._every(UPKEEP_SECONDS, self._upkeep, executor="upkeep")
         self._every(3600, self._audit, executor="upkeep")
         self._listening.callback(self.box.wake.listen(self._woken))
@@ -151,6 +153,14 @@ class Worker:
                 discarded = self.box.store.switch_off(lane, reason)
                 if discarded:
                     logger.warning("lane %s: %s; %d entries discarded", lane, reason, discarded)
+
+    def _keep_within_bounds(self) -> None:
+        settings = self.box.settings
+        bounds = Bounds(settings.telemetry_max_entries, settings.telemetry_max_bytes, settings.telemetry_max_age)
+        for lane in set(self.dispatcher.lanes) - {Lane.USAGE}:
+            shed = self.box.store.keep_within(lane, bounds)
+            if shed:
+                logger.warning("lane %s: %d of the oldest entries shed, beyond OUTBOX_TELEMETRY_MAX_*", lane, shed)
 
     def _upkeep(self) -> None:
         for lane in Lane:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import sqlite3
 import textwrap
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,13 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, make_url
 
 from outbox import Outbox, Settings
 from outbox.errors import ConfigError, SchemaOutOfDate
 from outbox.simulator import Simulator
+from outbox.store import migrate
 from outbox.store.schema import metadata
 from outbox.testing import drain
 from tests.support import killable
@@ -74,9 +79,89 @@ def test_down_to_base_leaves_no_table_and_up_again_works(box: Outbox, engine: En
     assert box.status().lanes["usage"].pending == 1
 
 
-def test_an_unknown_revision_is_named(box: Outbox) -> None:
-    with pytest.raises(ConfigError, match="outbox_9999"):
-        box.migrate("outbox_9999")
+FIRST = "outbox_0001"
+SECOND = "outbox_00005"
+"""Later than FIRST by its ``down_revision``, before it as text."""
+SECOND_REVISION = f"""
+import sqlalchemy as sa
+from alembic import op
+
+revision = "{SECOND}"
+down_revision = "{FIRST}"
+branch_labels = None
+depends_on = None
+
+
+def upgrade():
+    op.add_column("outbox_lane", sa.Column("note", sa.Integer))
+
+
+def downgrade():
+    op.drop_column("outbox_lane", "note")
+"""
+
+
+@pytest.fixture
+def second_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As when outbox has a second migration: the folder of its script directory."""
+    folder = tmp_path / "migrations"
+    shutil.copytree(migrate.SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "versions" / "outbox_00005_note.py").write_text(SECOND_REVISION)
+    monkeypatch.setattr(migrate, "SCRIPTS", str(folder))
+    monkeypatch.setitem(migrate.LANDMARKS, SECOND, "outbox_lane.note")
+    return folder
+
+
+def revision_of(box: Outbox) -> str | None:
+    return box.store.schema().current
+
+
+def test_the_landmarks_are_those_of_the_script_directory() -> None:
+    config = Config()
+    config.set_main_option("script_location", migrate.SCRIPTS)
+    scripts = ScriptDirectory.from_config(config)
+    assert list(reversed(migrate.LANDMARKS)) == [each.revision for each in scripts.walk_revisions()]
+    assert migrate.head() == scripts.get_current_head()
+
+
+def test_a_revision_may_be_named_up_and_down_in_full_in_part_or_in_steps(second_revision: Path, box: Outbox) -> None:
+    assert revision_of(box) == SECOND
+    moves = (
+        (FIRST, FIRST),
+        ("outbox_0000", SECOND),
+        ("-1", FIRST),
+        ("+1", SECOND),
+        ("base", None),
+        (FIRST, FIRST),
+        ("head", SECOND),
+        ("-1", FIRST),
+        ("heads", SECOND),
+    )
+    for revision, arrived in moves:
+        box.migrate(revision)
+        assert revision_of(box) == arrived, revision
+    box.put(interval())
+
+
+def test_an_unknown_revision_is_named_with_those_that_there_are(second_revision: Path, box: Outbox) -> None:
+    known = f"Known: head, base, {FIRST}, {SECOND}"
+    for unknown in ("outbox_9999", "outbox_0", "+3", "-7", ""):
+        with pytest.raises(ConfigError, match=rf"--revision {re.escape(unknown)}: .+\. {known}\."):
+            box.migrate(unknown)
+        with pytest.raises(ConfigError, match=known):
+            box.migration_sql(unknown)
+        assert revision_of(box) == SECOND, "nothing was changed"
+
+
+def test_tables_of_a_newer_version_are_left_alone(
+    second_revision: Path, box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert revision_of(box) == SECOND
+    monkeypatch.undo()
+    for refused in (box.status, box.migrate):
+        with pytest.raises(SchemaOutOfDate, match=f"{SECOND}, which this version .* not know .*a newer one made it"):
+            refused()
+    assert revision_of(box) == SECOND
 
 
 def test_the_sql_script_makes_the_same_schema(database: Database, engine: Engine) -> None:
@@ -99,7 +184,9 @@ def test_the_sql_script_makes_the_same_schema(database: Database, engine: Engine
 ENV = """
 from alembic import context
 
-context.configure(connection=context.config.attributes["connection"])
+context.configure(
+    connection=context.config.attributes["connection"], version_table=context.config.attributes["version_table"]
+)
 with context.begin_transaction():
     context.run_migrations()
 """
@@ -120,26 +207,56 @@ def upgrade():
 def downgrade():
     op.drop_table("orders")
 """
+HOST_MERGE = f"""
+revision = "host_2"
+down_revision = ("host_1", "{SECOND}")
+branch_labels = None
+depends_on = None
 
 
-def host_alembic(folder: Path) -> Config:
-    (folder / "versions").mkdir(parents=True)
-    (folder / "env.py").write_text(textwrap.dedent(ENV))
-    (folder / "versions" / "host_1.py").write_text(HOST_REVISION)
-    config = Config()
-    config.set_main_option("script_location", str(folder))
-    config.set_main_option("path_separator", "newline")
-    config.set_main_option("version_locations", f"{folder / 'versions'}\noutbox:migrations/versions")
-    return config
+def upgrade():
+    pass
+
+
+def downgrade():
+    pass
+"""
+
+
+class Host:
+    """An application with an Alembic history of its own, and ours in it."""
+
+    def __init__(self, engine: Engine, folder: Path, ours: str) -> None:
+        self.engine = engine
+        self.versions = folder / "versions"
+        self.versions.mkdir(parents=True)
+        (folder / "env.py").write_text(textwrap.dedent(ENV))
+        self.add("host_1", HOST_REVISION)
+        self.config = Config()
+        self.config.set_main_option("script_location", str(folder))
+        self.config.set_main_option("path_separator", "newline")
+        self.config.set_main_option("version_locations", f"{self.versions}\n{ours}")
+        self.config.attributes["version_table"] = "alembic_version"
+
+    def add(self, name: str, revision: str) -> None:
+        (self.versions / f"{name}.py").write_text(revision)
+
+    def upgrade(self, revision: str) -> None:
+        self._run(command.upgrade, revision)
+
+    def downgrade(self, revision: str) -> None:
+        self._run(command.downgrade, revision)
+
+    def _run(self, move: Callable[[Config, str], None], revision: str) -> None:
+        with self.engine.begin() as connection:
+            self.config.attributes["connection"] = connection
+            move(self.config, revision)
 
 
 def test_a_host_may_have_outbox_in_its_own_history(
     database: Database, engine: Engine, tmp_path: Path, beacon: Simulator
 ) -> None:
-    config = host_alembic(tmp_path / "host")
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "heads")
+    Host(engine, tmp_path / "host", "outbox:migrations/versions").upgrade("heads")
     with Outbox(database.url, settings=Settings()) as box:
         assert box.status().schema.current == box.status().schema.head
         ids = box.put(interval())
@@ -149,3 +266,33 @@ def test_a_host_may_have_outbox_in_its_own_history(
             box.migrate()
     with engine.connect() as connection:
         assert inspect(connection).has_table("orders")
+
+
+def test_a_host_that_is_behind_is_told_so_whatever_its_own_heads_are(
+    database: Database, engine: Engine, tmp_path: Path, second_revision: Path
+) -> None:
+    host = Host(engine, tmp_path / "host", str(second_revision / "versions"))
+    host.upgrade("host_1")  # depends on our first, and stands for it in the host's version table
+    with Outbox(database.url, settings=Settings()) as box:
+        assert revision_of(box) == FIRST
+        with pytest.raises(SchemaOutOfDate, match=f"at {FIRST}, this version needs {SECOND}.*host's alembic"):
+            box.store.require_schema()
+        host.add("host_2", HOST_MERGE)
+        host.upgrade("heads")  # a merge of our second: no revision of ours is among the heads
+        assert revision_of(box) == SECOND
+        box.store.require_schema()
+        host.downgrade("host_1")
+        host.downgrade(f"{SECOND}-1")
+        assert revision_of(box) == FIRST
+        host.downgrade("base")
+        assert revision_of(box) is None
+
+
+def test_the_version_table_of_a_host_may_have_any_name(database: Database, engine: Engine, tmp_path: Path) -> None:
+    host = Host(engine, tmp_path / "host", "outbox:migrations/versions")
+    host.config.attributes["version_table"] = "shop_versions"
+    host.upgrade("heads")
+    with Outbox(database.url, settings=Settings()) as box:
+        assert box.status().schema.current == box.status().schema.head
+        with pytest.raises(ConfigError, match="host's own Alembic history"):
+            box.migrate()

@@ -16,3 +16,8 @@ def ceiling(failures: int, base: float, maximum: float) -> float:
 def full_jitter(failures: int, base: float, maximum: float, draw: float) -> float:
     """Seconds to wait: ``draw`` (0..1) of the ceiling, and never under a tenth of ``base``."""
     return max(base / 10, draw * ceiling(failures, base, maximum))
+
+
+def equal_jitter(failures: int, base: float, maximum: float, draw: float) -> float:
+    """Seconds to wait: between half of the ceiling and all of it. For what is alone and must not come too often."""
+    return (0.5 + draw / 2) * ceiling(failures, base, maximum)

@@ -29,3 +29,5 @@ class Batch:
     """An earlier attempt may have reached beacon."""
     payloads: Sequence[str]
     """Final JSON text of each entry, in order of seq; ``len(payloads) == rows``."""
+    probe: bool = False
+    """Sent to a paused lane, to see whether beacon is back."""

@@ -2,12 +2,14 @@
 
     open ──k failures in a row──▶ paused(reason, next probe) ──probe delivered──▶ open
          ──Retry-After──────────▶ paused until then
-         ──misconfigured, licence refused, everything refused──▶ paused, re-probed with backoff
+         ──misconfigured, licence refused──▶ paused, re-probed with backoff
+         ──everything refused──▶ the same, and what is refused meanwhile waits instead of dying
     paused(no probe): the log contradicts the ledger; only mending opens it
     off: switched off by configuration
 
-While a lane is paused one batch at a time goes out as a probe, so an outage costs a few hundred requests a day
-and burns no attempt on rows that were not sent.
+While a lane is paused one batch is on the wire as a probe, and its answer alone moves the lane: requests that left
+before the pause say nothing new. So an outage of a day costs a few hundred requests, a blip with many requests on
+the wire pauses no longer than one failure, and no attempt is burned on rows that were not sent.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from outbox.core.backoff import full_jitter
+from outbox.core.backoff import equal_jitter
 from outbox.core.verdict import Receipt, Verdict
 
 FAILURES_TO_OPEN_BREAKER = 3
@@ -43,6 +45,16 @@ class Health:
     def stopped(self) -> bool:
         return self.state is LaneState.PAUSED and self.next_probe_at is None
 
+    @property
+    def refusing(self) -> bool:
+        """Paused because the endpoint refuses everything: no entry dies of a refusal now."""
+        return self.state is LaneState.PAUSED and self.dead_streak >= DEAD_IN_A_ROW
+
+    @property
+    def fresh_first(self) -> bool:
+        """The next probe takes new entries: those that were refused may be guilty, and would pause it for ever."""
+        return self.refusing and self.failures % 2 == 0
+
     def may_send(self, now: int, max_pause: int) -> bool:
         """Open, or a probe is due. A probe further ahead than ``max_pause`` µs is due: the clock was set back."""
         if self.state is LaneState.OPEN:
@@ -61,43 +73,50 @@ class Backoff:
     draw: float
 
     def wait(self, failures: int) -> float:
-        return full_jitter(failures, self.base, self.maximum, self.draw)
+        return equal_jitter(failures, self.base, self.maximum, self.draw)
 
 
-def probing(health: Health, now: int, backoff: Backoff) -> Health:
-    """A probe leaves: the next one waits, whatever becomes of this one."""
-    if health.state is LaneState.OPEN:
-        return health
-    return replace(health, next_probe_at=now + _micros(backoff.wait(health.failures + 1)))
+def probing(health: Health, now: int, lease: int) -> Health:
+    """A probe leaves: no other one until its answer, or the end of its ``lease`` (µs) when none comes."""
+    return health if health.state is LaneState.OPEN else replace(health, next_probe_at=now + lease)
 
 
-def after(health: Health, receipt: Receipt, died: bool, now: int, backoff: Backoff) -> Health:
-    """Health after one answer. ``died``: a batch of one was buried by it."""
+def after(health: Health, receipt: Receipt, *, died: bool, probe: bool, now: int, backoff: Backoff) -> Health:
+    """Health after one answer. ``died``: a batch of one was buried by it; ``probe``: it was sent to a paused lane."""
     if health.state is LaneState.OFF or health.stopped:
         return health
+    if health.state is LaneState.PAUSED and not probe:
+        return _held(health, now, receipt.retry_after_seconds)
     match receipt.verdict:
         case Verdict.DELIVERED:
             return Health()
         case Verdict.INTERRUPTED:
-            return health
+            return health if health.state is LaneState.OPEN else replace(health, next_probe_at=now)
         case Verdict.REFUSED | Verdict.TOO_LARGE:
             return _after_refusal(health, receipt, died, now, backoff)
         case Verdict.MISCONFIGURED | Verdict.UNAUTHORIZED:
             return _paused(health, receipt.reason, now, backoff, receipt.retry_after_seconds)
         case Verdict.UNAVAILABLE | Verdict.AMBIGUOUS:
-            failing = replace(health, failures=health.failures + 1)
-            if receipt.retry_after_seconds is None and failing.failures < FAILURES_TO_OPEN_BREAKER:
-                return failing
+            if health.state is LaneState.OPEN:
+                failures = health.failures + 1
+                if receipt.retry_after_seconds is None and failures < FAILURES_TO_OPEN_BREAKER:
+                    return replace(health, failures=failures)
+                health = replace(health, failures=0)
             return _paused(health, receipt.reason, now, backoff, receipt.retry_after_seconds)
+
+
+def _held(health: Health, now: int, retry_after_seconds: float | None) -> Health:
+    """An answer to a request from before the pause: only its Retry-After is news."""
+    if retry_after_seconds is None or health.next_probe_at is None:
+        return health
+    return replace(health, next_probe_at=max(health.next_probe_at, now + _micros(retry_after_seconds)))
 
 
 def _after_refusal(health: Health, receipt: Receipt, died: bool, now: int, backoff: Backoff) -> Health:
     """Beacon answers, so it is there; yet an endpoint that refuses every row must not kill the queue."""
-    if not died:
-        return health
-    streak = health.dead_streak + 1
+    streak = health.dead_streak + died
     if streak < DEAD_IN_A_ROW:
-        return replace(health, dead_streak=streak)
+        return Health(dead_streak=streak)
     reason = f"endpoint refuses everything: {streak} entries in a row, last: {receipt.reason}"
     return replace(_paused(health, reason, now, backoff, None), dead_streak=streak)
 

@@ -56,3 +56,13 @@ class Retention:
     receipts_seconds: float
     max_bytes: int
     at_least_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How much a telemetry lane may hold, live batches included. Beyond it the oldest pending entries are shed."""
+
+    entries: int
+    size: int
+    """Bytes of payload."""
+    age_seconds: float

@@ -15,6 +15,8 @@ class Settlement:
 
     batch: Batch
     receipt: Receipt
+    seconds: float = 0.0
+    """From the send to its answer."""
 
 
 @dataclass(slots=True)

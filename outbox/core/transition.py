@@ -44,8 +44,12 @@ def decide(
     backoff_base: float,
     backoff_max: float,
     draw: float,
+    refusing: bool = False,
 ) -> Transition:
-    """What becomes of a leased batch. ``draw`` in 0..1 is the jitter; ``attempts_limit`` None: no limit."""
+    """What becomes of a leased batch. ``draw`` in 0..1 is the jitter; ``attempts_limit`` None: no limit.
+
+    ``refusing``: the lane is paused because everything is refused, so a refusal says nothing of this entry.
+    """
     counted = attempts + receipt.counted
     match receipt.verdict:
         case Verdict.DELIVERED:
@@ -53,6 +57,8 @@ def decide(
         case Verdict.REFUSED | Verdict.TOO_LARGE if entries > 1:
             # The guilty row is counted once, when it is alone.
             return Transition(Move.HALVE, attempts, ambiguous)
+        case Verdict.REFUSED | Verdict.TOO_LARGE if refusing:
+            return Transition(Move.RETRY, attempts, ambiguous, full_jitter(1, backoff_base, backoff_max, draw))
         case Verdict.REFUSED | Verdict.TOO_LARGE:
             return Transition(Move.BURY, attempts + 1, ambiguous)
         case Verdict.INTERRUPTED:

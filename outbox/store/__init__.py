@@ -7,7 +7,8 @@ migrate     Alembic in code
 claim       due batches, holes, new rows: what to send next
 settle      a receipt into the ledger, under the lease token
 operate     requeue, discard, shed, switch off, purge
-audit       what the ledger must say about every number, and how strays come back
+audit       what the ledger must say about every number, and what contradicts it
+mend        how strays come back, and lost rows are given up
 views       find, status, show: reading only
 store       the facade that the dispatcher and the producer use
 """

@@ -5,11 +5,13 @@ another way (a hole row deleted by hand, an explicit seq, a sequence set back, a
 ever. The auditor compares the rows present with the ledger, range by range:
 
     a number that nothing accounts for, or a row inside a forgotten hole   -> a hole again, so it is delivered
-    a row whose number is spent (its batch is purged, or it is below the floor)
-        written after that batch was cut: a reused number                  -> renumbered above the cursor
-        written before: a restored copy of a delivered row                 -> purged again
+    a row whose number is spent (its batch is purged, or it is below the floor), or whose batch was settled before
+    it was written, in a log that lost rows                                -> renumbered above the cursor
+        unless it is proven to be a restored copy of a delivered row       -> deleted again
     the sequence stands below the cursor                                   -> the lane stops until it is mended
     a batch that is not delivered has lost rows                            -> the lane stops until it is mended
+
+Here is what looks and judges; ``mend`` brings back.
 """
 
 from __future__ import annotations
@@ -18,22 +20,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, func, insert, select, text, update
+from sqlalchemy import Connection, Row, func, select, text
 
 from outbox.core import runs
 from outbox.core.health import Health, LaneState
 from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.runs import Runs
-from outbox.store import holes
 from outbox.store.dialects import dialect_of
-from outbox.store.ledger import LockedLane, add_to_totals
+from outbox.store.ledger import LockedLane
 from outbox.store.schema import BATCH, HOLE, LANE, LOGS
-from outbox.store.settle import ended
 
 RANGE = 100_000
 """Numbers compared at a time."""
-RENUMBERED_AT_ONCE = 1000
 
 
 @dataclass(slots=True)
@@ -45,10 +44,12 @@ class AuditReport:
     """Rows that nobody would have looked at; they are delivered now."""
     renumbered: int = 0
     """Of these, rows that had to take a new number."""
+    copies: int = 0
+    """Rows that a restore brought back although they were delivered; deleted again."""
     missing: int = 0
     """Entries of unfinished batches whose row is gone."""
     discarded: int = 0
-    """Of these, entries that mending gave up."""
+    """Entries that were missing and that mending gave up; ``shed`` in the lane's status."""
     problem: str | None = None
     """Why the lane is stopped, and how to mend it."""
 
@@ -63,16 +64,27 @@ class Findings:
     """Present rows inside forgotten holes."""
     spent: Runs = ()
     """Present rows whose batch is purged."""
+    overwritten: Runs = ()
+    """Present rows of settled batches that were written after the settlement: not what the batch was settled for."""
     shrunken: list[tuple[Row[Any], Runs]] = field(default_factory=list)
     """Unfinished batches, and the members whose rows are gone."""
 
     @property
     def clean(self) -> bool:
-        return not (self.unaccounted or self.forgotten or self.spent or self.shrunken)
+        return not (self.unaccounted or self.forgotten or self.misplaced or self.shrunken)
+
+    @property
+    def misplaced(self) -> Runs:
+        """Present rows whose number says of them what is true of an earlier row."""
+        return runs.union([*self.spent, *self.overwritten])
 
     @property
     def strays(self) -> int:
         return runs.count(runs.intersect(self.present, self.unaccounted)) + runs.count(self.forgotten)
+
+    @property
+    def missing(self) -> int:
+        return sum(runs.count(gone) for _, gone in self.shrunken)
 
 
 def ranges(connection: Connection, lane: Lane, newest: int | None = None) -> Iterator[tuple[int, int]]:
@@ -100,19 +112,30 @@ def inspect(connection: Connection, lane: Lane, lo: int, hi: int) -> Findings:
     ).all()
     kept: list[tuple[int, int]] = []
     purged: list[tuple[int, int]] = []
+    settled: list[tuple[Row[Any], Runs]] = []
+    lost_rows = False
     for batch in batches:
         members = runs.intersect(runs.decode(batch.members), whole)
-        (kept if batch.purged_at is None else purged).extend(members)
+        if batch.purged_at is not None:
+            purged.extend(members)
+            continue
+        kept.extend(members)
         gone = runs.subtract(members, found.present)
-        if gone and batch.purged_at is None and batch.verdict in (None, Ending.REFUSED):
+        if batch.state == BatchState.SETTLED:
+            settled.append((batch, members))
+            lost_rows = lost_rows or bool(gone)
+        if gone and batch.verdict in (None, Ending.REFUSED):
             found.shrunken.append((batch, gone))
     overlapping = select(HOLE).where(HOLE.c.lane == str(lane), HOLE.c.hi > lo, HOLE.c.lo <= hi)
     all_holes = connection.execute(overlapping).all()
     inside = runs.union((hole.lo, hole.hi) for hole in all_holes)
     forgotten = runs.union((hole.lo, hole.hi) for hole in all_holes if hole.forgotten_at is not None)
-    found.unaccounted = runs.subtract(whole, runs.union([*kept, *purged, *inside]))
-    found.forgotten = runs.intersect(found.present, forgotten)
+    owned = runs.union([*kept, *purged])
+    found.unaccounted = runs.subtract(whole, runs.union([*owned, *inside]))
+    found.forgotten = runs.subtract(runs.intersect(found.present, forgotten), owned)
     found.spent = runs.intersect(found.present, runs.union(purged))
+    if settled and (lost_rows or _newest_lost_rows(connection, lane)):
+        found.overwritten = _overwritten(connection, lane, lo, hi, settled)
     return found
 
 
@@ -125,125 +148,81 @@ def _present(connection: Connection, lane: Lane, lo: int, hi: int) -> Runs:
     return tuple((int(a), int(b)) for a, b in connection.execute(islands, {"lo": lo, "hi": hi}))
 
 
-def mend_range(lane: LockedLane, lo: int, hi: int, report: AuditReport) -> None:
-    """Bring back the strays of one range, looked at again under the lane's lock."""
-    found = inspect(lane.connection, lane.lane, max(lo, lane.floor), min(hi, lane.cursor))
-    report.strays += found.strays
-    report.missing += sum(runs.count(gone) for _, gone in found.shrunken)
-    holes.revive(lane, found.forgotten)
-    holes.record(lane, found.unaccounted, due_now=True)
-    renumbered = _renumber_spent(lane, found.spent) if found.spent else 0
-    report.renumbered += renumbered
-    report.strays += renumbered
-    add_to_totals(lane, strays=found.strays + renumbered)
+def _newest_lost_rows(connection: Connection, lane: Lane) -> bool:
+    """Rows left the log without a purge (TRUNCATE, a restore), so their numbers may have been handed out again.
+
+    Numbers are used again from below, so the newest settled batch is the last to look whole.
+    """
+    settled = (BATCH.c.lane == str(lane), BATCH.c.state == BatchState.SETTLED, BATCH.c.purged_at.is_(None))
+    newest = connection.execute(select(BATCH).where(*settled).order_by(BATCH.c.last_seq.desc()).limit(1)).first()
+    if newest is None:
+        return False
+    present = _present(connection, lane, newest.first_seq - 1, newest.last_seq)
+    return bool(runs.subtract(runs.decode(newest.members), present))
 
 
-def mend_below_floor(lane: LockedLane, report: AuditReport) -> int:
-    """Renumber some rows at or below the floor; how many. Their numbers were spent long ago."""
-    log = LOGS[lane.lane]
-    below = select(log.c.seq).where(log.c.seq <= lane.floor).order_by(log.c.seq).limit(RENUMBERED_AT_ONCE)
-    numbers = list(lane.connection.execute(below).scalars())
-    moved = _renumber(lane, numbers)
-    report.strays += moved
-    report.renumbered += moved
-    add_to_totals(lane, strays=moved)
-    return moved
+def _overwritten(connection: Connection, lane: Lane, lo: int, hi: int, settled: list[tuple[Row[Any], Runs]]) -> Runs:
+    """Members written when their batch was settled, or later.
 
-
-def _renumber_spent(lane: LockedLane, spent: Runs) -> int:
-    log = LOGS[lane.lane]
-    reused: list[int] = []
-    purged = (BATCH.c.lane == lane.key, BATCH.c.purged_at.is_not(None))
-    spanning = (BATCH.c.last_seq >= spent[0][0], BATCH.c.first_seq <= spent[-1][1])
-    for batch in lane.connection.execute(select(BATCH).where(*purged, *spanning)).all():
-        back = list(runs.numbers(runs.intersect(spent, runs.decode(batch.members))))[:RENUMBERED_AT_ONCE]
-        if not back:
-            continue
-        written = select(log.c.seq, log.c.created_at).where(log.c.seq.in_(back))
-        rows = lane.connection.execute(written).all()
-        later = [row.seq for row in rows if row.created_at > batch.created_at]
-        reused += later
-        if len(later) < len(rows):  # restored copies of delivered rows
-            again = update(BATCH).where(BATCH.c.id == batch.id).values(purged_at=None, due_at=batch.settled_at)
-            lane.connection.execute(again)
-    return _renumber(lane, reused)
-
-
-def _renumber(lane: LockedLane, numbers: list[int]) -> int:
-    """Give these rows new numbers at the end of the log. Rows that are gone by now are left out."""
-    log = LOGS[lane.lane]
-    columns = (log.c.id, log.c.payload, log.c.size, log.c.created_at)
-    rows = lane.connection.execute(select(*columns).where(log.c.seq.in_(numbers)).with_for_update()).all()
-    if not rows:
-        return 0
-    lane.connection.execute(delete(log).where(log.c.seq.in_(numbers)))
-    lane.connection.execute(insert(log), [dict(row._mapping) for row in rows])
-    return len(rows)
-
-
-def contradiction(lane: LockedLane, report: AuditReport) -> str | None:
-    """Why the lane must not go on, and how to mend it; None when the log and the ledger agree."""
-    table = LANES[lane.lane].table
-    dialect = dialect_of(lane.connection)
-    position = dialect.sequence_position(lane.connection, table)
-    if position < lane.cursor:
-        return (
-            f"the sequence of {table} stands at {position}, below the cursor {lane.cursor}: new rows would get numbers"
-            f" where nobody looks (a restore, TRUNCATE or setval). Run: outbox audit --mend --lane {lane.lane}"
-            f" (or: {dialect.advance_sequence_sql(table, lane.cursor)})"
-        )
-    if report.missing:
-        return (
-            f"{report.missing} entries that were not delivered are gone from {table}: deleted, or the table was"
-            f" restored. Put the rows back, or give them up with: outbox audit --mend --lane {lane.lane}"
-        )
-    return None
+    The times alone prove nothing, a clock may have been set back between the two: asked only when rows were lost.
+    """
+    log = LOGS[lane]
+    since = min(batch.settled_at for batch, _ in settled)
+    within = (log.c.seq > lo, log.c.seq <= hi, log.c.created_at >= since)
+    query = select(log.c.seq, log.c.created_at).where(*within).order_by(log.c.seq)
+    written = {row.seq: row.created_at for row in connection.execute(query)}
+    late = [
+        seq for batch, members in settled for seq in runs.numbers(members) if written.get(seq, 0) >= batch.settled_at
+    ]
+    return runs.from_sorted(sorted(late))
 
 
 def judge_sequence(lane: LockedLane, report: AuditReport) -> None:
     """Stop the lane when its sequence was set back. Looked at first: renumbering would only make it worse."""
-    before = report.missing
-    report.missing = 0
-    report.problem = contradiction(lane, report)
-    report.missing = before
-    if report.problem and lane.health.state is not LaneState.OFF:
-        lane.health = Health(LaneState.PAUSED, report.problem)
+    report.problem = _set_back(lane)
+    _stop(lane, report)
 
 
 def judge(lane: LockedLane, report: AuditReport) -> None:
-    """Stop the lane at a contradiction; open it again when it is mended."""
-    report.problem = contradiction(lane, report)
+    """Stop the lane at a contradiction; open one that was stopped when all of it, not only a part, is mended."""
+    report.problem = _set_back(lane) or _gone(lane, report.missing)
+    if report.problem is None and lane.health.stopped:
+        whole = [inspect(lane.connection, lane.lane, lo, hi) for lo, hi in ranges(lane.connection, lane.lane)]
+        report.problem = _gone(lane, sum(found.missing for found in whole))
+        if report.problem is None and any(found.misplaced for found in whole):
+            report.problem = lane.health.reason  # the next batch to be settled would look whole, and hide them
+        if report.problem is None:
+            lane.health = Health()
+    _stop(lane, report)
+
+
+def _stop(lane: LockedLane, report: AuditReport) -> None:
     if report.problem and lane.health.state is not LaneState.OFF:
         lane.health = Health(LaneState.PAUSED, report.problem)
-    elif lane.health.stopped:
-        lane.health = Health()
+
+
+def _set_back(lane: LockedLane) -> str | None:
+    table = LANES[lane.lane].table
+    dialect = dialect_of(lane.connection)
+    position = dialect.sequence_position(lane.connection, table)
+    if position >= lane.cursor:
+        return None
+    return (
+        f"the sequence of {table} stands at {position}, below the cursor {lane.cursor}: new rows would get numbers"
+        f" where nobody looks (a restore, TRUNCATE or setval). Run: outbox audit --mend --lane {lane.lane}"
+        f" (or: {dialect.advance_sequence_sql(table, lane.cursor)})"
+    )
+
+
+def _gone(lane: LockedLane, missing: int) -> str | None:
+    if not missing:
+        return None
+    return (
+        f"{missing} entries that were not delivered are gone from {LANES[lane.lane].table}: deleted, or the table was"
+        f" restored. Put the rows back, or give them up with: outbox audit --mend --lane {lane.lane}"
+    )
 
 
 def highest_number(lane: LockedLane) -> int:
     log = LOGS[lane.lane]
     return max(lane.cursor, lane.connection.execute(select(func.max(log.c.seq))).scalar() or 0)
-
-
-def give_up_missing(lane: LockedLane, lo: int, hi: int, report: AuditReport) -> None:
-    """Batches go on with the members that are left; what is gone is counted."""
-    for batch, gone in inspect(lane.connection, lane.lane, lo, hi).shrunken:
-        if batch.state == BatchState.LEASED and batch.due_at > lane.now:
-            continue  # on the wire: its settlement or its expiry comes first
-        left = runs.subtract(runs.decode(batch.members), gone)
-        report.discarded += runs.count(gone)
-        if left:
-            values: dict[str, Any] = {
-                "members": runs.encode(left),
-                "first_seq": left[0][0],
-                "last_seq": left[-1][1],
-                "entries": runs.count(left),
-            }
-            holes.record_forgotten(lane, gone)
-        else:  # no row is left to delete: it is purged already
-            values = ended(lane, Ending.DISCARDED) | {
-                "purged_at": lane.now,
-                "last_error": "rows were gone from the log",
-            }
-        if batch.verdict == Ending.REFUSED and batch.settled_version <= lane.folded_version:
-            add_to_totals(lane, dead=-runs.count(gone))
-        lane.connection.execute(update(BATCH).where(BATCH.c.id == batch.id).values(values))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -48,16 +48,27 @@ def claim(lane: LockedLane, policy: Policy, *, look_due: bool, eager_holes: bool
     """
     if not lane.health.may_send(lane.now, policy.max_wait_us):
         return None
-    probe = lane.health.state is not LaneState.OPEN
+    if lane.health.state is not LaneState.OPEN:
+        return _probe(lane, policy, eager_holes)
     batch = None
-    if look_due or probe:
-        batch = _due(lane, policy, probe) or _from_holes(lane, policy, eager_holes)
+    if look_due:
+        batch = _due(lane, policy, probe=False) or _from_holes(lane, policy, eager_holes)
         if batch is None and live_batches(lane) >= policy.live_batches:
             return None
-    batch = batch or _new(lane, policy)
-    if batch is not None and probe:
-        lane.health = probing(lane.health, lane.now, backoff(policy))
-    return batch
+    return batch or _new(lane, policy)
+
+
+def _probe(lane: LockedLane, policy: Policy, eager_holes: bool) -> Batch | None:
+    """Whatever waits, due or not; while everything is refused, every other time what was never refused."""
+    room = live_batches(lane) < policy.live_batches
+    batch = _new(lane, policy) if room and lane.health.fresh_first else None
+    batch = batch or _due(lane, policy, probe=True) or _from_holes(lane, policy, eager_holes)
+    if batch is None and room:
+        batch = _new(lane, policy)
+    if batch is None:
+        return None
+    lane.health = probing(lane.health, lane.now, policy.lease_us)
+    return replace(batch, probe=True)
 
 
 def _due(lane: LockedLane, policy: Policy, probe: bool) -> Batch | None:

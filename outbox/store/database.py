@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, NoSuchModuleError, OperationalError
 
 from outbox.errors import ConfigError, DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
 from outbox.store.dialects import Dialect, dialect_named
+from outbox.store.forks import ForkGuard
 
 _READ = "outbox_read"
+_USED_AT = "outbox_used_at"
+IDLE_SECONDS = 1.0
+"""A connection that was idle for longer is tried before it is used: the server may have gone in between."""
 
 
 class Database:
@@ -31,8 +36,13 @@ class Database:
     def __init__(self, bind: str | URL | Engine, *, synchronous: str = "FULL") -> None:
         self.url = _parse(bind.url if isinstance(bind, Engine) else bind)
         self.dialect = _dialect(self.url)
+        self._suspect = threading.Event()
+        """Set: the pool's connections are not to be used again."""
         self.engine = _engine(bind, self.url, self.dialect, synchronous)
-        self._writer = threading.Lock() if self.dialect.single_writer else nullcontext()
+        if not self.dialect.single_writer:
+            event.listen(self.engine, "checkin", _note_use)
+            event.listen(self.engine, "checkout", _require_alive(self.engine, self._suspect))
+        self._guard = ForkGuard(self.engine, str(self.url.database)) if self.dialect.single_writer else None
         self._pid = os.getpid()
 
     @property
@@ -51,7 +61,11 @@ class Database:
         for what they say.
         """
         self._after_fork()
-        with self._writer, self.explained(), self.engine.connect() as connection:
+        with (
+            self._guard.writer if self._guard else nullcontext(),
+            self.explained(),
+            self.engine.connect() as connection,
+        ):
             transaction = connection.begin()
             try:
                 yield connection
@@ -78,16 +92,22 @@ class Database:
         try:
             yield
         except DBAPIError as error:
+            if self.dialect.is_read_only(error):
+                self._suspect.set()  # a session stays as it began, and perhaps another host takes writes
             raise self.explain(error) from error
 
     def explain(self, error: DBAPIError) -> OutboxError | DBAPIError:
         """The outbox error for a driver's error; the error itself when it is not the database's state."""
         if self.dialect.is_missing_table(error):
             return SchemaOutOfDate(f"{self.safe_url}: the outbox tables are not there. Run: outbox migrate")
-        if error.connection_invalidated or isinstance(error, OperationalError):
+        code = self.dialect.error_code(error)
+        advice = self.dialect.advice.get(code)
+        if code in self.dialect.damaged_codes:
+            return OutboxError(f"{self.safe_url}: {_first_line(error)}. {advice or 'Restore a backup.'}")
+        if advice or error.connection_invalidated or isinstance(error, OperationalError):
             return DatabaseUnavailable(
                 f"{self.safe_url}: {_first_line(error)}. Nothing was written by this call."
-                " Check that the database is up and writable, then try again."
+                f" {advice or 'Check that the database is up and writable, then try again.'}"
             )
         return error
 
@@ -105,6 +125,8 @@ class Database:
 
     def _after_fork(self) -> None:
         """A connection must not be shared with the parent process: the child starts with none."""
+        if self._guard is not None:
+            self._guard.check()
         if self._pid != os.getpid():
             self.engine.dispose(close=False)
             self._pid = os.getpid()
@@ -158,7 +180,11 @@ def _create(url: URL, dialect: Dialect, synchronous: str) -> Engine:
 
 def _setup(dialect: Dialect, synchronous: str) -> Any:
     def on_connect(driver_connection: Any, _record: Any) -> None:
-        dialect.prepare(driver_connection, synchronous=synchronous)
+        try:
+            dialect.prepare(driver_connection, synchronous=synchronous)
+        except BaseException:
+            driver_connection.close()  # the pool has not taken it yet
+            raise
 
     return on_connect
 
@@ -168,6 +194,30 @@ def _require_store(dialect: Dialect, url: URL) -> Any:
         dialect.require_store(url)
 
     return on_do_connect
+
+
+def _note_use(_driver_connection: Any, record: Any) -> None:
+    record.info[_USED_AT] = time.monotonic()
+
+
+def _require_alive(engine: Engine, suspect: threading.Event) -> Any:
+    """Not ``pool_pre_ping``, which costs a busy producer a round trip for every transaction."""
+
+    def on_checkout(driver_connection: Any, record: Any, _proxy: Any) -> None:
+        used_at = record.info.get(_USED_AT)
+        if used_at is None:
+            return
+        if suspect.is_set():
+            suspect.clear()
+            raise InvalidatePoolError("a connection of this pool was refused writes")
+        if time.monotonic() - used_at < IDLE_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(driver_connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError("the connection went stale in the pool") from error
+
+    return on_checkout
 
 
 def _begin(connection: Connection) -> None:

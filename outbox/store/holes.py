@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, and_, delete, insert, or_, select, update
+from sqlalchemy import Row, delete, insert, or_, select, update
 
 from outbox.core import runs
 from outbox.core.lane import LANES
@@ -89,15 +89,14 @@ def _look_again_or_forget(lane: LockedLane, policy: Policy, hole: Row[Any], writ
 
 def fill(lane: LockedLane, taken: Runs) -> None:
     """Numbers that a batch takes leave their holes, in the same transaction."""
-    touched = lane.connection.execute(
-        select(HOLE).where(
-            HOLE.c.lane == lane.key,
-            HOLE.c.forgotten_at.is_(None),
-            or_(*(and_(HOLE.c.lo <= hi, HOLE.c.hi >= lo) for lo, hi in taken)),
-        )
-    ).all()
-    for hole in touched:
-        rest = runs.subtract(((hole.lo, hole.hi),), taken)
+    # By the whole span: a thousand scattered runs in one WHERE are too deep an expression for SQLite.
+    live = (HOLE.c.lane == lane.key, HOLE.c.forgotten_at.is_(None))
+    span = (HOLE.c.lo <= taken[-1][1], HOLE.c.hi >= taken[0][0])
+    for hole in lane.connection.execute(select(HOLE).where(*live, *span)).all():
+        whole = ((hole.lo, hole.hi),)
+        rest = runs.subtract(whole, taken)
+        if rest == whole:
+            continue
         gone = lane.connection.execute(delete(HOLE).where(HOLE.c.lane == lane.key, HOLE.c.lo == hole.lo))
         assert gone.rowcount == 1, "the lane's row is locked: nobody else changes its holes"
         for lo, hi in rest:
@@ -117,9 +116,3 @@ def revive(lane: LockedLane, present: Runs) -> None:
         for lo, hi in rest:
             lane.connection.execute(insert(HOLE), {**hole._mapping, "lo": lo, "hi": hi})
     record(lane, present, due_now=True)
-
-
-def record_forgotten(lane: LockedLane, gone: Runs) -> None:
-    """Numbers that no row will ever have again, accounted for until the floor passes them."""
-    columns = {"lane": lane.key, "seen_at": lane.now, "next_check_at": None, "forgotten_at": lane.now}
-    lane.connection.execute(insert(HOLE), [{"lo": lo, "hi": hi, **columns} for lo, hi in gone])

@@ -1,12 +1,21 @@
 """Alembic in code: to head or anywhere, from any number of processes at once, or as SQL.
 
 Own version table, so the outbox may live beside a host's history. A host that prefers one history adds
-``outbox:migrations/versions`` to its ``version_locations``; then its own version table has our revisions.
+``outbox:migrations/versions`` to its ``version_locations``; then its own version table has our revisions, and
+one of ours that was there before must be dropped: it would no longer move.
+
+What the schema is at, ``schema_status``: where our version table is, what it says. Where it is not, but our tables
+are, a host's history made them, and its version table cannot tell: it holds heads, a host revision that depends on
+ours takes the place of ours there, and the host's revisions are not in our script directory. So each revision of
+ours leaves a landmark, a table or column that no older one has, and the newest landmark found is the revision. No
+row to keep in step is needed for that, and a downgrade takes the landmark away again.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -17,59 +26,75 @@ from outbox.errors import ConfigError, SchemaOutOfDate
 
 if TYPE_CHECKING:
     from alembic.config import Config
+    from alembic.script import ScriptDirectory
 
     from outbox.store.database import Database
 
 VERSION_TABLE = "outbox_alembic_version"
-HOST_VERSION_TABLE = "alembic_version"
-HEAD = "outbox_0001"
+SCRIPTS = str(files("outbox") / "migrations")
+LANDMARKS = {"outbox_0001": "outbox_lane"}
+"""Our revisions, oldest first, and the ``table`` or ``table.column`` that each makes last.
+
+As the script directory has them (a test compares): here too, because every process asks at its start whether the
+schema is right, and reading the scripts would cost it the import of Alembic.
+"""
+
+
+def head() -> str:
+    """The revision that this code needs."""
+    return next(reversed(LANDMARKS))
 
 
 def migrate(database: Database, revision: str = "head") -> None:
-    """Upgrade or downgrade to ``revision``; idempotent, and safe when several processes start at once."""
+    """Upgrade or downgrade to ``revision``; idempotent, and safe when several processes start at once.
+
+    ``revision``: ``head``, ``base``, a revision or the beginning of its name, or steps such as ``+1`` and ``-1``.
+    Raises ``ConfigError`` for one that the script directory does not have and where a host's history made the
+    tables, ``SchemaOutOfDate`` where a newer version of outbox did.
+    """
     from alembic import command
 
     database.dialect.create_store(database.url)
     with database.write() as connection, database.dialect.migration_lock(connection):
-        if _merged_into_host(connection):
+        if _made_by_host(connection):
             raise ConfigError(
-                f"{database.safe_url}: the outbox tables belong to the host's own Alembic history"
-                f" ({HOST_VERSION_TABLE}). Upgrade with the host's alembic instead."
+                f"{database.safe_url}: the outbox tables are there without {VERSION_TABLE}: they belong to the host's"
+                " own Alembic history. Upgrade with the host's alembic instead."
             )
-        current = _revision(connection, VERSION_TABLE)
         config = _config(connection=connection)
-        target = revision if revision != "head" else HEAD
-        if current == target:
-            return
-        down = target == "base" or (current is not None and target < current)
-        with _known_revision(revision):
-            (command.downgrade if down else command.upgrade)(config, revision)
+        current = _own_revision(connection)
+        _refuse_newer(current, database.safe_url)
+        with _script_directory(config, revision) as scripts:
+            move = command.downgrade if _is_below(scripts, revision, current) else command.upgrade
+            move(config, revision)
 
 
 def script(database: Database, revision: str = "head") -> str:
-    """The SQL of an upgrade from nothing, for a person who runs it by hand."""
+    """The SQL of an upgrade from nothing, for a person who runs it by hand. Raises ``ConfigError`` as ``migrate``."""
     from alembic import command
 
     out = io.StringIO()
     config = _config(dialect=database.url.get_backend_name(), buffer=out)
-    with _known_revision(revision):
+    with _script_directory(config, revision):
         command.upgrade(config, revision, sql=True)
     return out.getvalue()
 
 
 def schema_status(connection: Connection) -> SchemaStatus:
-    current = _revision(connection, VERSION_TABLE)
-    if current is None and _merged_into_host(connection):
-        current = HEAD
-    return SchemaStatus(current, HEAD)
+    """The revision that the tables are at, None without tables, and the one that this code needs."""
+    return SchemaStatus(_by_landmark(connection) if _made_by_host(connection) else _own_revision(connection), head())
 
 
 def require_head(connection: Connection, where: str) -> None:
     """Raise ``SchemaOutOfDate`` unless the tables are of this code's revision."""
     status = schema_status(connection)
-    if status.current != status.head:
-        found = "the outbox tables are not there" if status.current is None else f"the schema is at {status.current}"
-        raise SchemaOutOfDate(f"{where}: {found}, this version needs {status.head}. Run: outbox migrate")
+    if status.current == status.head:
+        return
+    if status.current is None:
+        raise SchemaOutOfDate(f"{where}: the outbox tables are not there. Run: outbox migrate")
+    _refuse_newer(status.current, where)
+    mend = "Upgrade with the host's alembic" if _made_by_host(connection) else "Run: outbox migrate"
+    raise SchemaOutOfDate(f"{where}: the schema is at {status.current}, this version needs {status.head}. {mend}")
 
 
 def configure(context: Any) -> None:
@@ -88,37 +113,63 @@ def _config(**attributes: Any) -> Config:
     from alembic.config import Config
 
     config = Config()
-    config.set_main_option("script_location", str(files("outbox") / "migrations"))
+    config.set_main_option("script_location", SCRIPTS)
     config.attributes.update(attributes)
     return config
 
 
-def _revision(connection: Connection, table: str) -> str | None:
-    if not inspect(connection).has_table(table):
+def _own_revision(connection: Connection) -> str | None:
+    """What our version table says. None: no such table, or no upgrade was finished."""
+    if not inspect(connection).has_table(VERSION_TABLE):
         return None
-    versions = connection.execute(text(f"SELECT version_num FROM {table}")).scalars()  # noqa: S608 - our names
-    return next((version for version in versions if version.startswith("outbox_")), None)
+    return connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608 - our name
 
 
-def _merged_into_host(connection: Connection) -> bool:
-    """Our tables are there without our version table, beside the host's.
+def _made_by_host(connection: Connection) -> bool:
+    """Our tables are there without our version table, which Alembic makes first, and our SQL script too."""
+    return not inspect(connection).has_table(VERSION_TABLE) and _by_landmark(connection) is not None
 
-    Not by our revision's name: a host revision that depends on it replaces it in Alembic's table of heads.
-    ``outbox_lane`` is the last table that an upgrade makes.
-    """
+
+def _by_landmark(connection: Connection) -> str | None:
+    return next((revision for revision in reversed(LANDMARKS) if _stands(connection, LANDMARKS[revision])), None)
+
+
+def _stands(connection: Connection, landmark: str) -> bool:
+    table, _, column = landmark.partition(".")
     found = inspect(connection)
-    return not found.has_table(VERSION_TABLE) and found.has_table(HOST_VERSION_TABLE) and found.has_table("outbox_lane")
+    return found.has_table(table) and (not column or column in {each["name"] for each in found.get_columns(table)})
 
 
-class _known_revision:  # noqa: N801 - used as a block
-    def __init__(self, revision: str) -> None:
-        self.revision = revision
+def _refuse_newer(current: str | None, where: str) -> None:
+    if current is not None and current not in LANDMARKS:
+        raise SchemaOutOfDate(
+            f"{where}: the schema is at {current}, which this version of beacon-outbox does not know (it knows"
+            f" {', '.join(LANDMARKS)}): a newer one made it. Install that version here too."
+        )
 
-    def __enter__(self) -> None:
-        return None
 
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        from alembic.util import CommandError
+def _is_below(scripts: ScriptDirectory, revision: str, current: str | None) -> bool:
+    """Whether the way from ``current`` to ``revision`` leads down. Raises ``CommandError`` for an unknown one."""
+    if revision[:1] in ("+", "-"):
+        return revision.startswith("-")
+    target = scripts.get_revision(revision)
+    if target is None:  # base
+        return True
+    older = {each.revision for each in scripts.iterate_revisions(current, "base")} if current else set()
+    return target.revision != current and target.revision in older
 
-        if isinstance(error, CommandError):
-            raise ConfigError(f"--revision {self.revision}: {error}. Known: head, base, {HEAD}.") from error
+
+@contextmanager
+def _script_directory(config: Config, revision: str) -> Iterator[ScriptDirectory]:
+    """The revisions that there are. Raises ``ConfigError`` when the block finds that ``revision`` is none of them."""
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+
+    scripts = ScriptDirectory.from_config(config)
+    try:
+        if not revision:
+            raise CommandError("no revision is named")
+        yield scripts
+    except CommandError as error:
+        known = ", ".join(reversed([each.revision for each in scripts.walk_revisions()]))
+        raise ConfigError(f"--revision {revision}: {str(error).rstrip('.')}. Known: head, base, {known}.") from error

@@ -115,11 +115,12 @@ def shed(lane: LockedLane, at_most: int, verdict: Ending, reason: str) -> int:
     numbers = [row.seq for row in rows]
     holes.record(lane, batching.gaps(lane.cursor, numbers))
     lane.cursor = numbers[-1]
-    _end(lane, runs.from_sorted(numbers), sum(row.size for row in rows), verdict, reason)
+    end(lane, runs.from_sorted(numbers), sum(row.size for row in rows), verdict, reason)
     return len(rows)
 
 
-def _end(lane: LockedLane, members: runs.Runs, payload_bytes: int, verdict: Ending, reason: str) -> None:
+def end(lane: LockedLane, members: runs.Runs, payload_bytes: int, verdict: Ending, reason: str) -> None:
+    """Entries that were in no batch end unsent; retention deletes them."""
     columns = ended(lane, verdict) | {"due_at": lane.now}
     insert_batch(lane, members, runs.count(members), payload_bytes, last_error=reason, **columns)
 
@@ -138,7 +139,7 @@ def switch_off(lane: LockedLane, policy: Policy, reason: str) -> int:
     late = holes.check(lane, policy, eager=True)
     if late:
         holes.fill(lane, late)
-        _end(lane, late, 0, Ending.DISCARDED, reason)
+        end(lane, late, 0, Ending.DISCARDED, reason)
     return int(count) + runs.count(late) + shed(lane, 10 * policy.batch_max_rows, Ending.DISCARDED, reason)
 
 

@@ -14,10 +14,8 @@ from outbox.core import runs
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import Retention
-from outbox.store.ledger import LockedLane, add_to_totals
+from outbox.store.ledger import RUNS_AT_ONCE, LockedLane, add_to_totals
 from outbox.store.schema import BATCH, HOLE, LOGS
-
-_RUNS_AT_ONCE = 200
 
 
 def purge_batches(connection: Connection, lane: Lane, settled_before: int, now: int, chunk: int) -> int:
@@ -43,8 +41,8 @@ def purge_batches(connection: Connection, lane: Lane, settled_before: int, now: 
 def _delete_members(connection: Connection, lane: Lane, batch: Row[Any]) -> None:
     log = LOGS[lane]
     members = runs.decode(batch.members)
-    for start in range(0, len(members), _RUNS_AT_ONCE):
-        some = members[start : start + _RUNS_AT_ONCE]
+    for start in range(0, len(members), RUNS_AT_ONCE):
+        some = members[start : start + RUNS_AT_ONCE]
         connection.execute(delete(log).where(or_(*(log.c.seq.between(lo, hi) for lo, hi in some))))
 
 

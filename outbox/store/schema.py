@@ -48,9 +48,9 @@ def _log(name: str) -> Table:
         metadata,
         Column("seq", SEQ, Identity(cache=1), primary_key=True),
         Column("id", EntryId, nullable=False),
-        Column("payload", LONG_TEXT, nullable=False),
         Column("size", Integer, nullable=False),
         Column("created_at", BigInteger, nullable=False, server_default=now_us()),
+        Column("payload", LONG_TEXT, nullable=False),  # last: SQLite reads past it to get at what comes after
         UniqueConstraint("id", name=f"uq_{name}_id"),
         sqlite_autoincrement=True,
     )

@@ -10,17 +10,18 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Row, func, or_, select, update
 
 from outbox.core import runs
 from outbox.core.batch import Batch
 from outbox.core.health import LaneState, after
 from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import MICROSECONDS, Policy
+from outbox.core.runs import Runs
 from outbox.core.step import Settled, Settlement
 from outbox.core.transition import Move, Transition, decide
 from outbox.core.verdict import Receipt
-from outbox.store.ledger import LockedLane, add_to_totals, backoff, insert_batch
+from outbox.store.ledger import RUNS_AT_ONCE, LockedLane, add_to_totals, backoff, insert_batch
 from outbox.store.schema import BATCH, LOGS
 
 
@@ -44,6 +45,7 @@ def _settle_one(lane: LockedLane, policy: Policy, one: Settlement, done: Settled
         backoff_base=policy.backoff_base,
         backoff_max=policy.backoff_max,
         draw=jitter.draw,
+        refusing=lane.health.refusing,
     )
     if not _apply(lane, batch, receipt, transition):
         done.lost.append(batch.id)
@@ -58,7 +60,7 @@ def _settle_one(lane: LockedLane, policy: Policy, one: Settlement, done: Settled
         done.failed += batch.rows
     add_to_totals(lane, failed_attempts=transition.attempts - batch.attempts)
     was_open = lane.health.state is LaneState.OPEN
-    lane.health = after(lane.health, receipt, died, lane.now, jitter)
+    lane.health = after(lane.health, receipt, died=died, probe=batch.probe, now=lane.now, backoff=jitter)
     if not was_open and lane.health.state is LaneState.OPEN:
         _due_now(lane)
 
@@ -120,7 +122,6 @@ def _leased(lane: LockedLane, batch: Batch) -> Row[Any] | None:
 def halve(lane: LockedLane, parent: Row[Any], *, attempts: int, ambiguous: bool, error: str | None = None) -> None:
     """Two waiting children take over the members and the attempts; the parent is superseded."""
     members = runs.decode(parent.members)
-    log = LOGS[lane.lane]
     superseded = lane.connection.execute(
         update(BATCH)
         .where(BATCH.c.id == parent.id, BATCH.c.state == BatchState.LEASED, BATCH.c.lease_token == parent.lease_token)
@@ -128,14 +129,11 @@ def halve(lane: LockedLane, parent: Row[Any], *, attempts: int, ambiguous: bool,
     )
     assert superseded.rowcount == 1, "the lane's row is locked and the lease was just read"
     for half in runs.split(members, parent.entries // 2):
-        size = lane.connection.execute(
-            select(func.sum(log.c.size)).where(log.c.seq.between(half[0][0], half[-1][1]))
-        ).scalar_one()
         insert_batch(
             lane,
             half,
             runs.count(half),
-            int(size or 0),
+            payload_bytes(lane, half),
             state=BatchState.WAITING,
             due_at=lane.now,
             attempts=attempts,
@@ -143,6 +141,16 @@ def halve(lane: LockedLane, parent: Row[Any], *, attempts: int, ambiguous: bool,
             root_id=parent.root_id,
             last_error=error or parent.last_error,
         )
+
+
+def payload_bytes(lane: LockedLane, members: Runs) -> int:
+    """The size of the entries at ``members``, whose runs may lie far apart: not of all from the first to the last."""
+    log = LOGS[lane.lane]
+    total = 0
+    for start in range(0, len(members), RUNS_AT_ONCE):
+        some = or_(*(log.c.seq.between(lo, hi) for lo, hi in members[start : start + RUNS_AT_ONCE]))
+        total += int(lane.connection.execute(select(func.sum(log.c.size)).where(some)).scalar() or 0)
+    return total
 
 
 def _due_now(lane: LockedLane) -> None:

@@ -11,13 +11,14 @@ from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, Sch
 from outbox.core.health import Health, LaneState
 from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import Ending
-from outbox.core.policy import Policy, Retention
+from outbox.core.policy import Bounds, Policy, Retention
 from outbox.core.step import Outlook, Settled, Settlement, Step
-from outbox.store import audit, migrate, operate, retention, views
+from outbox.store import audit, bounds, migrate, operate, retention, views
 from outbox.store.audit import AuditReport
 from outbox.store.claim import MembersMissing, claim
 from outbox.store.database import Database
 from outbox.store.ledger import Clock, LockedLane, LostClaim, locked
+from outbox.store.mend import give_up_missing, mend_below_floor, mend_range
 from outbox.store.operate import Window
 from outbox.store.settle import settle
 from outbox.store.wake import Listener
@@ -105,6 +106,14 @@ class Store:
             raise ValueError("usage is billing: it is never shed")
         return self._on(lane, lambda row: operate.shed(row, entries, Ending.SHED, reason))
 
+    def keep_within(self, lane: Lane, limits: Bounds) -> int:
+        """Shed what a telemetry lane holds beyond its bounds, in chunks; entries shed. Usage is never shed."""
+        if lane is Lane.USAGE:
+            raise ValueError("usage is billing: it is never shed")
+        with self.database.read(snapshot=True) as connection:
+            beyond = bounds.surplus(connection, lane, limits, self.clock)
+        return 0 if beyond is None else self._all(lane, lambda row: bounds.shed(row, beyond))
+
     def switch_off(self, lane: Lane, reason: str) -> int:
         return self._all(lane, lambda row: operate.switch_off(row, self.policy, reason))
 
@@ -114,8 +123,13 @@ class Store:
     # --- upkeep ------------------------------------------------------------------------------------------
 
     def purge(self, lane: Lane, rules: Retention) -> int:
-        """Delete what retention lets go, in chunks; raise the floor; drop old receipts. Rows deleted."""
-        now = self._on(lane, lambda row: row.now)
+        """Delete what retention lets go, in chunks; raise the floor; drop old receipts. Rows deleted.
+
+        None of a stopped lane: its log contradicts its ledger, which must not say then what may be deleted.
+        """
+        now, stopped = self._on(lane, lambda row: (row.now, row.health.stopped))
+        if stopped:
+            return 0
         total = 0
         with self.database.read() as connection:
             before = retention.oversize_before(connection, lane, rules, now)
@@ -156,7 +170,7 @@ class Store:
             logger.error("lane %s stopped: %s", lane, report.problem)
             return report
         self._audit_ranges(lane, newest, mend, report)
-        while self._on(lane, lambda row: audit.mend_below_floor(row, report)):
+        while self._on(lane, lambda row: mend_below_floor(row, report)):
             pass
         self._on(lane, lambda row: audit.judge(row, report))
         if report.strays:
@@ -174,8 +188,8 @@ class Store:
             if clean:
                 continue
             if mend:
-                self._on(lane, lambda row, lo=lo, hi=hi: audit.give_up_missing(row, lo, hi, report))  # type: ignore[misc]
-            self._on(lane, lambda row, lo=lo, hi=hi: audit.mend_range(row, lo, hi, report))  # type: ignore[misc]
+                self._on(lane, lambda row, lo=lo, hi=hi: give_up_missing(row, lo, hi, report))  # type: ignore[misc]
+            self._on(lane, lambda row, lo=lo, hi=hi: mend_range(row, lo, hi, report))  # type: ignore[misc]
 
     # --- reading -----------------------------------------------------------------------------------------
 

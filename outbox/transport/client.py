@@ -20,7 +20,7 @@ import httpx
 
 from outbox.errors import ConfigError
 from outbox.transport.config import TransportSettings, is_loopback
-from outbox.transport.deadline import DeadlineBackend, in_request
+from outbox.transport.deadline import READ_SINCE_WRITE, DeadlineBackend, in_request
 
 MAX_CONNECTIONS = 64
 KEEPALIVE_SECONDS = 30.0
@@ -85,6 +85,7 @@ class _PoolTransport(httpx.BaseTransport):
         )
         try:
             answer = self._pool.handle_request(wire_request)
+            _require_fresh(answer)
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as exc:
             if departure.left:
                 raise
@@ -95,6 +96,17 @@ class _PoolTransport(httpx.BaseTransport):
 
     def close(self) -> None:
         self._pool.close()
+
+
+def _require_fresh(answer: httpcore.Response) -> None:
+    """Raises httpcore.RemoteProtocolError for an answer that was here before its request left.
+
+    A server or proxy that answers twice leaves the second answer in the connection's buffer, where httpcore would
+    find it and take it for the answer to the next request: a batch that never arrived would be delivered.
+    """
+    if not answer.extensions["network_stream"].get_extra_info(READ_SINCE_WRITE):
+        answer.close()
+        raise httpcore.RemoteProtocolError("the answer on the connection is older than the request")
 
 
 class _Departure:

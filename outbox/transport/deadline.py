@@ -19,6 +19,9 @@ from typing import Any
 
 import httpcore
 
+READ_SINCE_WRITE = "outbox_read_since_write"
+"""Extra info of a stream of DeadlineBackend: whether a byte was asked for after the last one was written."""
+
 _WRITE_BYTES = 8192  # a socket that is writable takes this much at once, so each piece waits at most once
 
 _ends_at: ContextVar[float | None] = ContextVar("outbox_request_ends_at", default=None)
@@ -75,11 +78,14 @@ class DeadlineBackend(httpcore.NetworkBackend):
 class _DeadlineStream(httpcore.NetworkStream):
     def __init__(self, stream: httpcore.NetworkStream) -> None:
         self._stream = stream
+        self._read_since_write = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        self._read_since_write = True
         return self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._read_since_write = False
         view = memoryview(buffer)
         for start in range(0, len(view), _WRITE_BYTES):
             piece = view[start : start + _WRITE_BYTES]
@@ -95,7 +101,7 @@ class _DeadlineStream(httpcore.NetworkStream):
         return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, left))
 
     def get_extra_info(self, info: str) -> Any:
-        return self._stream.get_extra_info(info)
+        return self._read_since_write if info == READ_SINCE_WRITE else self._stream.get_extra_info(info)
 
 
 def _left(timeout: float | None, over: type[Exception], *, among: int = 1) -> float | None:

@@ -21,8 +21,8 @@ def receipt(verdict: Verdict, **fields: float) -> Receipt:
     return Receipt(verdict, counted=True, reason=f"beacon said {verdict}", **fields)  # type: ignore[arg-type]
 
 
-def next_health(health: Health, verdict: Verdict, *, died: bool = False, **fields: float) -> Health:
-    return after(health, receipt(verdict, **fields), died, NOW, BACKOFF)
+def next_health(health: Health, verdict: Verdict, *, died: bool = False, probe: bool = True, **fields: float) -> Health:
+    return after(health, receipt(verdict, **fields), died=died, probe=probe, now=NOW, backoff=BACKOFF)
 
 
 def test_the_breaker_opens_at_the_last_failure_in_a_row() -> None:
@@ -31,7 +31,8 @@ def test_the_breaker_opens_at_the_last_failure_in_a_row() -> None:
         health = next_health(health, Verdict.UNAVAILABLE)
         assert health == Health(failures=failures)
     health = next_health(health, Verdict.AMBIGUOUS)
-    assert health == Health(LaneState.PAUSED, "beacon said ambiguous", NOW + 4_000_000, FAILURES_TO_OPEN_BREAKER)
+    assert health == Health(LaneState.PAUSED, "beacon said ambiguous", NOW + 1_000_000, 1)
+    assert next_health(health, Verdict.UNAVAILABLE).next_probe_at == NOW + 2_000_000
 
 
 @pytest.mark.parametrize("verdict", [Verdict.MISCONFIGURED, Verdict.UNAUTHORIZED])
@@ -52,6 +53,34 @@ def test_a_delivered_batch_forgets_every_failure() -> None:
 def test_an_interrupted_request_says_nothing_of_beacon() -> None:
     failing = Health(failures=2)
     assert next_health(failing, Verdict.INTERRUPTED) == failing
+    probed = Health(LaneState.PAUSED, "down", NOW + HOUR, 3)
+    assert next_health(probed, Verdict.INTERRUPTED) == replace(probed, next_probe_at=NOW)
+
+
+@given(st.sampled_from(Verdict), st.booleans())
+def test_a_request_from_before_the_pause_neither_opens_the_lane_nor_prolongs_it(verdict: Verdict, died: bool) -> None:
+    paused = Health(LaneState.PAUSED, "down", NOW + 5_000_000, 2, 3)
+    assert next_health(paused, verdict, died=died, probe=False) == paused
+    longer = next_health(paused, verdict, died=died, probe=False, retry_after_seconds=60.0)
+    assert longer == replace(paused, next_probe_at=NOW + 60_000_000)
+    assert next_health(paused, verdict, died=died, probe=False, retry_after_seconds=1.0) == paused
+
+
+def test_a_probe_that_is_refused_finds_beacon_back() -> None:
+    paused = Health(LaneState.PAUSED, "down", NOW, 7, 2)
+    assert next_health(paused, Verdict.REFUSED) == Health(dead_streak=2)
+    assert next_health(paused, Verdict.TOO_LARGE, died=True) == Health(dead_streak=3)
+
+
+def test_an_endpoint_that_refuses_everything_stays_paused_and_is_probed_with_fresh_entries_every_other_time() -> None:
+    refusing = Health(LaneState.PAUSED, "endpoint refuses everything", NOW, 1, DEAD_IN_A_ROW)
+    seen = []
+    for _ in range(4):
+        refusing = next_health(refusing, Verdict.REFUSED)
+        assert refusing.refusing
+        seen.append(refusing.fresh_first)
+    assert seen == [True, False, True, False]
+    assert next_health(refusing, Verdict.DELIVERED) == Health()
 
 
 def test_deaths_in_a_row_pause_the_lane_and_a_halved_batch_is_no_death() -> None:
@@ -86,5 +115,5 @@ def test_a_probe_beyond_any_pause_is_due_because_the_clock_was_set_back() -> Non
 
 def test_a_probe_that_leaves_puts_the_next_one_off() -> None:
     paused = Health(LaneState.PAUSED, "down", NOW, 3)
-    assert probing(paused, NOW, BACKOFF) == replace(paused, next_probe_at=NOW + 8_000_000)
-    assert probing(Health(), NOW, BACKOFF) == Health()
+    assert probing(paused, NOW, 60_000_000) == replace(paused, next_probe_at=NOW + 60_000_000)
+    assert probing(Health(), NOW, 60_000_000) == Health()

@@ -109,3 +109,48 @@ def test_an_endpoint_that_refuses_everything_stops_instead_of_killing_the_queue(
     assert statuses.count(Status.WAITING) == DEAD_IN_A_ROW
     assert (worker.status.state, worker.status.next_probe_seconds is None) == ("paused", False)
     assert "endpoint refuses everything" in str(worker.status.reason)
+
+
+def test_while_everything_is_refused_nothing_more_dies_and_fresh_entries_are_tried(worker: Worker) -> None:
+    worker.policy(batch_max_rows=1)
+    ids = worker.put(DEAD_IN_A_ROW + 3)
+    for _ in range(DEAD_IN_A_ROW):
+        worker.settle(worker.must_claim(), REFUSED)
+    assert worker.status.state == "paused"
+    probed = []
+    for _ in range(3):
+        wait_for_the_probe(worker)
+        probe = worker.must_claim()
+        probed += worker.ids(probe)
+        worker.settle(probe, REFUSED)
+    assert (worker.status.state, worker.status.dead) == ("paused", DEAD_IN_A_ROW)
+    assert len(set(probed)) > 1, "the lane asked of one entry only, which may be the guilty one"
+    assert [worker.find(id).num_failed_send_attempts for id in ids[DEAD_IN_A_ROW:]] == [0, 0, 0]
+    wait_for_the_probe(worker)
+    worker.settle(worker.must_claim(), DELIVERED)
+    assert (worker.status.state, worker.status.sent) == ("open", 1)
+
+
+def test_a_probe_on_the_wire_is_the_only_one_until_its_lease_ends(worker: Worker) -> None:
+    worker.policy(batch_max_rows=1, backoff_base=1, backoff_max=1)
+    worker.put(3)
+    worker.settle(worker.must_claim(), MISCONFIGURED)
+    wait_for_the_probe(worker)
+    probe = worker.must_claim()
+    worker.clock.advance(seconds=worker.box.store.policy.lease_seconds - 1)
+    assert worker.claim() is None
+    worker.clock.advance(seconds=1)
+    assert worker.must_claim().id == probe.id
+
+
+def test_requests_from_before_the_pause_do_not_move_it(worker: Worker) -> None:
+    worker.policy(batch_max_rows=1, backoff_base=1)
+    worker.put(8)
+    flying = [worker.must_claim() for _ in range(8)]
+    for batch in flying[:7]:
+        worker.settle(batch, replace(UNAVAILABLE, retry_after_seconds=None))
+    left = worker.status.next_probe_seconds
+    assert left is not None
+    assert left <= 1, "seven failures of one moment are one failure of the lane"
+    worker.settle(flying[7], DELIVERED)
+    assert worker.status.state == "paused"

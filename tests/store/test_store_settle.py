@@ -170,6 +170,22 @@ def test_halving_an_uneven_set_of_numbers_keeps_every_member(worker: Worker) -> 
     assert sorted(worker.deliver_all()) == sorted([*first, *second])
 
 
+def test_the_halves_of_scattered_numbers_count_none_of_the_rows_between(worker: Worker) -> None:
+    worker.burn(10)
+    worker.put(1)
+    worker.settle(worker.must_claim(), DELIVERED)
+    for number in (2, 4, 6, 8):
+        worker.plant(number)
+    scattered = worker.must_claim()
+    assert scattered.members == ((2, 2), (4, 4), (6, 6), (8, 8))
+    for number in (3, 7):
+        worker.plant(number)
+    worker.settle(scattered, REFUSED)
+    halves = worker.batches("waiting")
+    assert [half.members for half in halves] == ["2,4", "6,8"]
+    assert sum(half.payload_bytes for half in halves) == scattered.payload_bytes
+
+
 def test_telemetry_is_dead_at_its_limit_of_attempts(tracer: Worker) -> None:
     tracer.policy(attempts_limits={tracer.lane: 2})
     ids = tracer.put(2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from threading import Event
 from typing import Any, ClassVar
@@ -36,6 +36,11 @@ class Dialect(ABC):
     storage_statements: ClassVar[tuple[str, ...]] = ()
     missing_table_codes: ClassVar[tuple[Any, ...]] = ()
     lost_claim_codes: ClassVar[tuple[Any, ...]] = ()
+    read_only_codes: ClassVar[tuple[Any, ...]] = ()
+    damaged_codes: ClassVar[tuple[Any, ...]] = ()
+    """What is stored cannot be read as a database: trying again does not help."""
+    advice: ClassVar[Mapping[Any, str]] = {}
+    """What a person should do about a database that cannot be used now, by error code, where it is not obvious."""
 
     def sync_url(self, url: URL) -> URL:
         """The URL that the worker's synchronous engine uses, whatever driver the host chose."""
@@ -120,3 +125,7 @@ class Dialect(ABC):
     def is_lost_claim(self, error: DBAPIError) -> bool:
         """Another transaction won: roll back and look again. Not a fault."""
         return self.error_code(error) in self.lost_claim_codes
+
+    def is_read_only(self, error: DBAPIError) -> bool:
+        """This session may not write. Another one may, now or later, on this server or the next."""
+        return self.error_code(error) in self.read_only_codes

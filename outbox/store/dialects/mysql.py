@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Connection, text
+from sqlalchemy.dialects.mysql.base import MySQLDialect
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from outbox.store.dialects.base import Dialect, Row
@@ -56,6 +57,9 @@ class MySQL(Dialect):
         return frozenset(bytes(row[0]) for row in connection.exec_driver_sql(sql, tuple(ids)))
 
     def sequence_position(self, connection: Connection, table: str) -> int:
+        driver = cast(MySQLDialect, connection.dialect)
+        if not driver.is_mariadb:  # MySQL 8 would show what it was up to a day ago; MariaDB has no such variable
+            connection.execute(text("SET SESSION information_schema_stats_expiry = 0"))
         next_number = connection.execute(
             text(
                 "SELECT auto_increment FROM information_schema.tables"
@@ -67,7 +71,13 @@ class MySQL(Dialect):
         return max((next_number or 1) - 1, highest or 0)
 
     def advance_sequence(self, connection: Connection, table: str, beyond: int) -> None:
-        connection.execute(text(self.advance_sequence_sql(table, beyond)))
+        # The ALTER waits for producers' open transactions, and new ones wait behind it: a second at most. InnoDB
+        # itself keeps the next number above the highest one present.
+        connection.execute(text("SET SESSION lock_wait_timeout = 1"))
+        try:
+            connection.execute(text(self.advance_sequence_sql(table, beyond)))
+        finally:
+            connection.execute(text("SET SESSION lock_wait_timeout = DEFAULT"))
 
     def advance_sequence_sql(self, table: str, beyond: int) -> str:
         return f"ALTER TABLE {table} AUTO_INCREMENT = {beyond + 1}"

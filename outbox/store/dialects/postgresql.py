@@ -8,6 +8,7 @@ from threading import Event
 from typing import Any
 
 from sqlalchemy import Connection, Engine, text
+from sqlalchemy.engine import URL
 
 from outbox.store.dialects.base import Announce, Dialect, Look, Row
 
@@ -18,8 +19,29 @@ class PostgreSQL(Dialect):
     storage_statements = ("ALTER TABLE outbox_lane SET (fillfactor = 50)",)  # its row is updated all the time
     missing_table_codes = ("42P01",)
     lost_claim_codes = ("40001", "40P01", "55P03")
+    read_only_codes = ("25006",)
+    advice = {  # noqa: RUF012 - ClassVar in the base
+        "25006": "This server is a standby, or default_transaction_read_only is on: make it writable, or name every"
+        " host in OUTBOX_DATABASE_URL (...@/name?host=a:5432&host=b:5432&target_session_attrs=read-write).",
+        "53100": "Make room on the disk of the database; what waits is delivered by itself then.",
+        "55P03": "Another session holds the lock: end it if pg_stat_activity shows it 'idle in transaction'.",
+    }
     copy_from_rows = 1000
     """From here COPY is faster than one INSERT of arrays (measured: 116k against 60k rows/s)."""
+
+    connect_defaults = {  # noqa: RUF012 - ClassVar
+        "connect_timeout": "5",
+        "keepalives_idle": "10",
+        "keepalives_interval": "5",
+        "keepalives_count": "3",
+        "tcp_user_timeout": "10000",
+    }
+    """A host that vanished without a word (a power cut, a failover that moves its address) is given up after seconds:
+    else the kernel would wait a quarter of an hour for an answer, and two hours where nothing was asked."""
+
+    def sync_url(self, url: URL) -> URL:
+        left = {name: value for name, value in self.connect_defaults.items() if name not in url.query}
+        return super().sync_url(url).update_query_dict(left)
 
     def session_setup(self, *, synchronous: str) -> Sequence[str]:
         # A stopped worker that holds the lane's row costs the others a second, not for ever.
@@ -76,9 +98,15 @@ class PostgreSQL(Dialect):
         return int(row.last_value) - (not row.is_called)
 
     def advance_sequence(self, connection: Connection, table: str, beyond: int) -> None:
-        connection.execute(
-            text("SELECT setval(pg_get_serial_sequence(:t, 'seq'), :n)"), {"t": table, "n": max(beyond, 1)}
-        )
+        # setval does not wait for a nextval that is at work, and could hand its numbers out again. Whoever inserts
+        # locks the table before it takes a number, so a lock that shuts inserts out makes the look and the step
+        # one. It waits for producers' open transactions, and new ones wait behind it: a second at most.
+        before = connection.execute(text("SELECT current_setting('lock_timeout')")).scalar_one()
+        connection.execute(text("SET LOCAL lock_timeout = '1s'"))
+        connection.execute(text(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"))
+        connection.execute(text("SELECT set_config('lock_timeout', :before, true)"), {"before": before})
+        if self.sequence_position(connection, table) < beyond:
+            connection.execute(text("SELECT setval(pg_get_serial_sequence(:t, 'seq'), :n)"), {"t": table, "n": beyond})
 
     def advance_sequence_sql(self, table: str, beyond: int) -> str:
         return f"SELECT setval(pg_get_serial_sequence('{table}', 'seq'), {beyond})"

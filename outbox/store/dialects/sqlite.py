@@ -135,9 +135,22 @@ class SQLite(Dialect):
         return f"EXISTS (SELECT 1 FROM {runs} WHERE {seq} BETWEEN {lo} AND {hi})"  # noqa: S608 - column names
 
     def error_code(self, error: DBAPIError) -> Any:
-        return getattr(error.orig, "sqlite_errorname", None)
+        """SQLite's name for the error, SQLITE_IOERR also for SQLITE_IOERR_FSYNC."""
+        name = getattr(error.orig, "sqlite_errorname", None)
+        return name and "_".join(name.split("_")[:2])
 
     def is_missing_table(self, error: DBAPIError) -> bool:
         return "no such table" in str(error.orig)
 
-    lost_claim_codes = ("SQLITE_BUSY", "SQLITE_BUSY_SNAPSHOT", "SQLITE_LOCKED")
+    lost_claim_codes = ("SQLITE_BUSY", "SQLITE_LOCKED")
+    damaged_codes = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
+    advice = {  # noqa: RUF012 - ClassVar in the base
+        "SQLITE_BUSY": "Another process held the write lock all the time: end what it does, then try again.",
+        "SQLITE_FULL": "Make room on the disk of the file; what waits is delivered by itself then.",
+        "SQLITE_READONLY": "Let this account write the file and its folder, then try again.",
+        "SQLITE_CANTOPEN": "Let this account read and write the file and its folder, then try again.",
+        "SQLITE_IOERR": "The disk failed, the kernel's log says how; try again when it is well.",
+        "SQLITE_NOTADB": "It is damaged or another program's: check OUTBOX_DATABASE_URL, or restore a backup.",
+        "SQLITE_CORRUPT": "The file is damaged. Keep it, its -wal file too; restore a backup, or save what can be read:"
+        " sqlite3 FILE .recover",
+    }

@@ -1,0 +1,120 @@
+"""What keeps a lane within its bounds: telemetry sheds its oldest entries, usage takes no more.
+
+Only pending entries are shed, never one in a live batch; what is shed is a settled batch and counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, func, literal, select
+
+from outbox.core import batching, runs
+from outbox.core.lane import Lane
+from outbox.core.lifecycle import LIVE, Ending
+from outbox.core.policy import MICROSECONDS, Bounds
+from outbox.errors import OutboxFull
+from outbox.store import holes
+from outbox.store.dialects import now_us
+from outbox.store.ledger import Clock, LockedLane
+from outbox.store.operate import end
+from outbox.store.schema import BATCH, LANE, LOGS
+
+SHED_AT_ONCE = 5_000
+"""Entries shed in one transaction."""
+
+
+@dataclass(slots=True)
+class Surplus:
+    """By how much a lane is beyond its bounds. Bytes; µs."""
+
+    entries: int
+    size: int
+    before: int
+    """Entries written before this are too old."""
+    reason: str = ""
+
+    def takes(self, size: int, written_at: int) -> bool:
+        """Whether the oldest entry left has to go; it is counted off."""
+        goes = self.entries > 0 or self.size > 0 or written_at < self.before
+        if goes:
+            self.entries -= 1
+            self.size -= size
+        return goes
+
+
+def surplus(connection: Connection, lane: Lane, bounds: Bounds, clock: Clock | None) -> Surplus | None:
+    """What has to go, measured in one snapshot; None: nothing."""
+    log = LOGS[lane]
+    row = connection.execute(select(LANE.c.cursor, now_us().label("now")).where(LANE.c.lane == str(lane))).one()
+    cursor, now = row.cursor, row.now if clock is None else clock()
+    pending = select(func.count(), func.coalesce(func.sum(log.c.size), 0), func.min(log.c.created_at))
+    entries, size, oldest = connection.execute(pending.where(log.c.seq > cursor)).one()
+    if not entries:
+        return None
+    live = select(func.coalesce(func.sum(BATCH.c.entries), 0), func.coalesce(func.sum(BATCH.c.payload_bytes), 0))
+    live_entries, live_size = connection.execute(live.where(BATCH.c.lane == str(lane), BATCH.c.state.in_(LIVE))).one()
+    beyond = Surplus(
+        int(entries + live_entries) - bounds.entries,
+        int(size + live_size) - bounds.size,
+        now - int(bounds.age_seconds * MICROSECONDS),
+    )
+    told = [
+        (beyond.entries > 0, f"more than {bounds.entries} entries (OUTBOX_TELEMETRY_MAX_ENTRIES)"),
+        (beyond.size > 0, f"more than {bounds.size} bytes (OUTBOX_TELEMETRY_MAX_BYTES)"),
+        (oldest < beyond.before, f"older than {bounds.age_seconds:g} s (OUTBOX_TELEMETRY_MAX_AGE)"),
+    ]
+    beyond.reason = "shed: " + ", ".join(reason for holds, reason in told if holds)
+    return beyond if any(holds for holds, _ in told) else None
+
+
+def shed(lane: LockedLane, beyond: Surplus) -> int:
+    """Shed the oldest pending entries that ``beyond`` takes, up to a chunk. Entries; 0: none left.
+
+    Over the rows seen in one statement, never over a range: a row that commits late is not shed unseen.
+    """
+    log = LOGS[lane.lane]
+    oldest = select(log.c.seq, log.c.size, log.c.created_at).where(log.c.seq > lane.cursor).order_by(log.c.seq)
+    numbers: list[int] = []
+    size = 0
+    for row in lane.connection.execute(oldest.limit(SHED_AT_ONCE)):
+        if not beyond.takes(row.size, row.created_at):
+            break
+        numbers.append(row.seq)
+        size += row.size
+    if numbers:
+        holes.record(lane, batching.gaps(lane.cursor, numbers))
+        lane.cursor = numbers[-1]
+        end(lane, runs.from_sorted(numbers), size, Ending.SHED, beyond.reason)
+    return len(numbers)
+
+
+def require_room(connection: Connection, lane: Lane, entries: int, bound: int) -> None:
+    """Raise ``OutboxFull`` unless ``entries`` more fit below ``bound``. One look at the ends of the log.
+
+    Numbers that were rolled back count until a claim has passed them, but never alone: near the bound rows are
+    counted.
+    """
+    log = LOGS[lane]
+    live = (
+        select(func.coalesce(func.sum(BATCH.c.entries), 0))
+        .where(BATCH.c.lane == str(lane), BATCH.c.state.in_(LIVE))
+        .scalar_subquery()
+    )
+    newest = select(func.coalesce(func.max(log.c.seq), 0)).scalar_subquery()
+    row = connection.execute(
+        select(LANE.c.state, LANE.c.reason, LANE.c.cursor, newest.label("newest"), live.label("live")).where(
+            LANE.c.lane == str(lane)
+        )
+    ).one()
+    if max(row.newest - row.cursor, 0) + int(row.live) + entries <= bound:
+        return
+    above = select(literal(1)).where(log.c.seq > row.cursor).limit(bound + 1).subquery()
+    held = connection.execute(select(func.count()).select_from(above)).scalar_one() + int(row.live)
+    if held + entries > bound:
+        why = f"{row.state}: {row.reason}" if row.reason else row.state
+        raise OutboxFull(
+            f"{held} entries wait in lane {lane} and {entries} more would pass OUTBOX_{lane.upper()}_MAX_ENTRIES"
+            f" ({bound}); none was written. The lane is {why}. Let a worker deliver (outbox status says what it waits"
+            " for), or raise the bound."
+        )

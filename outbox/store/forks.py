@@ -1,0 +1,85 @@
+"""Forks: a child process starts without connections, and on SQLite without what SQLite remembers of them.
+
+SQLite keeps its locks by process. A child inherits what the library believes of them, but not the locks: what it
+opens beside an inherited connection locks nothing, and when the parent closes its last one it deletes the
+write-ahead log under the child, whose commits are gone with it (https://sqlite.org/howtocorrupt.html, 2.6). So idle
+connections are closed before a fork, and a child that inherits one in use refuses to work on that file.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+from weakref import WeakSet
+
+from sqlalchemy import Engine, event
+
+from outbox.errors import DatabaseUnavailable
+
+_WRITER_SECONDS = 5.0
+"""A fork waits so long for a transaction of ours; one that the forking thread itself is in never ends meanwhile."""
+
+
+class ForkGuard:
+    """Of one engine on the SQLite file ``path``. ``writer`` is held by whoever writes through it."""
+
+    def __init__(self, engine: Engine, path: str) -> None:
+        self.writer = threading.Lock()
+        self._engine = engine
+        self._path = os.path.realpath(path)
+        self._open: set[int] = set()
+        self._held = False
+        event.listen(engine, "connect", self._opened)
+        event.listen(engine, "close", self._closed)
+        event.listen(engine, "close_detached", self._closed)
+        _GUARDS.add(self)
+
+    def check(self) -> None:
+        """Raises ``DatabaseUnavailable`` in a child that inherited a connection to the file."""
+        if self._path in _INHERITED:
+            raise DatabaseUnavailable(
+                f"{self._path}: this process was forked while its parent had the file open (a worker runs, or somebody"
+                " was reading), and SQLite could lose what it commits. Nothing was written by this call. Fork first and"
+                " start the worker then, or start processes by spawn."
+            )
+
+    def _opened(self, driver_connection: Any, *_: Any) -> None:
+        self._open.add(id(driver_connection))
+
+    def _closed(self, driver_connection: Any, *_: Any) -> None:
+        self._open.discard(id(driver_connection))
+
+    def before(self) -> None:
+        self._held = self.writer.acquire(timeout=_WRITER_SECONDS)
+        self._engine.dispose()
+
+    def after_in_parent(self) -> None:
+        if self._held:
+            self._held = False
+            self.writer.release()
+
+    def after_in_child(self) -> None:
+        self.writer = threading.Lock()
+        self._held = False
+        if self._open:
+            _INHERITED.add(self._path)
+
+
+_GUARDS: WeakSet[ForkGuard] = WeakSet()
+_INHERITED: set[str] = set()
+"""Files that this process must not open: its parent had them open when it was forked."""
+
+
+def _each(step: str) -> Any:
+    def run() -> None:
+        for guard in list(_GUARDS):
+            getattr(guard, step)()
+
+    return run
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_each("before"), after_in_parent=_each("after_in_parent"), after_in_child=_each("after_in_child")
+    )

@@ -1,0 +1,148 @@
+"""What the auditor does about what it found, under the lane's lock.
+
+A row whose number is spent is delivered again under a new number unless it is *proven* to be a copy of a row that
+was delivered, brought back by a restore. Nothing in the ledger remembers the ids of purged rows, so the proof is
+by time: the row was written before its batch was cut, and a row that took the number anew was written after the
+purge. That holds unless the clock stands back between the two by more than lay between cut and purge, so a purge
+within ``CLOCK_ERROR`` of the cut proves nothing, nor does a row of the same instant (SQLite counts milliseconds),
+nor a batch that ended another way than delivered. In doubt an entry is sent twice: losing it would be worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import Row, delete, insert, select, update
+
+from outbox.core import runs
+from outbox.core.lifecycle import BatchState, Ending
+from outbox.core.policy import MICROSECONDS
+from outbox.core.runs import Runs
+from outbox.store import holes
+from outbox.store.audit import AuditReport, Findings, inspect
+from outbox.store.ledger import LockedLane, add_to_totals, insert_batch
+from outbox.store.schema import BATCH, LOGS
+from outbox.store.settle import ended, payload_bytes
+
+CLOCK_ERROR = 600 * MICROSECONDS
+"""µs that clocks of servers, or one clock before and after it was set back, may differ."""
+ROWS_AT_ONCE = 200
+"""Rows read, payloads of up to 4 MiB and all, at a time."""
+
+
+def mend_range(lane: LockedLane, lo: int, hi: int, report: AuditReport) -> None:
+    """Bring back the strays of one range, looked at again under the lane's lock."""
+    found = _bring_back_misplaced(lane, lo, hi, report)
+    holes.revive(lane, found.forgotten)
+    holes.record(lane, found.unaccounted, due_now=True)
+    add_to_totals(lane, strays=found.strays)
+    report.strays += found.strays
+    report.missing += found.missing
+
+
+def mend_below_floor(lane: LockedLane, report: AuditReport) -> int:
+    """Bring back some rows at or below the floor, where every number is spent; how many were there."""
+    log = LOGS[lane.lane]
+    below = select(log.c.seq).where(log.c.seq <= lane.floor).order_by(log.c.seq).limit(ROWS_AT_ONCE)
+    numbers = lane.connection.execute(below).scalars().all()
+    _bring_back(lane, runs.from_sorted(numbers), report)
+    return len(numbers)
+
+
+def give_up_missing(lane: LockedLane, lo: int, hi: int, report: AuditReport) -> None:
+    """Unfinished batches go on with the members that are left; what is gone is discarded, and counted so.
+
+    A batch on the wire is left alone: its settlement or its expiry comes first.
+    """
+    for batch, gone in _bring_back_misplaced(lane, lo, hi, report).shrunken:
+        if batch.state != BatchState.LEASED or batch.due_at <= lane.now:
+            _split_off(lane, batch, gone)
+            report.discarded += runs.count(gone)
+
+
+def _bring_back_misplaced(lane: LockedLane, lo: int, hi: int, report: AuditReport) -> Findings:
+    """What is found in (lo, hi], but for rows at numbers that are not theirs: these are above the cursor now."""
+    lo, hi = max(lo, lane.floor), min(hi, lane.cursor)
+    found = inspect(lane.connection, lane.lane, lo, hi)
+    if found.misplaced:
+        _bring_back(lane, found.misplaced, report)
+        found = inspect(lane.connection, lane.lane, lo, hi)
+    return found
+
+
+def _bring_back(lane: LockedLane, misplaced: Runs, report: AuditReport) -> None:
+    """Give these rows new numbers; delete those that are proven copies. Rows that are gone by now are left out."""
+    log = LOGS[lane.lane]
+    for numbers in _chunks(misplaced):
+        query = select(log).where(log.c.seq.in_(numbers)).order_by(log.c.seq)
+        rows = lane.connection.execute(query.with_for_update()).all()
+        copies = _copies(lane, rows)
+        again = [row for row in rows if row.seq not in copies]
+        seen = [row.seq for row in rows]  # not ``numbers``: a row may have come since
+        lane.connection.execute(delete(log).where(log.c.seq.in_(seen)))
+        if again:
+            columns = ("id", "payload", "size", "created_at")
+            lane.connection.execute(insert(log), [{name: row._mapping[name] for name in columns} for row in again])
+        add_to_totals(lane, strays=len(again))
+        report.strays += len(again)
+        report.renumbered += len(again)
+        report.copies += len(copies)
+
+
+def _chunks(members: Runs) -> Iterator[list[int]]:
+    rest = members
+    while rest:
+        some, rest = runs.split(rest, ROWS_AT_ONCE)
+        yield list(runs.numbers(some))
+
+
+def _copies(lane: LockedLane, rows: Sequence[Row[Any]]) -> frozenset[int]:
+    """The numbers of the rows that are proven to be copies of delivered ones."""
+    if not rows:
+        return frozenset()
+    purged = select(BATCH).where(
+        BATCH.c.lane == lane.key,
+        BATCH.c.verdict == Ending.DELIVERED,
+        BATCH.c.purged_at >= BATCH.c.created_at + CLOCK_ERROR,
+        BATCH.c.last_seq >= rows[0].seq,
+        BATCH.c.first_seq <= rows[-1].seq,
+    )
+    written = {row.seq: row.created_at for row in rows}
+    present = runs.from_sorted(list(written))
+    return frozenset(
+        seq
+        for batch in lane.connection.execute(purged)
+        for seq in runs.numbers(runs.intersect(present, runs.decode(batch.members)))
+        if written[seq] < batch.created_at
+    )
+
+
+def _split_off(lane: LockedLane, batch: Row[Any], gone: Runs) -> None:
+    """Two batches take the place of one: what is left goes on as before, what is gone is discarded and purged.
+
+    The key names a set of entries, so another set has another key. An expired lease counts as an attempt here too.
+    """
+    nothing_of_a_settlement = {"verdict": None, "settled_at": None, "settled_version": None}
+    lane.connection.execute(
+        update(BATCH)
+        .where(BATCH.c.id == batch.id)
+        .values(state=BatchState.SUPERSEDED, lease_token=None, due_at=None, **nothing_of_a_settlement)
+    )
+    crashed = batch.state == BatchState.LEASED
+    history = {
+        "attempts": batch.attempts + crashed,
+        "ambiguous": bool(batch.ambiguous) or crashed,
+        "root_id": batch.root_id,
+    }
+    left = runs.subtract(runs.decode(batch.members), gone)
+    if left:
+        columns = ("verdict", "due_at", "receipt", "last_error", "settled_at", "settled_version")
+        went_on = {name: batch._mapping[name] for name in columns}
+        went_on["state"] = BatchState.WAITING if crashed else batch.state
+        went_on["crash_count"] = batch.crash_count + crashed
+        insert_batch(lane, left, runs.count(left), payload_bytes(lane, left), **history, **went_on)
+    if batch.verdict == Ending.REFUSED and batch.settled_version <= lane.folded_version:
+        add_to_totals(lane, dead=-runs.count(gone))
+    lost = ended(lane, Ending.DISCARDED) | {"purged_at": lane.now, "last_error": "rows were gone from the log"}
+    insert_batch(lane, gone, runs.count(gone), 0, **history, **lost)

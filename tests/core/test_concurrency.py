@@ -1,0 +1,92 @@
+"""The adaptive limit, without a wire."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from outbox.core.concurrency import Concurrency, after
+from outbox.core.receipt import Receipt, Verdict
+
+
+def answered(state: Concurrency, seconds: float = 0.01, *, reached: bool = True, maximum: int = 8) -> Concurrency:
+    return after(state, receipt(Verdict.DELIVERED), seconds=seconds, reached=reached, maximum=maximum)
+
+
+def failed(state: Concurrency, verdict: Verdict = Verdict.UNAVAILABLE) -> Concurrency:
+    return after(state, receipt(verdict), seconds=0.01, reached=True, maximum=8)
+
+
+def receipt(verdict: Verdict) -> Receipt:
+    return Receipt(verdict, counted=False, reason="")
+
+
+def steady(answers: int = 100, **how: bool) -> Concurrency:
+    state = Concurrency()
+    for _ in range(answers):
+        state = answered(state, **how)
+    return state
+
+
+def test_the_limit_starts_at_one_and_grows_by_one_for_each_round_of_answers() -> None:
+    state = Concurrency()
+    assert state.allowed == 1
+    state = answered(state)
+    assert state.allowed == 2
+    assert answered(answered(answered(state))).allowed == 3
+
+
+def test_the_limit_stays_below_the_maximum_of_senders() -> None:
+    assert steady().allowed == 8
+
+
+def test_a_limit_that_was_not_in_use_does_not_grow() -> None:
+    assert steady(reached=False).limit == 1
+
+
+@pytest.mark.parametrize("verdict", [Verdict.UNAVAILABLE, Verdict.AMBIGUOUS])
+def test_no_answer_takes_a_tenth_and_never_the_last_request(verdict: Verdict) -> None:
+    state = steady()
+    assert failed(state, verdict).limit == pytest.approx(7.2)
+    for _ in range(100):
+        state = failed(state, verdict)
+    assert state.allowed == 1
+
+
+def test_an_answer_far_slower_than_usual_takes_a_tenth_and_one_somewhat_slower_changes_nothing() -> None:
+    state = steady()
+    assert answered(state, 0.01 * 3).limit == pytest.approx(7.2)
+    assert answered(state, 0.01 * 1.4).limit == 8
+    slow = answered(Concurrency(limit=3, mean=0.01, deviation=0.001), 0.01 * 1.4)
+    assert slow.limit == 3
+
+
+def test_a_beacon_that_has_become_slow_for_good_is_the_new_usual() -> None:
+    state = steady()
+    for _ in range(60):
+        state = answered(state, 0.5)
+    assert state.allowed == 8
+
+
+def test_a_request_that_never_left_says_nothing() -> None:
+    state = steady()
+    assert failed(state, Verdict.INTERRUPTED) == state
+
+
+def test_the_limit_hovers_about_what_a_beacon_takes_that_refuses_the_fourth_request() -> None:
+    state, seen = Concurrency(), []
+    for _ in range(3000):
+        seen.append(state.allowed)
+        state = failed(state) if state.allowed > 3 else answered(state, maximum=16)
+    assert set(seen[500:]) == {3, 4}
+
+
+@given(st.lists(st.tuples(st.sampled_from(Verdict), st.floats(0, 100), st.booleans())), st.integers(1, 64))
+def test_the_limit_is_always_within_one_and_the_maximum(
+    answers: list[tuple[Verdict, float, bool]], maximum: int
+) -> None:
+    state = Concurrency()
+    for verdict, seconds, reached in answers:
+        state = after(state, receipt(verdict), seconds=seconds, reached=reached, maximum=maximum)
+        assert 1 <= state.allowed <= maximum

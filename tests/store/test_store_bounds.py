@@ -1,0 +1,151 @@
+"""A lane within its bounds: telemetry sheds its oldest and counts it, usage takes no more."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import Connection, Engine, update
+
+from outbox import Outbox, OutboxFull, Settings
+from outbox.core.lane import Lane
+from outbox.core.lifecycle import Status
+from outbox.core.policy import Bounds
+from tests.store.driving import DELIVERED, KEEP_NOTHING, Worker
+from tests.support.databases import Database
+from tests.support.intervals import interval, intervals
+
+WIDE = Bounds(entries=1_000_000, size=1_000_000_000, age_seconds=86_400)
+
+
+def keep_within(tracer: Worker, **bounds: float) -> int:
+    return tracer.box.store.keep_within(tracer.lane, replace(WIDE, **bounds))
+
+
+def test_the_oldest_entries_beyond_the_bound_are_shed_and_counted(tracer: Worker) -> None:
+    ids = tracer.put(10)
+    assert keep_within(tracer, entries=7) == 3
+    assert tracer.statuses(ids) == [Status.SHED] * 3 + [Status.PENDING] * 7
+    assert (tracer.status.shed, tracer.status.pending) == (3, 7)
+    assert "more than 7 entries (OUTBOX_TELEMETRY_MAX_ENTRIES)" in str(tracer.find(ids[0]).last_error)
+    assert keep_within(tracer, entries=7) == 0
+    assert tracer.deliver_all() == ids[3:]
+
+
+def test_the_oldest_bytes_beyond_the_bound_are_shed(tracer: Worker) -> None:
+    ids = tracer.put(10)
+    each = tracer.find(ids[0]).payload
+    assert each is not None
+    assert keep_within(tracer, size=6 * len(each)) == 4
+    assert tracer.statuses(ids) == [Status.SHED] * 4 + [Status.PENDING] * 6
+
+
+def test_entries_older_than_the_bound_are_shed(tracer: Worker) -> None:
+    old = tracer.put(3)
+    tracer.run(update(tracer.log).values(created_at=tracer.log.c.created_at - 3_600_000_000))
+    young = tracer.put(2)
+    assert keep_within(tracer, age_seconds=1800) == 3
+    assert tracer.statuses(old + young) == [Status.SHED] * 3 + [Status.PENDING] * 2
+
+
+def test_what_is_on_the_wire_or_waits_for_another_attempt_is_never_shed(tracer: Worker) -> None:
+    tracer.policy(batch_max_rows=4)
+    ids = tracer.put(10)
+    flying = tracer.must_claim()
+    assert keep_within(tracer, entries=0) == 6
+    assert tracer.statuses(ids) == [Status.IN_FLIGHT] * 4 + [Status.SHED] * 6
+    tracer.settle(flying, DELIVERED)
+    assert (tracer.status.sent, tracer.status.shed) == (4, 6)
+
+
+def test_more_than_a_chunk_is_shed_chunk_by_chunk(tracer: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("outbox.store.bounds.SHED_AT_ONCE", 4)
+    ids = tracer.put(20)
+    assert keep_within(tracer, entries=5) == 15
+    assert tracer.deliver_all() == ids[15:]
+
+
+def test_an_entry_that_commits_late_is_not_shed_unseen(tracer: Worker) -> None:
+    tracer.burn(2)  # two numbers taken by somebody who has not committed
+    tracer.put(3)
+    assert keep_within(tracer, entries=0) == 3
+    late = tracer.plant(1)
+    tracer.clock.advance(seconds=60)
+    assert tracer.deliver_all() == [late]
+
+
+def test_what_was_shed_is_purged(tracer: Worker) -> None:
+    tracer.put(5)
+    keep_within(tracer, entries=0)
+    tracer.clock.advance(seconds=1)
+    assert tracer.purge(KEEP_NOTHING) == 5
+    assert tracer.status.shed == 5
+
+
+def test_usage_is_never_shed(worker: Worker) -> None:
+    worker.put(3)
+    with pytest.raises(ValueError, match="never shed"):
+        worker.box.store.keep_within(Lane.USAGE, Bounds(0, 0, 0))
+    assert worker.status.pending == 3
+
+
+# --- usage ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(database: Database, box: Outbox) -> Outbox:
+    """An outbox that takes three usage entries, and holds them."""
+    bounded = Outbox(database.url, settings=Settings(usage_max_entries=3))
+    bounded.put(*intervals(3))
+    return bounded
+
+
+def test_usage_beyond_its_bound_is_refused_and_says_what_to_do(full: Outbox) -> None:
+    with full:
+        with pytest.raises(OutboxFull, match=r"3 entries wait in lane usage and 2 more .*OUTBOX_USAGE_MAX_ENTRIES"):
+            full.put(*intervals(2))
+        assert full.status().lanes["usage"].pending == 3
+
+
+def test_a_transaction_that_is_refused_keeps_what_else_it_did(full: Outbox, engine: Engine) -> None:
+    with full, engine.begin() as connection:
+        with pytest.raises(OutboxFull):
+            full.enqueue(connection, interval())
+        assert _is_usable(connection)
+
+
+def test_telemetry_does_not_count_against_the_bound_of_usage(full: Outbox, tracer: Worker) -> None:
+    with full:
+        assert len(tracer.put(3)) == 3
+
+
+def test_a_producer_may_wait_for_room(full: Outbox) -> None:
+    with full, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(full.put, interval(), timeout=30)
+        batch = Worker(full).must_claim()
+        assert not waiting.done(), "entries on the wire still fill the outbox"
+        Worker(full).settle(batch, DELIVERED)
+        assert len(waiting.result(30)) == 1
+        full.wait_for_room(2, timeout=30)
+
+
+def test_who_waits_for_room_in_vain_is_told(full: Outbox) -> None:
+    with full:
+        with pytest.raises(OutboxFull):
+            full.put(interval(), timeout=0.1)
+        with pytest.raises(OutboxFull):
+            full.wait_for_room(timeout=0.1)
+
+
+def test_numbers_that_were_rolled_back_take_no_room(full: Outbox, engine: Engine) -> None:
+    worker = Worker(full)
+    worker.settle(worker.must_claim(), DELIVERED)
+    with full, engine.connect() as connection:
+        full.enqueue_many(connection, intervals(3))
+        connection.rollback()
+        full.put(*intervals(3))
+
+
+def _is_usable(connection: Connection) -> bool:
+    return connection.exec_driver_sql("SELECT 1").scalar_one() == 1
