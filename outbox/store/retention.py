@@ -17,6 +17,8 @@ from outbox.core.policy import Retention
 from outbox.store.ledger import RUNS_AT_ONCE, LockedLane, add_to_totals
 from outbox.store.schema import BATCH, HOLE, LOGS
 
+BATCHES_AT_ONCE = 200
+
 
 def purge_batches(connection: Connection, lane: Lane, settled_before: int, now: int, chunk: int) -> int:
     """Delete the rows of settled batches, oldest first, about ``chunk`` rows. Rows deleted; 0: none left."""
@@ -26,7 +28,9 @@ def purge_batches(connection: Connection, lane: Lane, settled_before: int, now: 
         BATCH.c.due_at <= settled_before,
         BATCH.c.purged_at.is_(None),
     )
-    batches = connection.execute(select(BATCH).where(*purgeable).order_by(BATCH.c.due_at).limit(chunk)).all()
+    columns = (BATCH.c.id, BATCH.c.members, BATCH.c.entries)
+    oldest = select(*columns).where(*purgeable).order_by(BATCH.c.due_at).limit(BATCHES_AT_ONCE)
+    batches = connection.execute(oldest).all()
     deleted = 0
     for batch in batches:
         if deleted >= chunk:

@@ -141,7 +141,13 @@ class Store:
             if not deleted:
                 break
         self._on(lane, lambda row: self._after_purge(row, rules))
+        while total and self._give_back():
+            pass
         return total
+
+    def _give_back(self) -> bool:
+        with self.database.write() as connection:
+            return self.database.dialect.give_back(connection)
 
     @staticmethod
     def _after_purge(row: LockedLane, rules: Retention) -> None:

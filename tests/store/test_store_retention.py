@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+from sqlalchemy import text
+
 from outbox.core.lifecycle import Status
 from tests.store.driving import DELIVERED, KEEP_NOTHING, REFUSED, UNAVAILABLE, Worker, usage
 
@@ -111,3 +114,20 @@ def test_an_id_is_new_again_after_its_purge(worker: Worker) -> None:
     worker.purge()
     assert worker.box.put(message).duplicates == 0
     assert worker.deliver_all() == [message.id]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_the_file_gives_back_the_room_of_purged_rows_and_keeps_some_for_the_next(worker: Worker) -> None:
+    for _ in range(5):
+        worker.put(2000)
+    size_full = _pages(worker)
+    worker.deliver_all()
+    worker.clock.advance(seconds=1)
+    assert worker.purge(KEEP_NOTHING) == 10_000
+    assert _pages(worker) < size_full / 4
+    assert _pages(worker, "freelist_count") > 0
+
+
+def _pages(worker: Worker, what: str = "page_count") -> int:
+    [row] = worker.rows(text(f"PRAGMA {what}"))
+    return int(row[0])

@@ -99,6 +99,10 @@ class Dialect(ABC):
         """A connection that learns of commits in other processes."""
         return nullcontext(lambda _stop: ())
 
+    def give_back(self, connection: Connection) -> bool:
+        """Return some of the room that deleted rows left to the disk; whether there is more to return."""
+        return False
+
     def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
         """Transactions that may still fill a hole in the log. None: the database cannot tell, go by age."""
         return None

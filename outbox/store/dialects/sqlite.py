@@ -50,14 +50,17 @@ class SQLite(Dialect):
 
     def prepare(self, driver_connection: Any, *, synchronous: str) -> None:
         driver_connection.isolation_level = None  # BEGIN is ours to say: a write begins IMMEDIATE
+        (pages,) = driver_connection.execute("PRAGMA page_count").fetchone()
+        if not pages:  # it takes on an empty file only, and on any other would wait for the write lock
+            driver_connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         super().prepare(driver_connection, synchronous=synchronous)
 
     def session_setup(self, *, synchronous: str) -> Sequence[str]:
         return (
-            "PRAGMA auto_vacuum = INCREMENTAL",  # only takes on a file without tables
             "PRAGMA journal_mode = WAL",
             f"PRAGMA synchronous = {synchronous}",
             "PRAGMA busy_timeout = 30000",
+            "PRAGMA journal_size_limit = 67108864",  # a -wal file that a burst has grown shrinks again
         )
 
     def engine_arguments(self, *, synchronous: str) -> dict[str, Any]:
@@ -121,6 +124,18 @@ class SQLite(Dialect):
                 return [table for table in tables if known[table] != before[table]]
 
             yield look
+
+    spare_pages = 256
+    give_back_pages = 512
+    """At a time: a few milliseconds in which producers wait."""
+
+    def give_back(self, connection: Connection) -> bool:
+        free = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
+        pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
+        surplus = free - max(self.spare_pages, pages // 10)  # some stay: the next rows need them again
+        for _ in range(min(surplus, self.give_back_pages)):
+            connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")  # the driver steps once, so a page a call
+        return bool(surplus > self.give_back_pages)
 
     def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
         return frozenset()  # we hold the only write lock
