@@ -1,6 +1,7 @@
 """Producers and workers killed at random moments: what was committed arrives.
 
-``OUTBOX_TEST_KILLS`` sets how many times (default 8), ``OUTBOX_TEST_SEED`` when.
+``OUTBOX_TEST_KILLS`` sets how many times (default 8), ``OUTBOX_TEST_SEED`` when, ``OUTBOX_TEST_WORKERS`` how many
+workers there are (default 1).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tests.support.waiting import wait_until
 
 KILLS = int(os.environ.get("OUTBOX_TEST_KILLS", "8"))
 SEED = int(os.environ.get("OUTBOX_TEST_SEED", "1"))
+WORKERS = int(os.environ.get("OUTBOX_TEST_WORKERS", "1"))
 SENDERS = 4
 
 
@@ -34,15 +36,15 @@ class Child:
     """A process that is started again whenever it was killed."""
 
     def __init__(self, what: str, folder: Path, settings: dict[str, Any]) -> None:
-        self._what, self._settings, self._folder = what, settings, folder
+        self.what, self._settings, self._folder = what, settings, folder
         self._process: subprocess.Popen[bytes] | None = None
         self.outs: list[Path] = []
         self.start()
 
     def start(self) -> None:
-        self.outs.append(self._folder / f"{self._what}{len(self.outs)}")
+        self.outs.append(self._folder / f"{self.what}{id(self)}-{len(self.outs)}")
         with self.outs[-1].open("wb") as out, self._errors.open("wb") as errors:
-            self._process = killable.start(self._what, out, errors, **self._settings)
+            self._process = killable.start(self.what, out, errors, **self._settings)
 
     @property
     def _errors(self) -> Path:
@@ -50,7 +52,7 @@ class Child:
 
     def speaks(self) -> None:
         """Wait for the first line of this life."""
-        wait_until(self._spoke, timeout=60, message=lambda: f"{self._what} is silent: {self._errors.read_text()}")
+        wait_until(self._spoke, timeout=60, message=lambda: f"{self.what} is silent: {self._errors.read_text()}")
 
     def _spoke(self) -> bool:
         self._lives()
@@ -58,7 +60,7 @@ class Child:
 
     def _lives(self) -> None:
         assert self._process is not None
-        assert self._process.poll() is None, f"{self._what} ended by itself: {self._errors.read_text()}"
+        assert self._process.poll() is None, f"{self.what} ended by itself: {self._errors.read_text()}"
 
     def kill(self) -> None:
         self._lives()
@@ -78,8 +80,7 @@ class Child:
 def children(folder: Path, settings: dict[str, Any]) -> Iterator[list[Child]]:
     started: list[Child] = []
     try:
-        started.append(Child("produce", folder, settings))
-        started.append(Child("work", folder, settings))
+        started.extend(Child(what, folder, settings) for what in ("produce", *["work"] * WORKERS))
         yield started
     finally:
         for child in started:
@@ -87,7 +88,7 @@ def children(folder: Path, settings: dict[str, Any]) -> Iterator[list[Child]]:
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql", "mariadb"], indirect=True)
-@pytest.mark.timeout(60 + 6 * KILLS)
+@pytest.mark.timeout(180 + 10 * KILLS)
 def test_what_was_committed_arrives_whoever_is_killed(
     box: Outbox, database: Database, engine: Engine, beacon: Simulator, tmp_path: Path
 ) -> None:
@@ -103,17 +104,17 @@ def test_what_was_committed_arrives_whoever_is_killed(
     chance = random.Random(SEED)
     beacon.faults.latency_ms = 20  # so that a kill often finds a batch on the wire
     worker_kills = 0
-    with children(tmp_path, settings) as (producer, worker):
+    with children(tmp_path, settings) as started:
         for _ in range(KILLS):
-            victim = chance.choice((producer, worker))
-            worker_kills += victim is worker
+            victim = chance.choice(started)
+            worker_kills += victim.what == "work"
             victim.speaks()
             threading.Event().wait(chance.uniform(0, 0.4))
             victim.kill()
             victim.start()
-        producer.speaks()
-        worker.speaks()
-    committed = producer.lines()
+        for child in started:
+            child.speaks()
+    committed = {line for child in started if child.what == "produce" for line in child.lines()}
     with (
         Outbox(database.url, settings=Settings(**settings)) as last,
         BeaconTransport(last.settings) as transport,
@@ -126,10 +127,10 @@ def test_what_was_committed_arrives_whoever_is_killed(
     assert _stored(engine) == len(received)
     again = beacon.received.duplicates()
     assert all(len(set(keys)) == 1 for keys in again.values()), f"seed {SEED}: an id came under two keys"
-    # Only a batch whose lease a kill cut short may come again: at most one a sender and kill (the last is the end's).
+    # Only a batch whose lease a kill cut short may come again: at most one a sender and kill, those at the end too.
     cut_short = _counted_as_crashed(engine)
     assert {UUID(keys[0]) for keys in again.values()} <= cut_short
-    assert len(cut_short) <= SENDERS * (worker_kills + 1)
+    assert len(cut_short) <= SENDERS * (worker_kills + WORKERS)
     assert cut_short, f"seed {SEED}: no kill found a batch on the wire"
     print(
         f"\n{database.label}, seed {SEED}: {KILLS} kills ({worker_kills} of the worker, {len(cut_short)} batches on the"
