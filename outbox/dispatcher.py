@@ -75,6 +75,8 @@ class DispatchReport:
     batches: int = 0
     more: bool = False
     """Something can be sent right now."""
+    next_seconds: float | None = None
+    """Until the next timer: a retry, a probe, an expiring lease. None: no timer runs."""
 
     def __add__(self, other: DispatchReport) -> DispatchReport:
         return DispatchReport(
@@ -83,6 +85,7 @@ class DispatchReport:
             self.dead + other.dead,
             self.batches + other.batches,
             self.more or other.more,
+            min((s for s in (self.next_seconds, other.next_seconds) if s is not None), default=None),
         )
 
 
@@ -96,6 +99,8 @@ class Dispatcher:
         self.lanes = tuple(enabled if lanes is None else lanes)
         self.concurrency = dict.fromkeys(self.lanes, Concurrency())
         """How many requests each lane may have on the wire now."""
+        self._cut_off: dict[Lane, Flight] = {}
+        """Flights that the database failed: what they sent is settled by the next one."""
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = Lock()
 
@@ -108,10 +113,18 @@ class Dispatcher:
 
     def run_lane(self, lane: Lane, *, at_most: int | None = None, stop: Event | None = None) -> DispatchReport:
         """Send batches of one lane until nothing is due, ``at_most`` are sent, or ``stop`` is set."""
-        flight = Flight(self, lane, at_most, stop or Event())
-        done = flight.run() if self.box.store.outlook(lane).ready else Settled()
-        more = not flight.stop.is_set() and self.box.store.outlook(lane).ready
-        return DispatchReport(done.sent, done.failed, done.dead, done.batches, more)
+        stop = stop or Event()
+        flight = Flight(self, lane, at_most, stop, self._cut_off.pop(lane, None))
+        try:
+            outlook = self.box.store.outlook(lane)
+            if outlook.ready or flight.busy:
+                flight.run()
+                outlook = self.box.store.outlook(lane)
+        except BaseException:
+            self._cut_off[lane] = flight
+            raise
+        done, more = flight.total, outlook.ready and not stop.is_set()
+        return DispatchReport(done.sent, done.failed, done.dead, done.batches, more, outlook.next_seconds)
 
     def close(self) -> None:
         """Wait for the senders and end them."""
@@ -143,38 +156,49 @@ class Dispatcher:
 
 
 class Flight:
-    """One lane on the wire: the requests under way, and the receipts that wait to be settled."""
+    """One lane on the wire: the requests under way, and the receipts that wait to be settled.
 
-    def __init__(self, dispatcher: Dispatcher, lane: Lane, at_most: int | None, stop: Event) -> None:
+    ``cut_off``: the flight before, which the database failed; its requests and receipts are taken over.
+    """
+
+    def __init__(
+        self, dispatcher: Dispatcher, lane: Lane, at_most: int | None, stop: Event, cut_off: Flight | None = None
+    ) -> None:
         self.dispatcher = dispatcher
         self.lane = lane
         self.left = at_most
         self.stop = stop
-        self.flying: dict[Future[Settlement], bool] = {}
+        self.flying: dict[Future[Settlement], bool] = {} if cut_off is None else cut_off.flying
         """Requests on the wire; whether each was as many as were allowed."""
+        self.landed: list[Settlement] = [] if cut_off is None else cut_off.landed
+        """Receipts that are not settled yet."""
         self.total = Settled()
         self._looked_at = float("-inf")
 
-    def run(self) -> Settled:
-        """Step until nothing is claimed and nothing flies. Whatever happens, what was sent is settled."""
-        landed: list[Settlement] = []
+    def run(self) -> None:
+        """Step until nothing is claimed and nothing flies."""
+        if self.landed:
+            self._step(False, False)  # alone: a full disk that takes no new batch may still take a receipt
         failing = False
         while True:
             want = self._may_claim()
-            if landed or want:
+            if self.landed or want:
                 look_due = failing or time.monotonic() - self._looked_at > LOOK_DUE_SECONDS
-                step = self._step(landed, want, look_due)
+                step = self._step(want, look_due)
                 if step.batch is None and want and not look_due:
-                    step = self._step([], want, True)
-                landed = []
+                    step = self._step(want, True)
                 if step.batch is not None:
                     self._fly(step.batch)
                     if self._may_claim() and not any(future.done() for future in self.flying):
                         continue
             if not self.flying:
-                return self.total
-            landed = self._wait()
-            failing = any(one.receipt.verdict is not Verdict.DELIVERED for one in landed)
+                return
+            self.landed = self._wait()
+            failing = any(one.receipt.verdict is not Verdict.DELIVERED for one in self.landed)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.flying or self.landed)
 
     def _may_claim(self) -> bool:
         room = len(self.flying) < self._allowed
@@ -184,10 +208,12 @@ class Flight:
     def _allowed(self) -> int:
         return self.dispatcher.concurrency[self.lane].allowed
 
-    def _step(self, landed: Sequence[Settlement], want: bool, look_due: bool) -> Step:
+    def _step(self, want: bool, look_due: bool) -> Step:
+        """Settle what has landed, and claim. When it raises, what has landed is still to be settled."""
         if look_due:
             self._looked_at = time.monotonic()
-        step = self.dispatcher.box.store.step(self.lane, landed, want=want, look_due=look_due, eager=look_due)
+        step = self.dispatcher.box.store.step(self.lane, self.landed, want=want, look_due=look_due, eager=look_due)
+        landed, self.landed = self.landed, []
         self.total.add(step.settled)
         for batch_id in step.settled.lost:
             logger.warning("lane %s: the lease of batch %s was lost; another worker has it", self.lane, batch_id)

@@ -132,13 +132,9 @@ class Worker:
                 continue
             if report.batches or woken:
                 pause = FIRST_PAUSE_SECONDS
-            wake.wait(self._pause(lane, pause))
+            due = pause if report.next_seconds is None else max(report.next_seconds, FIRST_PAUSE_SECONDS)
+            wake.wait(min(pause, due))
             pause = min(2 * pause, self.box.settings.poll_seconds)
-
-    def _pause(self, lane: Lane, pause: float) -> float:
-        """Seconds until the next look: the growing pause, or sooner when a retry or a probe is due before."""
-        due = self.box.store.outlook(lane).next_seconds
-        return pause if due is None else min(pause, max(due, FIRST_PAUSE_SECONDS))
 
     def _woken(self, lanes: set[Lane]) -> None:
         for lane in lanes & self._wakes.keys():

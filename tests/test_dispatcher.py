@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine
 
-from outbox import BeaconTransport, Dispatcher, DispatchReport, Outbox, Settings
+from outbox import BeaconTransport, DatabaseUnavailable, Dispatcher, DispatchReport, Outbox, Settings
+from outbox.core.lane import Lane
+from outbox.core.step import Settlement, Step
 from outbox.simulator import Simulator
 from tests.support import ledger
 from tests.support.databases import Database
@@ -55,6 +57,27 @@ def test_a_tick_that_reached_its_bound_says_that_there_is_more(new: New) -> None
     box.put(*intervals(5))
     reports = [dispatcher.run_once() for _ in range(3)]
     assert [(report.sent, report.more) for report in reports] == [(2, True), (2, True), (1, False)]
+
+
+def test_a_receipt_outlives_a_database_that_fails_before_it_is_settled(
+    new: New, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, dispatcher = new()
+    [id] = box.put(interval())
+    step, failed = box.store.step, []
+
+    def fails_once(lane: Lane, settlements: Sequence[Settlement], **how: bool) -> Step:
+        if settlements and not failed:
+            failed.append(lane)
+            raise DatabaseUnavailable("the database is down")
+        return step(lane, settlements, **how)
+
+    monkeypatch.setattr(box.store, "step", fails_once)
+    with pytest.raises(DatabaseUnavailable):
+        dispatcher.run_once()
+    assert failed
+    assert dispatcher.run_once().sent == 1
+    assert beacon.received.ids() == {str(id): 1}
 
 
 def test_an_attempt_that_fails_is_counted_and_told_to_beacon(new: New, beacon: Simulator) -> None:

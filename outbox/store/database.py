@@ -95,6 +95,9 @@ class Database:
             if self.dialect.is_read_only(error):
                 self._suspect.set()  # a session stays as it began, and perhaps another host takes writes
             raise self.explain(error) from error
+        except self.engine.dialect.loaded_dbapi.Error as error:
+            # SQLAlchemy sets a connection's isolation level outside of its own handling of errors.
+            raise self.explain(OperationalError(None, None, error)) from error
 
     def explain(self, error: DBAPIError) -> OutboxError | DBAPIError:
         """The outbox error for a driver's error; the error itself when it is not the database's state."""
@@ -118,9 +121,10 @@ class Database:
     def _commit_failed(self, error: DBAPIError) -> OutboxError | DBAPIError:
         if self.dialect.is_lost_claim(error):
             return error  # a serialization failure at COMMIT is a rollback, certainly
+        advice = self.dialect.advice.get(self.dialect.error_code(error), "")
         return OutcomeUnknown(
             f"{self.safe_url}: COMMIT failed ({_first_line(error)}): the transaction may hold or not."
-            " Enqueue the same messages again: an id that is there already is not added twice."
+            f" {advice}{advice and ' '}Enqueue the same messages again: an id that is there already is not added twice."
         )
 
     def _after_fork(self) -> None:

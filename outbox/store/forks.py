@@ -13,7 +13,7 @@ import threading
 from typing import Any
 from weakref import WeakSet
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, QueuePool, event
 
 from outbox.errors import DatabaseUnavailable
 
@@ -27,7 +27,7 @@ class ForkGuard:
     def __init__(self, engine: Engine, path: str) -> None:
         self.writer = threading.Lock()
         self._engine = engine
-        self._path = os.path.realpath(path)
+        self._path = os.path.realpath(path.removeprefix("file:"))
         self._open: set[int] = set()
         self._held = False
         event.listen(engine, "connect", self._opened)
@@ -50,9 +50,15 @@ class ForkGuard:
     def _closed(self, driver_connection: Any, *_: Any) -> None:
         self._open.discard(id(driver_connection))
 
+    def _idle(self) -> bool:
+        """Not one connection of the pool is in use: one that came back to a pool that is gone would count for ever."""
+        pool = self._engine.pool
+        return not (isinstance(pool, QueuePool) and pool.checkedout())
+
     def before(self) -> None:
         self._held = self.writer.acquire(timeout=_WRITER_SECONDS)
-        self._engine.dispose()
+        if self._idle():
+            self._engine.dispose()
 
     def after_in_parent(self) -> None:
         if self._held:

@@ -6,14 +6,13 @@ then the floor rises past everything that is purged or forgotten.
 
 from __future__ import annotations
 
-from typing import Any
-
-from sqlalchemy import Connection, Row, delete, func, or_, select, update
+from sqlalchemy import Connection, delete, func, or_, select, update
 
 from outbox.core import runs
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import Retention
+from outbox.core.runs import Runs
 from outbox.store.ledger import RUNS_AT_ONCE, LockedLane, add_to_totals
 from outbox.store.schema import BATCH, HOLE, LOGS
 
@@ -37,14 +36,13 @@ def purge_batches(connection: Connection, lane: Lane, settled_before: int, now: 
             break
         mark = update(BATCH).where(BATCH.c.id == batch.id, *purgeable).values(purged_at=now, due_at=None)
         if connection.execute(mark).rowcount == 1:
-            _delete_members(connection, lane, batch)
+            _delete_members(connection, lane, runs.decode(batch.members))
             deleted += batch.entries
     return deleted
 
 
-def _delete_members(connection: Connection, lane: Lane, batch: Row[Any]) -> None:
+def _delete_members(connection: Connection, lane: Lane, members: Runs) -> None:
     log = LOGS[lane]
-    members = runs.decode(batch.members)
     for start in range(0, len(members), RUNS_AT_ONCE):
         some = members[start : start + RUNS_AT_ONCE]
         connection.execute(delete(log).where(or_(*(log.c.seq.between(lo, hi) for lo, hi in some))))

@@ -13,6 +13,7 @@ from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import Ending
 from outbox.core.policy import Bounds, Policy, Retention
 from outbox.core.step import Outlook, Settled, Settlement, Step
+from outbox.errors import DatabaseUnavailable
 from outbox.store import audit, bounds, migrate, operate, retention, views
 from outbox.store.audit import AuditReport
 from outbox.store.claim import MembersMissing, claim
@@ -134,12 +135,17 @@ class Store:
         with self.database.read() as connection:
             before = retention.oversize_before(connection, lane, rules, now)
         chunk = self.database.dialect.purge_chunk
-        while True:
-            with self.database.write() as connection:
-                deleted = retention.purge_batches(connection, lane, before, now, chunk)
-            total += deleted
-            if not deleted:
-                break
+        deleted = 1
+        while deleted:
+            try:
+                with self.database.write() as connection:
+                    deleted = retention.purge_batches(connection, lane, before, now, chunk)
+            except DatabaseUnavailable:
+                if chunk == 1:
+                    raise
+                chunk = 1  # on a full disk a small delete may still fit, and makes room for more
+            else:
+                total += deleted
         self._on(lane, lambda row: self._after_purge(row, rules))
         while total and self._give_back():
             pass

@@ -121,15 +121,28 @@ class Announcer:
         self._thread, self._lanes = None, set()
 
     def _run(self) -> None:
+        while self._announce():
+            pass
+
+    def _announce(self) -> bool:
+        """Until it is time to end. True: a connection that had worked broke (the server restarted); another may do."""
+        worked, lanes = False, Lanes()
         try:
             with self._database.dialect.announcing(self._database.engine) as announce:
                 while lanes := self._next():
                     announce([LANES[lane].table for lane in lanes])
+                    worked = True
                     self._closed.wait(self.PAUSE_SECONDS)
         except Exception as error:  # noqa: BLE001 - of the driver, whichever it is
             logger.info("workers in other processes are not told of commits, their poll finds them: %s", error)
             with self._lock:
-                self._thread = None
+                if worked:
+                    self._lanes |= lanes
+                    self._some.set()
+                else:
+                    self._thread = None
+            return worked
+        return False
 
     def _next(self) -> Lanes:
         """The lanes to announce; none when it is time to end."""

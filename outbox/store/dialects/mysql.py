@@ -18,6 +18,7 @@ class MySQL(Dialect):
     sync_driver = "pymysql"
     missing_table_codes = (1146,)
     lost_claim_codes = (1213, 1205, 1020)
+    read_only_codes = (1290, 1792, 1836)
     duplicate_key = 1062
 
     def session_setup(self, *, synchronous: str) -> Sequence[str]:
