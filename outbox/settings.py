@@ -168,10 +168,10 @@ class Settings(BaseSettings):
 
     def __init__(self, config: Path | None = None, **arguments: Any) -> None:
         given = merge(read_layers(tuple(type(self).model_fields), arguments, os.environ, config))
-        values: dict[str, Any] = {name: found.value for name, found in given.found.items()}
         problems = list(given.unknown)
         try:
-            super().__init__(**values)
+            # Not by a variable: an error reporter sends those of each frame along, and the licence is among the values.
+            super().__init__(**{name: found.value for name, found in given.found.items()})  # type: ignore[arg-type]
         except ValidationError as error:
             problems += [_problem(detail, given.found) for detail in error.errors(include_url=False)]
         # Raised outside the handler: pydantic's error, which holds the values, must not become its context.

@@ -27,14 +27,22 @@ def read_secret_file(path: Path, place: str) -> str:
 def clean_licence(text: str, place: str) -> str:
     """The licence without surrounding white space: printable ASCII on one line, as it must survive a header."""
     licence = text.strip()
+    flaw = _flaw(licence)
+    if flaw is None:
+        return licence
+    del text, licence  # an error reporter sends the variables of each frame along
+    raise ConfigError(f"{place}: {flaw}")
+
+
+def _flaw(licence: str) -> str | None:
     if not licence:
-        raise ConfigError(f"{place}: the licence is empty; put the licence there, or remove the setting")
+        return "the licence is empty; put the licence there, or remove the setting"
     if not (licence.isascii() and licence.isprintable()) or " " in licence:
-        raise ConfigError(
-            f"{place}: the licence holds white space, control or non-ASCII characters (it is not printed here);"
+        return (
+            "the licence holds white space, control or non-ASCII characters (it is not printed here);"
             " copy it again, on one line"
         )
-    return licence
+    return None
 
 
 def public_key(pem: str, place: str) -> str:

@@ -137,13 +137,16 @@ class Database:
 
 
 def _parse(url: str | URL) -> URL:
+    """Its password, wherever it stands, where ``safe_url`` leaves it out."""
     try:
-        return make_url(url)
-    except ArgumentError as error:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number
         raise ConfigError(
-            "OUTBOX_DATABASE_URL is not a database URL."
-            " Write for example sqlite:///outbox.db or postgresql+psycopg://user@host/name"
-        ) from error
+            "OUTBOX_DATABASE_URL is not a database URL. Write for example sqlite:///outbox.db or"
+            " postgresql+psycopg://user@host/name; quote a password by urllib.parse.quote(password, safe='')"
+        ) from None  # its message may repeat a part of the password
+    password = parsed.query.get("password")
+    return parsed.set(password=password).difference_update_query(["password"]) if isinstance(password, str) else parsed
 
 
 def _dialect(url: URL) -> Dialect:

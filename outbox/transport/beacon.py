@@ -44,6 +44,9 @@ USAGE_ANSWER_BYTES = 1 * _MIB
 OTLP_ANSWER_BYTES = 4 * _MIB
 """Decoded bytes read of an answer; a longer one is ambiguous (OTLP: "a client caps the answer it reads")."""
 
+MASKED_BYTES = 16 * 1024
+"""Of an answer, for its excerpt: more would be searched for secrets and then cut off."""
+
 Outcome = tuple[Answer | Failure, str]
 """What came of a request, and for a Failure the words of the exception."""
 
@@ -63,7 +66,8 @@ class BeaconTransport:
 
     Raises ConfigError for a setting that cannot work and Offline when ``OUTBOX_OFFLINE`` forbids egress.
     ``client``: an httpx.Client or httpx2.Client of the caller's, who then owns its TLS, proxies and closing;
-    its deadline is checked between reads, where the built-in client's also bounds each of them.
+    its deadline is checked between reads, where the built-in client's also bounds each of them, and only the
+    built-in client notices an answer that is older than its request.
     """
 
     def __init__(self, settings: TransportSettings, *, client: Client | None = None) -> None:
@@ -209,10 +213,11 @@ def _no_license(what: str) -> Receipt:
 def _for_the_operator(receipt: Receipt, outcome: Outcome, *secrets: Secret) -> Receipt:
     """``receipt`` with the words of the failure, and without the secrets that a server may repeat."""
     answer, words = outcome
-    body = answer.body.decode("utf-8", "replace") if isinstance(answer, Answer) and receipt.excerpt else ""
+    head = answer.body[:MASKED_BYTES] if isinstance(answer, Answer) and receipt.excerpt else b""
+    body = head.decode("utf-8", "replace")
     masked = mask(body, *secrets)
     warning = receipt.warning and mask(receipt.warning, *secrets)
     if warning and masked != body:  # it was cut to an excerpt, and the cut may go through a secret
         warning = "beacon's message is withheld: its answer repeats the licence or the token"
-    reason = mask(f"{receipt.reason}: {words}" if words else receipt.reason, *secrets)
+    reason = mask(f"{receipt.reason}: {words[:MASKED_BYTES]}" if words else receipt.reason, *secrets)
     return replace(receipt, reason=printable(reason), excerpt=printable(masked), warning=warning)
