@@ -4,6 +4,7 @@
                  ├─ dispatch   worker, drain
                  ├─ inspect    migrate, status, show, audit, config show
                  ├─ dead       list, show, requeue, discard
+                 ├─ doctor     every problem at once, with what mends it
                  ├─ simulate   beacon
                  └─ demo       the whole story on this machine
 
@@ -21,7 +22,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from outbox.cli import dead, demo, dispatch, enqueue, inspect, simulate
+from outbox.cli import dead, demo, dispatch, doctor, enqueue, inspect, simulate
 from outbox.cli.context import INTERRUPTED, Globals
 from outbox.errors import OutboxError
 
@@ -48,7 +49,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help and errors: they are read in logs too
     pretty_exceptions_enable=False,  # would show the values of variables, a licence among them
 )
-for _commands in (enqueue, dispatch, inspect, dead, simulate, demo):
+for _commands in (enqueue, dispatch, inspect, dead, doctor, simulate, demo):
     _commands.register(app)
 
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "outbox"
 
-ROOMS = {"airgap", "dashboard", "demo", "metering", "otel", "simulator", "testing"}
+ROOMS = {"airgap", "dashboard", "demo", "doctor", "metering", "otel", "simulator", "testing"}
 """Rooms at the edge: they may use everything, nothing but the outermost layers and each other uses them."""
 
 MAY_IMPORT: dict[str, set[str]] = {
@@ -52,12 +52,12 @@ ONLY_IN: dict[str, set[str]] = {
     "alembic": {"store", "producer", "wiring", "testing", "migrations"},
     "apscheduler": {"worker"},
     "httptools": {"simulator"},
-    "httpx": {"transport", "simulator", "testing", "cli"},
-    "jwt": {"transport", "simulator", "testing", "cli"},
-    "pydantic": {"settings"},
+    "httpx": {"transport", "simulator", "testing", "cli", "doctor"},
+    "jwt": {"transport", "simulator", "testing", "cli", "doctor"},
+    "pydantic": {"settings", "doctor"},
     "pydantic_core": {"settings"},
     "pydantic_settings": {"settings"},
-    "sqlalchemy": {"store", "producer", "wiring", "testing", "migrations"},
+    "sqlalchemy": {"store", "producer", "wiring", "testing", "migrations", "doctor"},
 }
 """The layers that may know a library."""
 

@@ -1,0 +1,79 @@
+"""Every problem at once, each with the command or the setting that mends it: ``outbox doctor``.
+
+    examine ── Check ──▶ Finding(status, check, found, mend)
+      │
+      ├─ configuration  settings, lease, licence                          (files: modes, folder, disk)
+      ├─ database       reachable, schema, clock ─ sqlite, postgresql, mysql: what is theirs alone
+      ├─ ledger         lanes, dead letters, backlog, contradictions
+      └─ beacon         proxy, name, TLS, token, clock                    (exchange: the one POST verify)
+
+Nothing is changed and nothing is enqueued: the database is read in read-only transactions, and beacon is sent POST
+verify alone. A check that cannot run is skipped and says why; one that takes too long is given up.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from sqlalchemy.exc import DBAPIError
+
+from outbox.doctor import beacon, configuration, database, ledger
+from outbox.doctor.finding import Finding, Status, problem, problem_of, skipped
+from outbox.doctor.patient import Check, Patient
+from outbox.errors import DatabaseUnavailable, OutboxError
+
+__all__ = ["Finding", "Status", "examine"]
+
+
+def examine(config: Path | None = None, database_url: str | None = None) -> Iterator[Finding]:
+    """What every check found, in order. ``config``, ``database_url``: as the global options of the command line.
+
+    Raises nothing for what it finds. Bounded: twenty seconds for beacon, ten for a database that hangs.
+    """
+    patient = Patient(config, database_url)
+    try:
+        for check in (*configuration.CHECKS, *database.OPENING):
+            yield from _run(check, patient)
+        for check in (*database.checks_of(patient), *database.CHECKS, *ledger.CHECKS, *beacon.CHECKS):
+            yield from _run(check, patient)
+    finally:
+        patient.close()
+
+
+def _run(check: Check, patient: Patient) -> list[Finding]:
+    why = patient.lacks(check.needs)
+    findings = [skipped(why)] if why else _bounded(check, patient)
+    return [replace(each, check=check.name, found=patient.discreet(each.found)) for each in findings]
+
+
+def _bounded(check: Check, patient: Patient) -> list[Finding]:
+    """What the check finds, in a thread that is left behind when it takes too long: a resolver cannot be cut short."""
+    findings: list[Finding] = []
+    thread = threading.Thread(
+        target=lambda: findings.extend(_looked(check, patient)), name="outbox-doctor", daemon=True
+    )
+    thread.start()
+    thread.join(check.seconds)
+    if not thread.is_alive():
+        return findings
+    if check.needs is not None:
+        patient.lack(check.needs, f"the check of {check.name} got no answer")
+    return [problem(f"no answer within {check.seconds:g} s", "see what holds it up, then run it again: outbox doctor")]
+
+
+def _looked(check: Check, patient: Patient) -> list[Finding]:
+    try:
+        return list(check.look(patient))
+    except OutboxError as error:
+        if isinstance(error, DatabaseUnavailable) and check.needs is not None:
+            patient.lack(check.needs, f"the check of {check.name} got no answer")  # one cause, one problem
+        return [problem_of(error)]
+    except DBAPIError as error:
+        said = str(error.orig).partition("\n")[0]
+        return [problem(said, "give the account of OUTBOX_DATABASE_URL the right to read what this names")]
+    except Exception as error:  # noqa: BLE001 - one check that breaks must not hide what the others find
+        # Not its text: that of an unforeseen error may hold anything.
+        return [problem(f"the check itself failed: {type(error).__name__}", "report it; the other checks stand")]

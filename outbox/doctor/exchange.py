@@ -1,0 +1,94 @@
+"""The one request that a doctor sends: POST verify, by the worker's own client, and all that its answer shows.
+
+Not by ``BeaconTransport``: that keeps the token to itself, and neither the Date nor the certificate.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from outbox.core.reading import printable
+from outbox.core.receipt import Answer, Failure, Receipt
+from outbox.settings import Settings
+from outbox.transport.answer import failure_of, read_answer
+from outbox.transport.beacon import USAGE_ANSWER_BYTES
+from outbox.transport.client import build_client, tls_context
+from outbox.transport.config import checked_base_url
+from outbox.transport.deadline import deadline, expired
+from outbox.transport.request import build_verify
+from outbox.transport.secret import Secret, mask
+from outbox.transport.verify import read_verify
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What came of asking beacon."""
+
+    answer: Answer | Failure
+    token: Secret | Receipt
+    """Or why there is none."""
+    words: str
+    """Of the exception, where there is no answer. Without secrets."""
+    certificate: Mapping[str, Any] | None
+    """As ``SSLSocket.getpeercert`` gives it; None without TLS."""
+    sent_at: float
+    """Seconds since the epoch, by this host."""
+    seconds: float
+
+
+def ask(settings: Settings, license: Secret, seconds: float) -> Exchange:
+    """POST verify within ``seconds``. Raises ``ConfigError`` for settings that no client can be made of."""
+    base_url = checked_base_url(settings)
+    context = tls_context(settings) or httpx.create_ssl_context()
+    certificates = _note_certificates(context)
+    words = ""
+    started, sent_at = time.monotonic(), time.time()
+    with closing(build_client(base_url, context)) as client:
+        answer: Answer | Failure
+        try:
+            answer = _post(client, base_url, license, seconds)
+        except Exception as error:
+            failure = failure_of(error)
+            if failure is None:
+                raise
+            answer, words = failure, printable(mask(f"{type(error).__name__}: {error}", license))
+    token = read_verify(answer, now=time.time())
+    certificate = certificates[-1] if certificates else None
+    return Exchange(answer, token, words, certificate, sent_at, time.monotonic() - started)
+
+
+def _post(client: httpx.Client, base_url: str, license: Secret, seconds: float) -> Answer:
+    request = build_verify(license, base_url)
+    with (
+        deadline(seconds),
+        client.stream(
+            "POST", request.url, content=request.body, headers=dict(request.headers), timeout=seconds
+        ) as response,
+    ):
+        chunks = response.iter_raw()
+        return read_answer(response.status_code, response.headers, chunks, limit=USAGE_ANSWER_BYTES, expired=expired)
+
+
+def _note_certificates(context: ssl.SSLContext) -> list[Mapping[str, Any]]:
+    """The certificates of the servers that ``context`` will have shaken hands with, the proxy's before beacon's."""
+    seen: list[Mapping[str, Any]] = []
+
+    class Noting(ssl.SSLSocket):
+        def do_handshake(self, block: bool = False) -> None:
+            super().do_handshake(block)
+            seen.append(self.getpeercert() or {})
+
+    class NotingInside(ssl.SSLObject):  # through a proxy that is itself spoken to by TLS
+        def do_handshake(self) -> None:
+            super().do_handshake()
+            seen.append(self.getpeercert() or {})
+
+    context.sslsocket_class, context.sslobject_class = Noting, NotingInside
+    return seen

@@ -1,0 +1,61 @@
+"""What a check says: how bad it is, what was found, and the command or setting that mends it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from outbox.errors import OutboxError
+
+_SEAMS = (" Run: ", " Nothing was written by this call. ", ". ", "; ")
+"""Where the errors of outbox pass from what happened to what to do next; the first one that is there counts."""
+
+
+class Status(StrEnum):
+    OK = "ok"
+    WARNING = "warning"
+    """It works, and one day or in one case it will not."""
+    PROBLEM = "problem"
+    """Something is not delivered, or could be lost."""
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report. No field ever holds a licence, a token or a password."""
+
+    status: Status
+    check: str
+    """The name of the check; empty until whoever runs it fills it in."""
+    found: str
+    mend: str | None = None
+
+
+def ok(found: str) -> Finding:
+    return Finding(Status.OK, "", found)
+
+
+def warning(found: str, mend: str) -> Finding:
+    return Finding(Status.WARNING, "", found, mend)
+
+
+def problem(found: str, mend: str) -> Finding:
+    return Finding(Status.PROBLEM, "", found, mend)
+
+
+def skipped(why: str) -> Finding:
+    return Finding(Status.SKIPPED, "", why)
+
+
+def problem_of(error: OutboxError) -> Finding:
+    """The problem that ``error`` tells of."""
+    return problem(*parted(str(error), "see what it names"))
+
+
+def parted(text: str, otherwise: str) -> tuple[str, str]:
+    """What happened and what to do next, of the message of an error; ``otherwise`` when it says only the first."""
+    for seam in _SEAMS:
+        found, cut, mend = text.partition(seam)
+        if cut and mend.strip():
+            return found.rstrip(". "), mend.strip().rstrip(".")
+    return text.rstrip("."), otherwise

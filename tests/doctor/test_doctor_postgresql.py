@@ -1,0 +1,117 @@
+"""PostgreSQL: what a server's settings, sessions and tables do to an outbox; each statement that mends it is run."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from sqlalchemy import Connection, Engine, create_engine, text
+
+from outbox.doctor import postgresql
+from tests.cli.command import Command
+from tests.doctor.report import examined, type_in
+from tests.support.databases import Database
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+
+
+def test_autovacuum_that_is_off_for_a_table_is_a_problem_and_the_statement_mends_it(
+    migrated: Command, admin: Connection
+) -> None:
+    type_in(admin, "ALTER TABLE outbox_usage SET (autovacuum_enabled = off)")
+    report = examined(migrated)
+    assert "autovacuum is off for outbox_usage" in report.the("vacuum", "problem").found
+    type_in(admin, report.mend("vacuum", "problem"))
+    assert examined(migrated).is_well("vacuum")
+
+
+def test_a_lane_table_without_its_fillfactor_is_a_warning_and_the_statement_mends_it(
+    migrated: Command, admin: Connection
+) -> None:
+    type_in(admin, "ALTER TABLE outbox_lane RESET (fillfactor)")
+    report = examined(migrated)
+    assert "outbox_lane has not fillfactor=50" in report.the("vacuum", "warning").found
+    type_in(admin, report.mend("vacuum", "warning"))
+    assert examined(migrated).is_well("vacuum")
+
+
+def test_commits_that_are_not_waited_for_are_a_warning_and_the_statement_mends_it(
+    migrated: Command, admin: Connection, engine: Engine
+) -> None:
+    type_in(admin, f'ALTER DATABASE "{engine.url.database}" SET synchronous_commit = off')
+    report = examined(migrated)
+    [late] = [each for each in report.of("durability", "warning") if "synchronous_commit" in each.found]
+    assert late.mend
+    type_in(admin, late.mend)
+    assert not any("synchronous_commit is off" in each.found for each in examined(migrated).of("durability"))
+
+
+def test_a_server_that_may_lose_its_files_is_a_problem(migrated: Command, admin: Connection) -> None:
+    off = admin.execute(text("SELECT current_setting('fsync')")).scalar_one() == "off"
+    problems = [each.mend for each in examined(migrated).of("durability") if each.status == "problem"]
+    assert problems == (["ALTER SYSTEM SET fsync = on; SELECT pg_reload_conf()"] if off else [])
+
+
+def test_a_database_that_takes_no_writes_is_a_problem_and_the_statement_mends_it(
+    migrated: Command, admin: Connection, engine: Engine
+) -> None:
+    type_in(admin, f'ALTER DATABASE "{engine.url.database}" SET default_transaction_read_only = on')
+    report = examined(migrated)
+    assert "nothing can be written" in report.the("version", "problem").found
+    admin.execute(text("SET default_transaction_read_only = off"))
+    type_in(admin, report.mend("version", "problem"))
+    assert examined(migrated).is_well("version")
+
+
+def test_a_transaction_left_open_is_a_warning_and_the_statement_ends_it(
+    migrated: Command, admin: Connection, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "OLD_SECONDS", 0)
+    other = create_engine(database.url)
+    with other.connect() as forgotten:
+        pid = forgotten.execute(text("SELECT pg_backend_pid()")).scalar_one()
+        report = examined(migrated)
+        assert f"session {pid} (idle in transaction)" in report.the("transactions", "warning").found
+        type_in(admin, report.mend("transactions"))
+        alive = text("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid")
+        wait_until(lambda: admin.execute(alive, {"pid": pid}).scalar_one() == 0)
+        forgotten.invalidate()
+    other.dispose()
+    monkeypatch.setattr(postgresql, "OLD_SECONDS", 60)
+    assert examined(migrated).is_well("transactions")
+
+
+def test_a_sequence_that_keeps_numbers_in_store_is_a_problem_and_the_statement_mends_it(
+    migrated: Command, admin: Connection
+) -> None:
+    type_in(admin, "ALTER SEQUENCE outbox_usage_seq_seq CACHE 32")
+    report = examined(migrated)
+    assert "32 numbers at a time" in report.the("sequences", "problem").found
+    type_in(admin, report.mend("sequences"))
+    assert examined(migrated).is_well("sequences")
+
+
+def test_an_account_without_rights_is_told_what_it_may_not_read(
+    migrated: Command, admin: Connection, engine: Engine, database: Database
+) -> None:
+    role = f"reader_{engine.url.database}"
+    type_in(admin, f"CREATE ROLE {role} LOGIN")
+    try:
+        url = engine.url.set(username=role).render_as_string(hide_password=False)
+        report = examined(migrated.but(database_url=url))
+        assert report.is_well("schema") or "permission denied" in report.the("schema").found
+        assert any("permission denied" in each.found and "right" in str(each.mend) for each in report.problems)
+    finally:
+        type_in(admin, f"DROP ROLE {role}")
+
+
+def test_a_table_that_somebody_keeps_locked_is_one_problem(
+    migrated: Command, admin: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "DATABASE_SECONDS", 0.2)
+    with psycopg.connect(admin.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)) as locker:
+        locker.execute("LOCK TABLE outbox_lane IN ACCESS EXCLUSIVE MODE")
+        report = examined(migrated)
+    assert "Another session holds the lock" in report.mend("lanes", "problem")
+    assert report.the("ledger", "skipped").found == "the check of lanes got no answer"
+    assert report.is_well("schema")
