@@ -5,6 +5,8 @@
 #   make test-lowest  the suite on the lowest versions that pyproject.toml allows
 #   make lint         ruff, mypy
 #   make bench        benchmarks
+#   make torture      every fault many times, with figures: hours
+#   make mutants      core with a line changed at a time: does a test notice?
 #   make lock         compile requirements/ after a change in pyproject.toml (UPGRADE=1: to the newest versions)
 #   make clean        remove everything that make has made
 
@@ -19,7 +21,7 @@ BIN    := $(VENV)/bin
 export UV_CUSTOM_COMPILE_COMMAND := make lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-lowest lint bench lock clean
+.PHONY: demo test test-lowest lint bench torture mutants lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
@@ -40,6 +42,26 @@ lint: $(VENV)/.ready
 bench: $(VENV)/.ready
 	$(BIN)/python -m benchmarks $(ARGS)
 
+TORTURE = $(BIN)/pytest -q -s -n 0
+torture: $(VENV)/.ready
+	OUTBOX_TEST_KILLS=1000 $(TORTURE) tests/test_killed.py -k sqlite
+	OUTBOX_TEST_KILLS=300 OUTBOX_TEST_WORKERS=4 $(TORTURE) tests/test_killed.py -k postgresql
+	OUTBOX_TEST_KILLS=100 $(TORTURE) tests/test_killed.py -k mariadb
+	OUTBOX_TEST_STOPS=50 $(TORTURE) tests/faults/test_stopped_worker.py
+	OUTBOX_TEST_FAILOVERS=10 $(TORTURE) tests/faults/test_failover.py
+	OUTBOX_TEST_OUTAGE_ROWS=1000000 $(TORTURE) tests/faults/test_outage.py
+	OUTBOX_TEST_POISON_ROWS=100000 $(TORTURE) tests/faults/test_poison.py
+	OUTBOX_TEST_SEEDS=5000 $(TORTURE) tests/simulation
+
+# From scratch: mutmut would not try its survivors again against tests that have changed.
+mutants: WORKERS := 1
+mutants: $(VENV)/.ready
+	$(BIN)/coverage run --branch --source outbox/core -m pytest -q tests/core
+	$(BIN)/coverage report --fail-under=100 --show-missing --skip-covered
+	rm -rf mutants
+	nice -n 15 $(BIN)/mutmut run --max-children $(WORKERS)
+	$(BIN)/python -m tests.mutation.score
+
 COMPILE = $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links
 
 lock: $(VENV)/.uv
@@ -50,7 +72,7 @@ lock: $(VENV)/.uv
 		pyproject.toml --all-extras --group dev
 
 clean:
-	rm -rf $(VENV) $(LOWEST) dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache .coverage*
+	rm -rf $(VENV) $(LOWEST) dist build mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache .coverage*
 	find outbox tests benchmarks migrations -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp each: a warm run compares a few dates. uv comes by pip, everything else by uv.

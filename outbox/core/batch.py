@@ -29,5 +29,6 @@ class Batch:
     """An earlier attempt may have reached beacon."""
     payloads: Sequence[str]
     """Final JSON text of each entry, in order of seq; ``len(payloads) == rows``."""
-    probe: bool = False
-    """Sent to a paused lane, to see whether beacon is back."""
+    probe_until: int | None = None
+    """Sent to a paused lane to see whether beacon is back, and how long the lane waits for its answer: its
+    ``next_probe_at``. While that stands this is the lane's probe; None: it is none."""

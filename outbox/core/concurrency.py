@@ -9,6 +9,7 @@ keeps its own limit: it finds its share of beacon beside other workers as TCP co
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from outbox.core.receipt import Receipt, Verdict
@@ -55,7 +56,7 @@ def _fewer(state: Concurrency) -> Concurrency:
 def _bounds(state: Concurrency) -> tuple[float, float]:
     """Latency up to which it is near the mean, and from which it is far beyond."""
     if state.mean is None:
-        return float("inf"), float("inf")
+        return math.inf, math.inf
     deviation = max(state.deviation, LEAST_DEVIATION * state.mean)
     return state.mean + deviation, state.mean + FAR_DEVIATIONS * deviation
 

@@ -96,12 +96,11 @@ def after(health: Health, receipt: Receipt, *, died: bool, probe: bool, now: int
             return _after_refusal(health, receipt, died, now, backoff)
         case Verdict.MISCONFIGURED | Verdict.UNAUTHORIZED:
             return _paused(health, receipt.reason, now, backoff, receipt.retry_after_seconds)
-        case Verdict.UNAVAILABLE | Verdict.AMBIGUOUS:
-            if health.state is LaneState.OPEN:
-                failures = health.failures + 1
-                if receipt.retry_after_seconds is None and failures < FAILURES_TO_OPEN_BREAKER:
-                    return replace(health, failures=failures)
-                health = replace(health, failures=0)
+        case Verdict.UNAVAILABLE | Verdict.AMBIGUOUS:  # pragma: no branch - mypy proves that no verdict is left
+            failures = health.failures + 1
+            passing = receipt.retry_after_seconds is None and failures < FAILURES_TO_OPEN_BREAKER
+            if health.state is LaneState.OPEN and passing:
+                return replace(health, failures=failures)
             return _paused(health, receipt.reason, now, backoff, receipt.retry_after_seconds)
 
 
@@ -122,7 +121,7 @@ def _after_refusal(health: Health, receipt: Receipt, died: bool, now: int, backo
 
 
 def _paused(health: Health, reason: str, now: int, backoff: Backoff, at_least: float | None) -> Health:
-    failures = health.failures + 1
+    failures = 1 if health.state is LaneState.OPEN else health.failures + 1  # a pause begins with the first wait
     wait = max(backoff.wait(failures), at_least or 0.0)
     return Health(LaneState.PAUSED, reason, now + _micros(wait), failures, health.dead_streak)
 

@@ -204,13 +204,17 @@ def _stop(lane: LockedLane, report: AuditReport) -> None:
 def _set_back(lane: LockedLane) -> str | None:
     table = LANES[lane.lane].table
     dialect = dialect_of(lane.connection)
+    highest = highest_number(lane)  # before the sequence: whoever takes a number in between moves it too
     position = dialect.sequence_position(lane.connection, table)
-    if position >= lane.cursor:
+    if position >= highest:
         return None
+    if position < lane.cursor:
+        where = f"below the cursor {lane.cursor}: new rows would get numbers where nobody looks"
+    else:
+        where = f"below the highest number {highest}: new rows would get numbers that are taken"
     return (
-        f"the sequence of {table} stands at {position}, below the cursor {lane.cursor}: new rows would get numbers"
-        f" where nobody looks (a restore, TRUNCATE or setval). Run: outbox audit --mend --lane {lane.lane}"
-        f" (or: {dialect.advance_sequence_sql(table, lane.cursor)})"
+        f"the sequence of {table} stands at {position}, {where} (a restore, TRUNCATE or setval)."
+        f" Run: outbox audit --mend --lane {lane.lane} (or: {dialect.advance_sequence_sql(table, highest)})"
     )
 
 

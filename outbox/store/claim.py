@@ -24,7 +24,7 @@ from outbox.core.runs import Runs
 from outbox.core.transition import Move, after_crash
 from outbox.store import holes
 from outbox.store.dialects import dialect_of
-from outbox.store.ledger import LockedLane, backoff, insert_batch, live_batches
+from outbox.store.ledger import LockedLane, add_to_totals, backoff, insert_batch, live_batches
 from outbox.store.schema import BATCH, LOGS
 from outbox.store.settle import halve
 
@@ -60,15 +60,14 @@ def claim(lane: LockedLane, policy: Policy, *, look_due: bool, eager_holes: bool
 
 def _probe(lane: LockedLane, policy: Policy, eager_holes: bool) -> Batch | None:
     """Whatever waits, due or not; while everything is refused, every other time what was never refused."""
-    room = live_batches(lane) < policy.live_batches
-    batch = _new(lane, policy) if room and lane.health.fresh_first else None
+    batch = _new(lane, policy) if lane.health.fresh_first else None
     batch = batch or _due(lane, policy, probe=True) or _from_holes(lane, policy, eager_holes)
-    if batch is None and room:
+    if batch is None and live_batches(lane) < policy.live_batches:
         batch = _new(lane, policy)
     if batch is None:
         return None
     lane.health = probing(lane.health, lane.now, policy.lease_us)
-    return replace(batch, probe=True)
+    return replace(batch, probe_until=lane.health.next_probe_at)
 
 
 def _due(lane: LockedLane, policy: Policy, probe: bool) -> Batch | None:
@@ -83,6 +82,7 @@ def _due(lane: LockedLane, policy: Policy, probe: bool) -> Batch | None:
 
 def _again_at_once(lane: LockedLane, policy: Policy, row: Row[Any]) -> bool:
     """Whether a batch whose lease has expired is sent again now; if not, it waits or is halved."""
+    add_to_totals(lane, failed_attempts=1)
     jitter = backoff(policy)
     crashes = row.crash_count + 1
     crash = after_crash(
@@ -209,13 +209,15 @@ def _before_young_gap(lane: LockedLane, policy: Policy, numbers: Sequence[int], 
     """How many of ``numbers`` come before the first gap whose next row is young.
 
     Whoever took a missing number did so before the next row's was taken, and commits about now: waiting a moment
-    costs nothing and saves a hole.
+    costs nothing and saves a hole. A row from the future is not young: the clock was set back.
     """
     log = LOGS[lane.lane]
     young_from = lane.now - int(policy.young_hole_seconds * MICROSECONDS)
     following = [hi + 1 for _, hi in gaps]
     first_young = lane.connection.execute(
-        select(func.min(log.c.seq)).where(log.c.seq.in_(following), log.c.created_at > young_from)
+        select(func.min(log.c.seq)).where(
+            log.c.seq.in_(following), log.c.created_at > young_from, log.c.created_at < lane.now + MICROSECONDS
+        )
     ).scalar()
     if first_young is None:
         return len(numbers)

@@ -55,11 +55,13 @@ def check(lane: LockedLane, policy: Policy, *, eager: bool) -> Runs:
 
 
 def _due(lane: LockedLane, policy: Policy, eager: bool) -> Sequence[Row[Any]]:
+    """Those that are due, the longest first; ``eager``: the newest too, but never instead of them."""
+    live = select(HOLE).where(HOLE.c.lane == lane.key, HOLE.c.next_check_at.is_not(None)).limit(_AT_ONCE)
     late = or_(HOLE.c.next_check_at <= lane.now, HOLE.c.next_check_at > lane.now + policy.max_wait_us)
-    when = HOLE.c.next_check_at.is_not(None) if eager else late
-    order = HOLE.c.lo.desc() if eager else HOLE.c.next_check_at
-    query = select(HOLE).where(HOLE.c.lane == lane.key, when).order_by(order).limit(_AT_ONCE)
-    return lane.connection.execute(query).all()
+    queries = [live.where(late).order_by(HOLE.c.next_check_at)]
+    if eager:
+        queries.append(live.order_by(HOLE.c.lo.desc()))
+    return list({hole.lo: hole for query in queries for hole in lane.connection.execute(query)}.values())
 
 
 def _present(lane: LockedLane, ranges: Sequence[tuple[int, int]], limit: int) -> Runs:
@@ -69,9 +71,10 @@ def _present(lane: LockedLane, ranges: Sequence[tuple[int, int]], limit: int) ->
 
 
 def _look_again_or_forget(lane: LockedLane, policy: Policy, hole: Row[Any], writers: frozenset[str] | None) -> None:
-    age = lane.now - hole.seen_at
+    seen_at = min(hole.seen_at, lane.now)  # the clock was set back: it is as old as this moment
+    age = lane.now - seen_at
     again = min(max(age // 2, FIRST_CHECK_US), LAST_CHECK_US)
-    values: dict[str, object] = {"next_check_at": lane.now + again}
+    values: dict[str, object] = {"seen_at": seen_at, "next_check_at": lane.now + again}
     if writers is None:
         nobody = age > policy.hole_age_seconds * MICROSECONDS
     elif hole.blockers is None:
@@ -83,7 +86,7 @@ def _look_again_or_forget(lane: LockedLane, policy: Policy, hole: Row[Any], writ
         nobody = not left
         values["blockers"] = json.dumps(sorted(left))
     if nobody:
-        values = {"next_check_at": None, "blockers": None, "forgotten_at": lane.now}
+        values = {"seen_at": seen_at, "next_check_at": None, "blockers": None, "forgotten_at": lane.now}
     lane.connection.execute(update(HOLE).where(HOLE.c.lane == lane.key, HOLE.c.lo == hole.lo).values(values))
 
 

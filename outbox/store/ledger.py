@@ -20,8 +20,6 @@ from outbox.errors import SchemaOutOfDate
 from outbox.store.dialects import now_us
 from outbox.store.schema import BATCH, LANE
 
-RUNS_AT_ONCE = 200
-"""Runs in one WHERE: SQLite bounds the depth of an expression, at 1000."""
 Clock = Callable[[], int]
 """Microseconds since the epoch. Given only by tests; otherwise the database's clock rules."""
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from sqlalchemy import Connection, delete, func, or_, select, update
 
 from outbox.core import runs
-from outbox.core.lane import Lane
+from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import Retention
-from outbox.core.runs import Runs
-from outbox.store.ledger import RUNS_AT_ONCE, LockedLane, add_to_totals
-from outbox.store.schema import BATCH, HOLE, LOGS
+from outbox.store.dialects import dialect_of
+from outbox.store.ledger import LockedLane, add_to_totals
+from outbox.store.schema import BATCH, HOLE
 
 BATCHES_AT_ONCE = 200
 
@@ -36,16 +36,10 @@ def purge_batches(connection: Connection, lane: Lane, settled_before: int, now: 
             break
         mark = update(BATCH).where(BATCH.c.id == batch.id, *purgeable).values(purged_at=now, due_at=None)
         if connection.execute(mark).rowcount == 1:
-            _delete_members(connection, lane, runs.decode(batch.members))
+            members = runs.decode(batch.members)
+            dialect_of(connection).delete_runs(connection, LANES[lane].table, members)
             deleted += batch.entries
     return deleted
-
-
-def _delete_members(connection: Connection, lane: Lane, members: Runs) -> None:
-    log = LOGS[lane]
-    for start in range(0, len(members), RUNS_AT_ONCE):
-        some = members[start : start + RUNS_AT_ONCE]
-        connection.execute(delete(log).where(or_(*(log.c.seq.between(lo, hi) for lo, hi in some))))
 
 
 def oversize_before(connection: Connection, lane: Lane, retention: Retention, now: int) -> int:

@@ -21,7 +21,8 @@ from outbox.core.runs import Runs
 from outbox.core.step import Settled, Settlement
 from outbox.core.transition import Move, Transition, decide
 from outbox.core.verdict import Receipt
-from outbox.store.ledger import RUNS_AT_ONCE, LockedLane, add_to_totals, backoff, insert_batch
+from outbox.store.dialects import RUNS_AT_ONCE
+from outbox.store.ledger import LockedLane, add_to_totals, backoff, insert_batch
 from outbox.store.schema import BATCH, LOGS
 
 
@@ -60,9 +61,14 @@ def _settle_one(lane: LockedLane, policy: Policy, one: Settlement, done: Settled
         done.failed += batch.rows
     add_to_totals(lane, failed_attempts=transition.attempts - batch.attempts)
     was_open = lane.health.state is LaneState.OPEN
-    lane.health = after(lane.health, receipt, died=died, probe=batch.probe, now=lane.now, backoff=jitter)
+    lane.health = after(lane.health, receipt, died=died, probe=_is_probe(lane, batch), now=lane.now, backoff=jitter)
     if not was_open and lane.health.state is LaneState.OPEN:
         _due_now(lane)
+
+
+def _is_probe(lane: LockedLane, batch: Batch) -> bool:
+    """Whether the lane waits for this answer: after a stall it waits for another, or for what Retry-After said."""
+    return batch.probe_until is not None and batch.probe_until == lane.health.next_probe_at
 
 
 def _apply(lane: LockedLane, batch: Batch, receipt: Receipt, transition: Transition) -> bool:

@@ -119,7 +119,9 @@ class Store:
         return self._all(lane, lambda row: operate.switch_off(row, self.policy, reason))
 
     def switch_on(self, lane: Lane) -> None:
-        self._on(lane, operate.switch_on)
+        """Open a lane that is off. Writes only then: a worker starts on a full disk too."""
+        if self.lane_status(lane).state == LaneState.OFF:
+            self._on(lane, operate.switch_on)
 
     # --- upkeep ------------------------------------------------------------------------------------------
 

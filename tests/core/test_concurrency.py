@@ -62,6 +62,30 @@ def test_an_answer_far_slower_than_usual_takes_a_tenth_and_one_somewhat_slower_c
     assert slow.limit == 3
 
 
+def test_an_answer_just_near_the_mean_still_grows_the_limit_and_one_just_within_the_bound_takes_nothing() -> None:
+    usual = Concurrency(limit=4.0, mean=1.0, deviation=0.5)
+    assert answered(usual, 1.5).limit == 4.25
+    assert answered(usual, 1.501).limit == 4
+    assert answered(usual, 2.25).limit == 4
+    assert answered(usual, 2.251).limit == pytest.approx(3.6)
+
+
+def test_mean_and_deviation_are_smoothed_as_in_rfc_6298() -> None:
+    first = answered(Concurrency(), 1.0)
+    assert (first.mean, first.deviation) == (1.0, 0.5)
+    second = answered(first, 3.0)
+    assert (second.mean, second.deviation) == (1.25, 0.875)
+    third = answered(second, 0.25)
+    assert (third.mean, third.deviation) == (1.125, 0.90625)
+
+
+def test_on_a_line_that_never_varies_a_fifth_of_the_mean_is_no_news() -> None:
+    steady_line = Concurrency(limit=4.0, mean=1.0, deviation=0.0)
+    assert answered(steady_line, 1.2).limit == 4.25
+    assert answered(steady_line, 1.5).limit == 4
+    assert answered(steady_line, 1.51).limit == pytest.approx(3.6)
+
+
 def test_a_beacon_that_has_become_slow_for_good_is_the_new_usual() -> None:
     state = steady()
     for _ in range(60):

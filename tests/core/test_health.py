@@ -12,16 +12,19 @@ from outbox.core.health import DEAD_IN_A_ROW, FAILURES_TO_OPEN_BREAKER, Backoff,
 from outbox.core.receipt import Receipt, Verdict
 
 NOW = 1_000_000_000
-HOUR = 3_600_000_000
+SECOND = 1_000_000
+HOUR = 3600 * SECOND
 BACKOFF = Backoff(1.0, 300.0, 1.0)
 STOPPED = Health(LaneState.PAUSED, "rows are gone")
 
 
-def receipt(verdict: Verdict, **fields: float) -> Receipt:
+def receipt(verdict: Verdict, **fields: float | None) -> Receipt:
     return Receipt(verdict, counted=True, reason=f"beacon said {verdict}", **fields)  # type: ignore[arg-type]
 
 
-def next_health(health: Health, verdict: Verdict, *, died: bool = False, probe: bool = True, **fields: float) -> Health:
+def next_health(
+    health: Health, verdict: Verdict, *, died: bool = False, probe: bool = True, **fields: float | None
+) -> Health:
     return after(health, receipt(verdict, **fields), died=died, probe=probe, now=NOW, backoff=BACKOFF)
 
 
@@ -40,9 +43,32 @@ def test_one_answer_that_needs_an_operator_pauses(verdict: Verdict) -> None:
     assert next_health(Health(), verdict) == Health(LaneState.PAUSED, f"beacon said {verdict}", NOW + 1_000_000, 1)
 
 
+@pytest.mark.parametrize("verdict", [Verdict.MISCONFIGURED, Verdict.UNAUTHORIZED, Verdict.AMBIGUOUS, Verdict.REFUSED])
+def test_a_pause_begins_with_the_first_wait_whatever_failed_before_it(verdict: Verdict) -> None:
+    failing = Health(failures=FAILURES_TO_OPEN_BREAKER - 1, dead_streak=DEAD_IN_A_ROW - 1)
+    paused = next_health(failing, verdict, died=verdict is Verdict.REFUSED)
+    assert (paused.state, paused.failures, paused.next_probe_at) == (LaneState.PAUSED, 1, NOW + SECOND)
+
+
 def test_retry_after_pauses_at_the_first_answer_for_as_long_as_it_says() -> None:
     paused = next_health(Health(), Verdict.UNAVAILABLE, retry_after_seconds=120.0)
     assert (paused.state, paused.next_probe_at) == (LaneState.PAUSED, NOW + 120_000_000)
+
+
+@pytest.mark.parametrize(
+    "verdict", [Verdict.UNAVAILABLE, Verdict.AMBIGUOUS, Verdict.MISCONFIGURED, Verdict.UNAUTHORIZED]
+)
+def test_a_pause_lasts_for_the_longer_of_backoff_and_retry_after(verdict: Verdict) -> None:
+    paused = Health(LaneState.PAUSED, "down", NOW, 3)
+    for retry_after, wait in ((None, 8.0), (0.0, 8.0), (7.0, 8.0), (9.0, 9.0)):
+        assert next_health(paused, verdict, retry_after_seconds=retry_after).next_probe_at == NOW + wait * SECOND
+
+
+def test_a_wait_under_a_second_is_kept_and_is_at_least_half_of_what_it_may_be() -> None:
+    answer = receipt(Verdict.MISCONFIGURED)
+    for draw, wait in ((0.0, 0.1), (0.5, 0.15), (1.0, 0.2)):
+        paused = after(Health(), answer, died=False, probe=False, now=NOW, backoff=Backoff(0.2, 300.0, draw))
+        assert paused.next_probe_at == NOW + int(wait * SECOND)
 
 
 def test_a_delivered_batch_forgets_every_failure() -> None:
@@ -83,6 +109,12 @@ def test_an_endpoint_that_refuses_everything_stays_paused_and_is_probed_with_fre
     assert next_health(refusing, Verdict.DELIVERED) == Health()
 
 
+@pytest.mark.parametrize("verdict", [Verdict.UNAVAILABLE, Verdict.MISCONFIGURED])
+def test_an_endpoint_that_refused_everything_and_went_away_is_still_not_trusted_to_kill(verdict: Verdict) -> None:
+    refusing = Health(LaneState.PAUSED, "endpoint refuses everything", NOW, 1, DEAD_IN_A_ROW)
+    assert next_health(refusing, verdict).refusing
+
+
 def test_deaths_in_a_row_pause_the_lane_and_a_halved_batch_is_no_death() -> None:
     health = Health()
     for _ in range(DEAD_IN_A_ROW - 1):
@@ -91,7 +123,9 @@ def test_deaths_in_a_row_pause_the_lane_and_a_halved_batch_is_no_death() -> None
     assert health == Health(dead_streak=DEAD_IN_A_ROW - 1)
     health = next_health(health, Verdict.TOO_LARGE, died=True)
     assert health.state is LaneState.PAUSED
-    assert "endpoint refuses everything: 8 entries in a row" in str(health.reason)
+    assert health.reason == "endpoint refuses everything: 8 entries in a row, last: beacon said too_large"
+    assert health.refusing
+    assert health.next_probe_at == NOW + SECOND
 
 
 @given(st.sampled_from(Verdict), st.booleans())
@@ -111,6 +145,7 @@ def test_a_lane_may_send_when_it_is_open_or_its_probe_is_due() -> None:
 
 def test_a_probe_beyond_any_pause_is_due_because_the_clock_was_set_back() -> None:
     assert Health(LaneState.PAUSED, "down", NOW + HOUR + 1, 3).may_send(NOW, HOUR)
+    assert not Health(LaneState.PAUSED, "down", NOW + HOUR, 3).may_send(NOW, HOUR), "the longest pause there is"
 
 
 def test_a_probe_that_leaves_puts_the_next_one_off() -> None:

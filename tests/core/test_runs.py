@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from outbox.core import runs
 from outbox.core.runs import Runs
 
-sets = st.sets(st.integers(1, 60)).map(frozenset)
+stretches = st.tuples(st.integers(1, 60), st.integers(1, 12)).map(lambda run: range(run[0], run[0] + run[1]))
+sets = st.builds(
+    lambda stretches, holes: frozenset().union(*stretches) - holes,
+    st.lists(stretches, max_size=5),
+    st.sets(st.integers(1, 72), max_size=8),
+)
+"""Sets of numbers with long runs in them, and with holes in the runs."""
 
 
 def of(numbers: frozenset[int]) -> Runs:
@@ -64,6 +70,8 @@ def test_a_split_keeps_every_number_and_the_order(numbers: frozenset[int], at: i
     ordered = sorted(numbers)
     assert list(runs.numbers(head)) == ordered[: max(at, 0)]
     assert list(runs.numbers(tail)) == ordered[max(at, 0) :]
+    assert is_canonical(head)
+    assert is_canonical(tail)
 
 
 def test_the_text_is_that_of_the_documentation() -> None:

@@ -54,6 +54,32 @@ def test_a_longer_retry_after_wins_over_the_backoff_and_a_shorter_one_does_not()
     assert decided(Verdict.UNAVAILABLE, retry_after=1.0).wait_seconds == 4
 
 
+def test_a_retry_after_of_no_time_leaves_the_backoff_as_it_is() -> None:
+    for retry_after in (None, 0.0):
+        assert decided(Verdict.UNAVAILABLE, retry_after=retry_after, backoff_base=0.1).wait_seconds == 0.4
+
+
+def test_what_was_never_counted_waits_as_after_the_first_failure() -> None:
+    assert decided(Verdict.MISCONFIGURED, attempts=0) == Transition(Move.RETRY, 0, False, 1.0)
+
+
+@pytest.mark.parametrize("verdict", [Verdict.REFUSED, Verdict.TOO_LARGE])
+def test_two_entries_are_still_halved_and_one_never(verdict: Verdict) -> None:
+    assert decided(verdict, entries=2).move is Move.HALVE
+    assert decided(verdict, entries=1).move is Move.BURY
+
+
+@pytest.mark.parametrize("ambiguous", [False, True])
+@pytest.mark.parametrize("verdict", [Verdict.REFUSED, Verdict.TOO_LARGE])
+def test_while_everything_is_refused_no_entry_dies_or_is_counted_and_a_batch_is_halved(
+    verdict: Verdict, ambiguous: bool
+) -> None:
+    alone = decided(verdict, entries=1, ambiguous=ambiguous, refusing=True, backoff_base=2.0, backoff_max=3.0, draw=0.5)
+    assert alone == Transition(Move.RETRY, 2, ambiguous, 1.0)
+    assert decided(verdict, entries=1, refusing=True, backoff_base=5.0, backoff_max=3.0).wait_seconds == 3
+    assert decided(verdict, ambiguous=ambiguous, refusing=True) == Transition(Move.HALVE, 2, ambiguous)
+
+
 def test_the_limit_of_attempts_buries_the_batch_that_reaches_it() -> None:
     assert decided(Verdict.UNAVAILABLE, attempts_limit=4).move is Move.RETRY
     assert decided(Verdict.UNAVAILABLE, attempts_limit=3) == Transition(Move.BURY, 3, False)
@@ -83,6 +109,7 @@ def test_a_batch_that_crashed_is_sent_again_at_once_then_waits_then_is_halved() 
     assert [crashed(n) for n in (3, 4)] == [Transition(Move.RETRY, 3, True, wait) for wait in (2.0, 4.0)]
     assert crashed(CRASHES_TO_HALVE - 1).move is Move.RETRY
     assert crashed(CRASHES_TO_HALVE) == Transition(Move.HALVE, 3, True)
+    assert crashed(CRASHES_TO_HALVE, entries=2).move is Move.HALVE
 
 
 def test_one_entry_that_crashes_is_never_halved_and_never_given_up() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
+from outbox import Outbox
 from outbox.core.lifecycle import Status
 from tests.store.driving import DELIVERED, KEEP_NOTHING, REFUSED, UNAVAILABLE, Worker, usage
 
@@ -114,6 +115,16 @@ def test_an_id_is_new_again_after_its_purge(worker: Worker) -> None:
     worker.purge()
     assert worker.box.put(message).duplicates == 0
     assert worker.deliver_all() == [message.id]
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+def test_purge_does_not_wait_for_a_producer_whose_row_is_next(worker: Worker, box: Outbox, engine: Engine) -> None:
+    worker.put(1000)
+    worker.deliver_all()
+    worker.clock.advance(seconds=1)
+    with engine.begin() as connection:
+        box.enqueue(connection, usage())
+        assert worker.purge() == 1000
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from outbox.store.dialects.base import Dialect, Row
+from outbox.store.dialects.base import RUNS_AT_ONCE, Dialect, Row
 from outbox.store.dialects.mysql import MySQL
 from outbox.store.dialects.postgresql import PostgreSQL
 from outbox.store.dialects.sqlite import SQLite
 from outbox.store.dialects.types import LONG_TEXT, SEQ, EntryId, now_us
 
-__all__ = ["LONG_TEXT", "SEQ", "Dialect", "EntryId", "Row", "dialect_named", "dialect_of", "now_us"]
+__all__ = ["LONG_TEXT", "RUNS_AT_ONCE", "SEQ", "Dialect", "EntryId", "Row", "dialect_named", "dialect_of", "now_us"]
 
 _DIALECTS: dict[str, Dialect] = {
     "sqlite": SQLite(),

@@ -13,6 +13,11 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
+from outbox.core.runs import Runs
+
+RUNS_AT_ONCE = 200
+"""Runs in one WHERE: SQLite bounds the depth of an expression, at 1000."""
+
 Row = tuple[UUID, str]
 """An entry to insert: id, payload (ASCII JSON text, so its length in characters is its size in bytes)."""
 
@@ -73,6 +78,12 @@ class Dialect(ABC):
     @abstractmethod
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         """Insert the rows whose id is not there yet, on the caller's connection; how many were."""
+
+    def delete_runs(self, connection: Connection, table: str, members: Runs) -> None:
+        """Delete the rows of the log whose numbers are in ``members``."""
+        for start in range(0, len(members), RUNS_AT_ONCE):
+            some = " OR ".join(f"seq BETWEEN {lo} AND {hi}" for lo, hi in members[start : start + RUNS_AT_ONCE])
+            connection.exec_driver_sql(f"DELETE FROM {table} WHERE {some}")  # noqa: S608 - our name, and integers
 
     @abstractmethod
     def sequence_position(self, connection: Connection, table: str) -> int:

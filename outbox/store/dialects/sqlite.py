@@ -157,7 +157,6 @@ class SQLite(Dialect):
     def is_missing_table(self, error: DBAPIError) -> bool:
         return "no such table" in str(error.orig)
 
-    lost_claim_codes = ("SQLITE_BUSY", "SQLITE_LOCKED")
     damaged_codes = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
     advice = {  # noqa: RUF012 - ClassVar in the base
         "SQLITE_BUSY": "Another process held the write lock all the time: end what it does, then try again.",

@@ -1,0 +1,46 @@
+"""The bounds that the store and the dispatcher decide by."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from outbox.core.lane import LANES, Lane
+from outbox.core.policy import MAX_RETRY_AFTER_SECONDS, Bounds, Policy, Retention
+from outbox.core.reading import RETRY_AFTER_MAX_SECONDS
+
+
+@pytest.mark.parametrize("lane", Lane)
+def test_a_lane_cuts_its_batches_at_its_own_default_until_the_operator_says_otherwise(lane: Lane) -> None:
+    assert Policy().max_batch_bytes(lane) == LANES[lane].max_batch_bytes
+    assert Policy(batch_max_bytes=5000).max_batch_bytes(lane) == 5000
+
+
+def test_attempts_are_unlimited_on_every_lane_that_has_no_limit() -> None:
+    policy = Policy(attempts_limits={Lane.LOGS: 3, Lane.TRACES: None})
+    assert [policy.attempts_limit(lane) for lane in Lane] == [None, None, None, 3]
+
+
+def test_a_lease_is_counted_in_microseconds() -> None:
+    assert Policy(lease_seconds=1.5).lease_us == 1_500_000
+
+
+def test_nothing_waits_longer_than_a_minute_beyond_the_longest_wait_there_is() -> None:
+    assert Policy().max_wait_us == (MAX_RETRY_AFTER_SECONDS + 60) * 1_000_000
+    assert Policy(lease_seconds=5000).max_wait_us == 5_060_000_000
+    assert Policy(backoff_max=6000.0).max_wait_us == 6_060_000_000
+
+
+def test_a_retry_after_is_clamped_to_what_a_wait_may_last() -> None:
+    assert RETRY_AFTER_MAX_SECONDS == MAX_RETRY_AFTER_SECONDS
+
+
+def test_bounds_are_built_once_and_never_change() -> None:
+    for bounds, name in (
+        (Policy(), "lease_seconds"),
+        (Bounds(entries=1000, size=10_000, age_seconds=60.0), "entries"),
+        (Retention(sent_seconds=1.0, receipts_seconds=2.0, max_bytes=3, at_least_seconds=0.5), "max_bytes"),
+    ):
+        with pytest.raises(FrozenInstanceError):
+            setattr(bounds, name, 1)

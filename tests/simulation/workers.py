@@ -1,0 +1,171 @@
+"""Workers: the decisions of `outbox.dispatcher.Flight`, a turn at a time, in processes that crash and stall."""
+
+from __future__ import annotations
+
+from outbox.core import concurrency
+from outbox.core.batch import Batch
+from outbox.core.concurrency import Concurrency
+from outbox.core.lane import Lane
+from outbox.core.receipt import Receipt, Verdict
+from outbox.core.step import Settlement
+from outbox.dispatcher import LOOK_DUE_SECONDS
+from tests.simulation.beacon import Beacon
+from tests.simulation.checks import Watched
+from tests.simulation.scenario import Scenario
+from tests.simulation.world import MILLISECOND, MINUTE, SECOND, Ring
+
+INTERRUPTED = Receipt(Verdict.INTERRUPTED, counted=False, reason="the lease has no time left for a request")
+STOPPED = Receipt(Verdict.INTERRUPTED, counted=False, reason="stopped before the request left")
+
+
+class Flight:
+    """One lane of one worker: what is on the wire, and what came back and is not settled."""
+
+    def __init__(self) -> None:
+        self.flying = 0
+        self.limit = Concurrency()
+        self.landed: list[Settlement] = []
+        self.looked_at = float("-inf")
+        self.turn_at: int | None = None
+
+
+class Worker:
+    """A process. ``life`` counts its restarts: what an earlier life began does not concern this one."""
+
+    def __init__(self, number: int, scenario: Scenario, store: Watched, beacon: Beacon, ring: Ring) -> None:
+        self.number, self.scenario, self.world = number, scenario, store.world
+        self.store, self.beacon, self.ring = store, beacon, ring
+        self.life = 0
+        self.alive = True
+        self.stopping = False
+        self.stalled_until = 0
+        self.flights = {lane: Flight() for lane in scenario.lanes}
+
+    def wake(self, lane: Lane, delay: int) -> None:
+        """Take a turn soon, if none is near."""
+        flight, at = self.flights[lane], self.world.now + delay
+        if self.alive and (flight.turn_at is None or flight.turn_at > at):
+            flight.turn_at = at
+            self.world.after(delay, self._turn_at, lane, self.life, at)
+
+    def _turn_at(self, lane: Lane, life: int, at: int) -> None:
+        flight = self.flights[lane]
+        if life == self.life and flight.turn_at == at:
+            flight.turn_at = None
+            if self.world.now < self.stalled_until:
+                self.wake(lane, self.stalled_until - self.world.now)
+            else:
+                self.turn(lane)
+
+    def turn(self, lane: Lane) -> None:
+        """Settle what landed and claim the next batch in one step, as ``Flight.run`` does once around."""
+        flight = self.flights[lane]
+        landed, flight.landed = flight.landed, []
+        want = flight.flying < flight.limit.allowed and not self.stopping
+        if not landed and (not want or (not flight.flying and not self.store.outlook(lane).ready)):
+            return
+        failing = any(one.receipt.verdict is not Verdict.DELIVERED for one in landed)
+        look_due = failing or self.world.monotonic() - flight.looked_at > LOOK_DUE_SECONDS
+        batch = self._step(lane, landed, want, look_due)
+        if batch is None and want and not look_due:
+            batch = self._step(lane, [], True, True)
+        if batch is not None:
+            self._fly(batch)
+            if flight.flying < flight.limit.allowed:
+                self.wake(lane, MILLISECOND)
+        self.ring(lane, idle=batch is None and not landed)
+
+    def _step(self, lane: Lane, landed: list[Settlement], want: bool, look_due: bool) -> Batch | None:
+        if look_due:
+            self.flights[lane].looked_at = self.world.monotonic()
+        return self.store.step(lane, landed, want=want, look_due=look_due, eager=look_due).batch
+
+    def _fly(self, batch: Batch) -> None:
+        self.flights[batch.lane].flying += 1
+        life = self.life
+        if self._struck():
+            self.world.after(max(0, self.stalled_until - self.world.now), self._send, batch, life)
+        else:
+            self._send(batch, life)
+
+    def _send(self, batch: Batch, life: int) -> None:
+        if life != self.life:
+            return
+        if self.world.monotonic() > batch.lease_deadline or self.stopping:
+            self._land(Settlement(batch, STOPPED if self.stopping else INTERRUPTED), life)
+            return
+        self.store.leaves(batch)
+        receipt, took, taken = self.beacon.post(batch)
+        self.store.arrived(batch, receipt, took, taken)
+        self.world.after(took, self._land, Settlement(batch, receipt, took / SECOND), life)
+        if not self.beacon.healed and not self.beacon.killers.isdisjoint(batch.payloads):
+            self.crash()
+        else:
+            self._struck()
+
+    def _land(self, one: Settlement, life: int) -> None:
+        if life != self.life:
+            return
+        if self.world.now < self.stalled_until:
+            self.world.after(self.stalled_until - self.world.now, self._land, one, life)
+        elif self._struck():
+            self.world.after(max(0, self.stalled_until - self.world.now), self._landed, one, life)
+        else:
+            self._landed(one, life)
+
+    def _landed(self, one: Settlement, life: int) -> None:
+        if life != self.life:
+            return
+        lane = one.batch.lane
+        flight = self.flights[lane]
+        reached = flight.flying >= flight.limit.allowed
+        flight.limit = concurrency.after(
+            flight.limit, one.receipt, seconds=one.seconds, reached=reached, maximum=self.scenario.senders
+        )
+        flight.flying -= 1
+        flight.landed.append(one)
+        if self.world.happens(0.3):
+            self.wake(lane, 2 * MILLISECOND)  # another may land meanwhile: one commit for both
+        else:
+            self.turn(lane)
+
+    # --- what happens to a process ---------------------------------------------------------------------------
+
+    def _struck(self) -> bool:
+        """Perhaps the process is killed here, or stopped for a while; whether it was."""
+        if self.beacon.healed:
+            return False
+        if self.world.happens(self.scenario.crash):
+            self.crash()
+            return True
+        if self.world.happens(self.scenario.stall):
+            lease = int(self.scenario.policy.lease_seconds * SECOND)
+            self.stalled_until = self.world.now + self.world.between(lease // 3, 3 * lease)
+            self.world.note("stall", self.number)
+            return True
+        if self.world.happens(self.scenario.crash / 2):
+            self.stopping = True
+            self.world.after(MINUTE, self._stopped, self.life)
+        return False
+
+    def crash(self) -> None:
+        """kill -9: what it held is forgotten, not released. It is started again some time later."""
+        self.world.note("crash", self.number)
+        self.alive = False
+        self.life += 1
+        self.world.after(self.world.between(SECOND, 5 * MINUTE), self.start)
+
+    def _stopped(self, life: int) -> None:
+        """SIGTERM a minute ago: the wire has finished, everything is settled."""
+        if life == self.life:
+            self.alive = False
+            self.life += 1
+            self.world.after(self.world.between(SECOND, MINUTE), self.start)
+
+    def start(self) -> None:
+        if self.alive:
+            return
+        self.alive, self.stopping, self.stalled_until = True, False, 0
+        self.flights = {lane: Flight() for lane in self.scenario.lanes}
+        for lane in self.scenario.lanes:
+            self.ring(lane)
