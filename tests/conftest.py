@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
@@ -36,6 +37,8 @@ _CONFIGURES_OUTBOX = re.compile(r"OUTBOX_|BEACON_|LANGSMITH_|(HTTP|HTTPS|ALL|NO)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job, and so in every child
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[REQUIRE_ALL] = os.environ.get("OUTBOX_TEST_REQUIRE_ALL") == "1"
     worker_input = getattr(config, "workerinput", None)
     if worker_input is not None:

@@ -95,7 +95,9 @@ def test_a_broken_way_is_ambiguous_and_the_same_batch_again_is_delivered(
     proxy.plant(fault, at=IN_THE_HEAD)
     receipt = transport.send(sent)
     proxy.wait_for(fault)
-    assert ambiguous(receipt), receipt
+    # A reset that is seen while connecting is one before anything left; that is not the client's to choose.
+    at_connect = fault is Fault.RESET_AT_CONNECT and receipt.verdict is Verdict.UNAVAILABLE
+    assert ambiguous(receipt) or at_connect, receipt
     arrived = 1 if fault in ARRIVES else 0
     assert counts(beacon, lane)["accepted"] == arrived
 
