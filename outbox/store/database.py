@@ -163,10 +163,10 @@ def _engine(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous: s
     if isinstance(bind, Engine) and not dialect.single_writer and not bind.dialect.is_async:
         # The host's own way to connect (certificates, tokens), with a pool and settings of our own.
         engine = Engine(bind.pool.recreate(), bind.dialect, url, hide_parameters=True)
+        if dialect.worker_isolation:
+            engine = engine.execution_options(isolation_level=dialect.worker_isolation)
     else:
         engine = _create(dialect.sync_url(url), dialect, synchronous)
-    if dialect.worker_isolation:
-        engine = engine.execution_options(isolation_level=dialect.worker_isolation)
     event.listen(engine, "connect", _setup(dialect, synchronous))
     event.listen(engine, "do_connect", _require_store(dialect, url))
     if dialect.single_writer:
@@ -176,8 +176,11 @@ def _engine(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous: s
 
 def _create(url: URL, dialect: Dialect, synchronous: str) -> Engine:
     dialect.check_url(url)
+    arguments = dialect.engine_arguments(synchronous=synchronous)
+    if dialect.worker_isolation:  # once for a connection; as an execution option it would be said for each transaction
+        arguments["isolation_level"] = dialect.worker_isolation
     try:
-        return create_engine(url, hide_parameters=True, **dialect.engine_arguments(synchronous=synchronous))
+        return create_engine(url, hide_parameters=True, **arguments)
     except (ImportError, NoSuchModuleError) as error:
         raise ConfigError(
             f"OUTBOX_DATABASE_URL: the driver for {url.drivername} is not installed ({error})."
