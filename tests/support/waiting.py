@@ -13,7 +13,7 @@ _FIRST_PAUSE = 0.002
 _LONGEST_PAUSE = 0.05
 
 
-def wait_until(predicate: Callable[[], T], timeout: float = 10, message: str | Callable[[], str] = "") -> T:
+def wait_until(predicate: Callable[[], T], timeout: float = 30, message: str | Callable[[], str] = "") -> T:
     """The first truthy value of ``predicate``, asked again and again for at most ``timeout`` seconds.
 
     Raises AssertionError with ``message`` (or what it returns, asked at the deadline) when time is over.
