@@ -99,7 +99,8 @@ def _quotings(char: str) -> tuple[re.Pattern[str], ...]:
         "[-+]" if char == "+" else "[/_]" if char == "/" else re.escape(char),  # both alphabets of base64
         r"\\{1,8}" + re.escape(char),
         rf"%(?:25){{0,4}}{code}",
-        rf"&(?:amp;){{0,4}}(?:#0{{0,4}}{ord(char)}|#x0{{0,4}}{code}|[a-z]{{2,6}});",
+        # A pattern for each depth: after one, what follows the secret's "&" may look like the name of a deeper one.
+        *(rf"&(?:amp;){{{n}}}(?:#0{{0,4}}{ord(char)}|#x0{{0,4}}{code}|[a-z]{{2,6}});" for n in range(5)),
         rf"\\{{1,8}}(?:u00|x){code}",
     )
     return tuple(re.compile(f"(?i:{pattern})") for pattern in patterns)
