@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 from sqlalchemy import Engine, create_engine
 
@@ -37,6 +38,8 @@ _CONFIGURES_OUTBOX = re.compile(r"OUTBOX_|BEACON_|LANGSMITH_|(HTTP|HTTPS|ALL|NO)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    hypothesis.settings.register_profile("suite", deadline=None)  # no test is about the time it takes
+    hypothesis.settings.load_profile("suite")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job, and so in every child
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[REQUIRE_ALL] = os.environ.get("OUTBOX_TEST_REQUIRE_ALL") == "1"

@@ -98,8 +98,8 @@ def _quotings(char: str) -> tuple[re.Pattern[str], ...]:
     patterns = (
         "[-+]" if char == "+" else "[/_]" if char == "/" else re.escape(char),  # both alphabets of base64
         r"\\{1,8}" + re.escape(char),
-        rf"%(?:25){{0,4}}{code}",
-        # A pattern for each depth: after one, what follows the secret's "&" may look like the name of a deeper one.
+        # A pattern for each depth: what follows the secret's "%" or "&" may look like a part of a deeper one.
+        *(rf"%(?:25){{{n}}}{code}" for n in range(5)),
         *(rf"&(?:amp;){{{n}}}(?:#0{{0,4}}{ord(char)}|#x0{{0,4}}{code}|[a-z]{{2,6}});" for n in range(5)),
         rf"\\{{1,8}}(?:u00|x){code}",
     )

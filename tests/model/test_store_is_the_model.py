@@ -156,7 +156,6 @@ def test_any_sequence_of_moves_ends_the_same_in_the_store_and_in_the_model(
         settings=settings(
             max_examples=EXAMPLES,
             stateful_step_count=STEPS,
-            deadline=None,
             derandomize=True,
             database=None,
             suppress_health_check=list(HealthCheck),

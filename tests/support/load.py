@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Self
 
+import asyncpg
 from sqlalchemy import create_engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
@@ -22,8 +23,9 @@ from tests.support.waiting import wait_until
 
 PAUSE_SECONDS = 0.01
 ENTRIES_A_COMMIT = 3
-_OUTAGE = (DatabaseUnavailable, OutcomeUnknown, SQLAlchemyError, OSError)
-"""What an outage looks like to a producer. asyncpg tells of a refused connection by a plain OSError."""
+_OUTAGE = (DatabaseUnavailable, OutcomeUnknown, SQLAlchemyError, asyncpg.PostgresError, OSError)
+"""What an outage looks like to a producer. asyncpg tells of a refused connection by a plain OSError, and SQLAlchemy
+2.0 leaves what it raises while it connects as it is."""
 
 Commit = Callable[[Sequence[UsageInterval]], EnqueueResult]
 

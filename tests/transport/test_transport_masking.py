@@ -40,6 +40,7 @@ def test_a_secret_is_masked_whole_however_it_is_written(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @example(text="&AA;00")
+@example(text="000%25")
 @given(text=ASCII)
 def test_any_secret_is_masked_whole_however_it_is_written(way: str, text: str) -> None:
     written = WAYS[way](text)
