@@ -1,0 +1,68 @@
+"""SQLite by hand: sqlite3, WAL, synchronous FULL, an append-only log and one row a batch."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Sequence
+from uuid import UUID
+
+from benchmarks.places import folder_of
+
+Rows = Sequence[tuple[UUID, str]]
+
+_SCHEMA = """
+CREATE TABLE log (seq INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL UNIQUE, payload TEXT NOT NULL);
+CREATE TABLE batch (id BLOB PRIMARY KEY, first_seq INTEGER, last_seq INTEGER, state TEXT, token BLOB, due_at REAL);
+CREATE TABLE lane (cursor INTEGER);
+INSERT INTO lane VALUES (0);
+"""
+_INSERT = "INSERT INTO log (id, payload) VALUES (?, ?)"
+
+
+class HandSQLite:
+    """A log and a ledger in the folder of ``url``."""
+
+    def __init__(self, url: str) -> None:
+        self.path = folder_of(url) / "hand.db"
+        self.connection = self.connect()
+        self.connection.executescript(_SCHEMA)
+
+    def connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, isolation_level=None, timeout=30, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        return connection
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def insert(self, rows: Rows) -> None:
+        """One transaction."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        self.connection.executemany(_INSERT, [(id.bytes, payload) for id, payload in rows])
+        self.connection.execute("COMMIT")
+
+    def insert_one(self, id: UUID, payload: str) -> None:
+        self.connection.execute("BEGIN IMMEDIATE")
+        self.connection.execute(_INSERT, (id.bytes, payload))
+        self.connection.execute("COMMIT")
+
+    def step(self, settled: bytes | None, batch_rows: int) -> tuple[bytes, list[str]] | None:
+        """One transaction: settle a batch, and lease the next."""
+        execute = self.connection.execute
+        execute("BEGIN IMMEDIATE")
+        if settled is not None:
+            execute("UPDATE batch SET state = 'settled', token = NULL WHERE id = ?", (settled,))
+        (cursor,) = execute("SELECT cursor FROM lane").fetchone()
+        rows = execute(
+            "SELECT seq, payload FROM log WHERE seq > ? ORDER BY seq LIMIT ?", (cursor, batch_rows)
+        ).fetchall()
+        key = os.urandom(16)
+        if rows:
+            lease = (key, rows[0][0], rows[-1][0], os.urandom(16), time.time() + 60)
+            execute("INSERT INTO batch VALUES (?, ?, ?, 'leased', ?, ?)", lease)
+            execute("UPDATE lane SET cursor = ?", (rows[-1][0],))
+        execute("COMMIT")
+        return (key, [payload for _, payload in rows]) if rows else None

@@ -1,0 +1,123 @@
+"""Where benchmarks run: fresh databases, servers that are started once, and a beacon in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import create_engine, text
+
+from outbox import Outbox, Settings
+from outbox.simulator import SimulatorClient
+from tests.support.servers import MariaDBServer, PostgresServer, Server
+
+LICENSE = "lsv2-bench-0123456789abcdef"
+DATABASES = ("sqlite", "postgresql", "mariadb")
+DRIVERS = {"postgresql": "psycopg", "mariadb": "pymysql"}
+_SERVERS: dict[str, type[Server]] = {"postgresql": PostgresServer, "mariadb": MariaDBServer}
+
+
+class Places:
+    """Fresh databases of each kind. Servers start at the first use, with the durability they ship with."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._servers: dict[str, Server] = {}
+        self._made = 0
+
+    def __enter__(self) -> Places:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def server(self, kind: str) -> Server:
+        if kind not in self._servers:
+            self._servers[kind] = self._stack.enter_context(_SERVERS[kind](durable=True))
+        return self._servers[kind]
+
+    def versions(self) -> dict[str, str]:
+        return {kind: server.version for kind, server in self._servers.items()}
+
+    @contextmanager
+    def fresh(self, kind: str) -> Iterator[str]:
+        """The URL of an empty database, which is gone afterwards."""
+        if kind == "sqlite":
+            with tempfile.TemporaryDirectory(prefix="outbox-bench-") as folder:
+                yield f"sqlite:///{folder}/outbox.db"
+            return
+        server = self.server(kind)
+        self._made += 1
+        name = f"bench_{os.getpid()}_{self._made}"
+        admin = create_engine(server.url(DRIVERS[kind]), isolation_level="AUTOCOMMIT")
+        with admin.connect() as connection:
+            connection.execute(text(f"CREATE DATABASE {name}"))
+        try:
+            yield server.url(DRIVERS[kind], name)
+        finally:
+            with admin.connect() as connection:
+                connection.execute(text(f"DROP DATABASE {name}" + (" WITH (FORCE)" if kind == "postgresql" else "")))
+            admin.dispose()
+
+
+class Beacon:
+    """The simulator in a process of its own. ``control`` scripts it; ``license`` is the one it accepts."""
+
+    license = LICENSE
+
+    def __init__(self, *flags: str) -> None:
+        command = [sys.executable, "-m", "outbox", "beacon", "--license", LICENSE, "--port", "0", *flags]
+        self._process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+        )
+        assert self._process.stderr is not None
+        ready, _, _ = select.select([self._process.stderr], [], [], 30)
+        line = self._process.stderr.readline() if ready else ""
+        if " on " not in line:
+            self._process.kill()
+            raise RuntimeError(f"the simulator did not start: {line}")
+        self.url = line.rpartition(" on ")[2].strip()
+        self.control = SimulatorClient(self.url)
+
+    @property
+    def counts(self) -> dict[str, Any]:
+        return dict(self.control.get()["counts"])
+
+    def close(self) -> dict[str, Any]:
+        """End it; its last counts."""
+        self.control.close()
+        self._process.terminate()
+        out, _ = self._process.communicate(timeout=30)
+        return dict(json.loads(out))
+
+    def __enter__(self) -> Beacon:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self.close()
+
+
+def settings(beacon: Beacon | None = None, **changes: Any) -> Settings:
+    """Settings that depend on nothing of this machine's environment but what is given."""
+    wire = {} if beacon is None else {"beacon_url": beacon.url, "license_key": beacon.license}
+    return Settings(**(wire | changes))
+
+
+@contextmanager
+def outbox_in(url: str, given: Settings) -> Iterator[Outbox]:
+    with Outbox(url, settings=given) as box:
+        box.migrate()
+        yield box
+
+
+def folder_of(url: str) -> Path:
+    return Path(url.removeprefix("sqlite:///")).parent

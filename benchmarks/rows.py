@@ -1,0 +1,40 @@
+"""The rows of every benchmark: the source document's usage rows, about 500 bytes of JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from uuid import UUID
+
+import uuid_utils
+
+from outbox import UsageInterval
+
+AT = "2025-01-06T10:00:00Z"
+ONE = "0190a0a0-0000-7000-8000-000000000001"
+
+
+def messages(count: int) -> list[UsageInterval]:
+    return [
+        UsageInterval(
+            tenant_id=ONE,
+            session_id=ONE,
+            organization_id=ONE,
+            transaction_type="longlived_traces",
+            trace_count=7,
+            start_insertion_time=AT,
+            end_insertion_time=AT,
+            start_interval_time=AT,
+            end_interval_time=AT,
+        )
+        for _ in range(count)
+    ]
+
+
+_TEMPLATE = messages(1)[0]
+_BEFORE, _AFTER = _TEMPLATE.payload.split(str(_TEMPLATE.id))
+
+
+def prepared(count: int) -> Sequence[tuple[UUID, str]]:
+    """Ids and stored payloads, as ``messages`` would make them, without the cost of making messages."""
+    ids = [UUID(bytes=uuid_utils.uuid7().bytes) for _ in range(count)]
+    return [(id, f"{_BEFORE}{id}{_AFTER}") for id in ids]
