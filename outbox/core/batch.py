@@ -27,8 +27,13 @@ class Batch:
     """``time.monotonic()`` seconds of this process: no POST starts after it."""
     ambiguous: bool
     """An earlier attempt may have reached beacon."""
-    payloads: Sequence[str]
-    """Final JSON text of each entry, in order of seq; ``len(payloads) == rows``."""
+    lines: str
+    """Final JSON text of each entry, in order of seq, a line each: compact JSON holds no line break."""
     probe_until: int | None = None
     """Sent to a paused lane to see whether beacon is back, and how long the lane waits for its answer: its
     ``next_probe_at``. While that stands this is the lane's probe; None: it is none."""
+
+    @property
+    def payloads(self) -> Sequence[str]:
+        """The text of each entry; ``len(payloads) == rows``."""
+        return self.lines.split("\n")

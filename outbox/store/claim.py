@@ -12,18 +12,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Row, Select, and_, func, or_, select, update
+from sqlalchemy import Row, Select, and_, bindparam, func, or_, select, update
 
 from outbox.core import batching, runs
 from outbox.core.batch import Batch
 from outbox.core.health import LaneState, probing
-from outbox.core.lane import LANES
+from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import BatchState
 from outbox.core.policy import MICROSECONDS, Policy
 from outbox.core.runs import Runs
 from outbox.core.transition import Move, after_crash
 from outbox.store import holes
-from outbox.store.dialects import dialect_of
+from outbox.store.dialects import dialect_of, lines_of
 from outbox.store.ledger import LockedLane, add_to_totals, backoff, insert_batch, live_batches
 from outbox.store.schema import BATCH, LOGS
 from outbox.store.settle import halve
@@ -33,11 +33,43 @@ _READ_AT_ONCE_BYTES = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """Entries to cut a batch from: numbers ascending, and their payloads."""
+class Entries:
+    """Entries to make a batch of. ``lines``: see ``Batch.lines``; ``size``: bytes of payload."""
 
-    numbers: Sequence[int]
-    payloads: Sequence[str]
+    members: Runs
+    count: int
+    size: int
+    lines: str
+
+
+NOTHING = Entries((), 0, 0, "")
+
+
+def _joined(lane: Lane, rows: Select[Any]) -> Select[int, Any, Any, str]:
+    """The rows of a log as one: how many, the last number, bytes, and the payloads as lines."""
+    log = LOGS[lane]
+    found = rows.with_only_columns(log.c.seq, log.c.size, log.c.payload).order_by(log.c.seq).subquery()
+    return select(
+        func.count().label("entries"),
+        func.max(found.c.seq).label("last"),
+        func.sum(found.c.size).label("size"),
+        lines_of(found.c.payload, found.c.seq).label("lines"),
+    )
+
+
+def _above(lane: Lane) -> Select[Any]:
+    log = LOGS[lane]
+    return select(log).where(log.c.seq > bindparam("after")).order_by(log.c.seq).limit(bindparam("count"))
+
+
+def _between(lane: Lane) -> Select[Any]:
+    return select(LOGS[lane]).where(LOGS[lane].c.seq.between(bindparam("first"), bindparam("last")))
+
+
+# Built once: SQLAlchemy takes longer to put such a statement together than SQLite takes to run it.
+_NEIGHBOURS = {lane: _joined(lane, _above(lane)) for lane in LANES}
+_SIZES = {lane: _above(lane).with_only_columns(LOGS[lane].c.seq, LOGS[lane].c.size) for lane in LANES}
+_RUN = {lane: _joined(lane, _between(lane)) for lane in LANES}
 
 
 def claim(lane: LockedLane, policy: Policy, *, look_due: bool, eager_holes: bool = False) -> Batch | None:
@@ -133,7 +165,7 @@ def _lease_again(lane: LockedLane, policy: Policy, row: Row[Any]) -> Batch:
     token = uuid4()
     deadline = lease_deadline(policy)
     members = runs.decode(row.members)
-    payloads = read_payloads(lane, members, row.entries)
+    entries = read_entries(lane, members)
     lane.connection.execute(
         update(BATCH)
         .where(BATCH.c.id == row.id)
@@ -156,7 +188,7 @@ def _lease_again(lane: LockedLane, policy: Policy, row: Row[Any]) -> Batch:
         lease_token=token,
         lease_deadline=deadline,
         ambiguous=bool(row.ambiguous) or crashed,
-        payloads=payloads,
+        lines=entries.lines,
     )
 
 
@@ -164,45 +196,51 @@ def _from_holes(lane: LockedLane, policy: Policy, eager: bool) -> Batch | None:
     members = holes.check(lane, policy, eager=eager)
     if not members:
         return None
-    numbers = list(runs.numbers(members))
-    payloads = read_payloads(lane, members, len(numbers))
-    count = batching.cut([len(payload) for payload in payloads], policy.max_batch_bytes(lane.lane))
-    taken, _ = runs.split(members, count)
+    found = read_entries(lane, members)
+    sizes = [len(payload) for payload in found.lines.split("\n")]
+    count = batching.cut(sizes, policy.max_batch_bytes(lane.lane))
+    taken, rest = runs.split(members, count)
     holes.fill(lane, taken)
-    return _lease(lane, policy, taken, payloads[:count])
+    return _lease(lane, policy, read_entries(lane, taken) if rest else found)
 
 
 def _new(lane: LockedLane, policy: Policy) -> Batch | None:
-    found = _above_cursor(lane, policy)
-    count = len(found.numbers)
-    gaps = batching.gaps(lane.cursor, found.numbers)
-    if gaps and not dialect_of(lane.connection).single_writer:
-        count = _before_young_gap(lane, policy, found.numbers, gaps)
-    if count == 0:
+    found = _neighbours(lane, policy) or _above_cursor(lane, policy)
+    if not found.members:
         return None
-    numbers = found.numbers[:count]
-    holes.record(lane, [gap for gap in gaps if gap[1] < numbers[-1]])
-    lane.cursor = numbers[-1]
-    return _lease(lane, policy, runs.from_sorted(numbers), found.payloads[:count])
+    lane.cursor = found.members[-1][1]
+    return _lease(lane, policy, found)
 
 
-def _above_cursor(lane: LockedLane, policy: Policy) -> Found:
-    log = LOGS[lane.lane]
+def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
+    """The next entries by one query, where no number is missing among them and they fit a batch. None: look closer."""
     limit = policy.max_batch_bytes(lane.lane)
-    above = (log.c.seq > lane.cursor,)
-    if policy.batch_max_rows * LANES[lane.lane].max_payload_bytes <= _READ_AT_ONCE_BYTES:
-        query = select(log.c.seq, log.c.payload).where(*above).order_by(log.c.seq).limit(policy.batch_max_rows)
-        rows = lane.connection.execute(query).all()
-        numbers, payloads = zip(*rows, strict=True) if rows else ((), ())
-        count = batching.cut(list(map(len, payloads)), limit)
-        return Found(numbers[:count], payloads[:count])
-    query = select(log.c.seq, log.c.size).where(*above).order_by(log.c.seq).limit(policy.batch_max_rows)
-    rows = lane.connection.execute(query).all()
+    if policy.batch_max_rows * LANES[lane.lane].max_payload_bytes > _READ_AT_ONCE_BYTES:
+        return None
+    values = {"after": lane.cursor, "count": policy.batch_max_rows}
+    row = lane.connection.execute(_NEIGHBOURS[lane.lane], values).one()
+    if not row.entries:
+        return NOTHING
+    if row.last - lane.cursor != row.entries or row.size > limit or not _whole(row):
+        return None
+    return Entries(((lane.cursor + 1, row.last),), row.entries, row.size, row.lines)
+
+
+def _above_cursor(lane: LockedLane, policy: Policy) -> Entries:
+    """The next entries; the numbers that are missing before them become holes."""
+    values = {"after": lane.cursor, "count": policy.batch_max_rows}
+    rows = lane.connection.execute(_SIZES[lane.lane], values).all()
     if not rows:
-        return Found((), ())
+        return NOTHING
     numbers, sizes = zip(*rows, strict=True)
-    numbers = numbers[: batching.cut(sizes, limit)]
-    return Found(numbers, read_payloads(lane, runs.from_sorted(numbers), len(numbers)))
+    count = batching.cut(sizes, policy.max_batch_bytes(lane.lane))
+    gaps = batching.gaps(lane.cursor, numbers[:count])
+    if gaps and not dialect_of(lane.connection).single_writer:
+        count = _before_young_gap(lane, policy, numbers[:count], gaps)
+    if count == 0:
+        return NOTHING
+    holes.record(lane, [gap for gap in gaps if gap[1] < numbers[count - 1]])
+    return read_entries(lane, runs.from_sorted(numbers[:count]))
 
 
 def _before_young_gap(lane: LockedLane, policy: Policy, numbers: Sequence[int], gaps: Runs) -> int:
@@ -224,21 +262,38 @@ def _before_young_gap(lane: LockedLane, policy: Policy, numbers: Sequence[int], 
     return sum(1 for number in numbers if number < first_young)
 
 
-def read_payloads(lane: LockedLane, members: Runs, entries: int) -> Sequence[str]:
-    """The payloads of ``members`` in order. Raises ``MembersMissing`` when the log has not all of them."""
+def read_entries(lane: LockedLane, members: Runs) -> Entries:
+    """The entries at ``members``. Raises ``MembersMissing`` when the log has not all of them."""
+    wanted = runs.count(members)
+    if len(members) == 1:
+        row = lane.connection.execute(_RUN[lane.lane], {"first": members[0][0], "last": members[0][1]}).one()
+        if row.entries == wanted and _whole(row):
+            return Entries(members, row.entries, row.size, row.lines)
+    payloads = _payloads(lane, members, wanted)
+    if len(payloads) != wanted:
+        raise MembersMissing(lane, wanted, len(payloads))
+    # A line break can only be what a person wrote between the tokens of a payload.
+    lines = "\n".join([payload.replace("\n", " ") for payload in payloads])
+    return Entries(members, wanted, sum(map(len, payloads)), lines)
+
+
+def _whole(row: Row[Any]) -> bool:
+    """Whether the joined payloads are all there, a line each: a database may cut off what is too long for it."""
+    length = row.size + row.entries - 1
+    return row.lines is not None and len(row.lines) == length and row.lines.count("\n") == row.entries - 1
+
+
+def _payloads(lane: LockedLane, members: Runs, entries: int) -> Sequence[str]:
+    """Row by row."""
     log = LOGS[lane.lane]
     first, last = members[0][0], members[-1][1]
     query = select(log.c.seq, log.c.payload).order_by(log.c.seq)
     if last - first < 4 * entries:
+        wanted = frozenset(runs.numbers(members))
         rows = lane.connection.execute(query.where(log.c.seq.between(first, last))).all()
-        if len(rows) > entries:
-            wanted = frozenset(runs.numbers(members))
-            rows = [row for row in rows if row[0] in wanted]
-    else:
-        rows = lane.connection.execute(query.where(log.c.seq.in_(list(runs.numbers(members))))).all()
-    if len(rows) != entries:
-        raise MembersMissing(lane, entries, len(rows))
-    return [row[1] for row in rows]
+        return [payload for seq, payload in rows if seq in wanted]
+    rows = lane.connection.execute(query.where(log.c.seq.in_(list(runs.numbers(members))))).all()
+    return [payload for _, payload in rows]
 
 
 class MembersMissing(Exception):
@@ -256,15 +311,14 @@ def lease_deadline(policy: Policy) -> float:
     return time.monotonic() + policy.lease_seconds - policy.request_timeout
 
 
-def _lease(lane: LockedLane, policy: Policy, members: Runs, payloads: Sequence[str]) -> Batch:
+def _lease(lane: LockedLane, policy: Policy, found: Entries) -> Batch:
     token: UUID = uuid4()
     deadline = lease_deadline(policy)
-    payload_bytes = sum(map(len, payloads))
     batch_id = insert_batch(
         lane,
-        members,
-        len(payloads),
-        payload_bytes,
+        found.members,
+        found.count,
+        found.size,
         state=BatchState.LEASED,
         lease_token=token,
         due_at=lane.now + policy.lease_us,
@@ -272,12 +326,12 @@ def _lease(lane: LockedLane, policy: Policy, members: Runs, payloads: Sequence[s
     return Batch(
         id=batch_id,
         lane=lane.lane,
-        members=members,
-        rows=len(payloads),
-        payload_bytes=payload_bytes,
+        members=found.members,
+        rows=found.count,
+        payload_bytes=found.size,
         attempts=0,
         lease_token=token,
         lease_deadline=deadline,
         ambiguous=False,
-        payloads=payloads,
+        lines=found.lines,
     )

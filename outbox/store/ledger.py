@@ -6,11 +6,12 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from uuid import UUID
 
 import uuid_utils
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, Row, Update, bindparam, func, insert, select, update
 
 from outbox.core.health import Backoff, Health, LaneState
 from outbox.core.lane import Lane
@@ -47,8 +48,15 @@ class LockedLane:
         return str(self.lane)
 
 
-_LOCK = select(LANE, now_us().label("now")).with_for_update()
-_SAVE = update(LANE)
+# Statements of every step are built once: SQLAlchemy takes longer to put one together than a database to run it.
+_LOCK = select(LANE, now_us().label("now")).where(LANE.c.lane == bindparam("key")).with_for_update()
+_INSERT_BATCH = insert(BATCH)
+
+
+@cache
+def _save(names: tuple[str, ...]) -> Update:
+    read = (LANE.c.lane == bindparam("key"), LANE.c.version == bindparam("read_version"))
+    return update(LANE).where(*read).values({name: bindparam(f"new_{name}") for name in names})
 
 
 @contextmanager
@@ -58,7 +66,7 @@ def locked(connection: Connection, lane: Lane, clock: Clock | None = None) -> It
     Raises ``LostClaim`` when the version moved (possible on Galera, where a lock is local to a node), and
     ``SchemaOutOfDate`` when the lane has no row.
     """
-    row = connection.execute(_LOCK.where(LANE.c.lane == str(lane))).one_or_none()
+    row = connection.execute(_LOCK, {"key": str(lane)}).one_or_none()
     if row is None:
         raise SchemaOutOfDate(f"outbox_lane has no row for {lane}. Run: outbox migrate")
     now = row.now if clock is None else clock()
@@ -73,7 +81,9 @@ def locked(connection: Connection, lane: Lane, clock: Clock | None = None) -> It
     }
     if state.health != before:
         values |= _columns(state.health)
-    saved = connection.execute(_SAVE.where(LANE.c.lane == str(lane), LANE.c.version == row.version).values(values))
+    parameters = {f"new_{name}": value for name, value in values.items()}
+    parameters |= {"key": str(lane), "read_version": row.version}
+    saved = connection.execute(_save(tuple(values)), parameters)
     if saved.rowcount != 1:
         raise LostClaim(lane)
 
@@ -123,7 +133,7 @@ def insert_batch(lane: LockedLane, members: Runs, entries: int, payload_bytes: i
         "created_at": lane.now,
         **columns,
     }
-    lane.connection.execute(insert(BATCH), values)
+    lane.connection.execute(_INSERT_BATCH, values)
     return batch_id
 
 

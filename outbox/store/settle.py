@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
-from sqlalchemy import Row, func, or_, select, update
+from sqlalchemy import Row, Update, bindparam, func, or_, select, update
 
 from outbox.core import runs
 from outbox.core.batch import Batch
@@ -116,8 +117,20 @@ def ended(lane: LockedLane, verdict: Ending) -> dict[str, Any]:
 
 
 def _update_leased(lane: LockedLane, batch: Batch, values: dict[str, Any]) -> bool:
-    fence = (BATCH.c.id == batch.id, BATCH.c.lease_token == batch.lease_token, BATCH.c.state == BatchState.LEASED)
-    return lane.connection.execute(update(BATCH).where(*fence).values(values)).rowcount == 1
+    parameters = {f"new_{name}": value for name, value in values.items()}
+    parameters |= {"batch": batch.id, "token": batch.lease_token, "leased": BatchState.LEASED}
+    return lane.connection.execute(_settling(tuple(values)), parameters).rowcount == 1
+
+
+@cache
+def _settling(names: tuple[str, ...]) -> Update:
+    """Built once for each set of columns."""
+    fence = (
+        BATCH.c.id == bindparam("batch"),
+        BATCH.c.lease_token == bindparam("token"),
+        BATCH.c.state == bindparam("leased"),
+    )
+    return update(BATCH).where(*fence).values({name: bindparam(f"new_{name}") for name in names})
 
 
 def _leased(lane: LockedLane, batch: Batch) -> Row[Any] | None:

@@ -22,7 +22,8 @@ import httpcore
 READ_SINCE_WRITE = "outbox_read_since_write"
 """Extra info of a stream of DeadlineBackend: whether a byte was asked for after the last one was written."""
 
-_WRITE_BYTES = 8192  # a socket that is writable takes this much at once, so each piece waits at most once
+_WRITE_BYTES = 8192
+"""Of TLS within TLS, which only httpcore can write: a socket that is writable takes this much, so it waits once."""
 
 _ends_at: ContextVar[float | None] = ContextVar("outbox_request_ends_at", default=None)
 
@@ -76,8 +77,11 @@ class DeadlineBackend(httpcore.NetworkBackend):
 
 
 class _DeadlineStream(httpcore.NetworkStream):
-    def __init__(self, stream: httpcore.NetworkStream) -> None:
+    """``plain``: the stream is a socket's own or TLS on it, and not TLS within a proxy's TLS."""
+
+    def __init__(self, stream: httpcore.NetworkStream, *, plain: bool = True) -> None:
         self._stream = stream
+        self._plain = plain
         self._read_since_write = False
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -85,11 +89,26 @@ class _DeadlineStream(httpcore.NetworkStream):
         return self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        """In as few calls as the socket takes: between two of them another thread may have the interpreter."""
         self._read_since_write = False
-        view = memoryview(buffer)
-        for start in range(0, len(view), _WRITE_BYTES):
-            piece = view[start : start + _WRITE_BYTES]
-            self._stream.write(piece, _left(timeout, httpcore.WriteTimeout))  # type: ignore[arg-type]
+        if self._plain:
+            return self._send(self._stream.get_extra_info("socket"), memoryview(buffer), timeout)
+        for start in range(0, len(buffer), _WRITE_BYTES):
+            piece = buffer[start : start + _WRITE_BYTES]
+            self._stream.write(piece, _left(timeout, httpcore.WriteTimeout))
+        return None
+
+    @staticmethod
+    def _send(peer: socket.socket, left: memoryview, timeout: float | None) -> None:
+        """As httpcore's own write, but its timeout would begin anew with each part that the socket takes."""
+        try:
+            while left:
+                peer.settimeout(_left(timeout, httpcore.WriteTimeout))
+                left = left[peer.send(left) :]
+        except TimeoutError as exc:
+            raise httpcore.WriteTimeout(str(exc)) from exc
+        except OSError as exc:
+            raise httpcore.WriteError(str(exc)) from exc
 
     def close(self) -> None:
         self._stream.close()
@@ -98,7 +117,8 @@ class _DeadlineStream(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         left = _left(timeout, httpcore.ConnectTimeout)
-        return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, left))
+        nested = isinstance(self._stream.get_extra_info("socket"), ssl.SSLSocket)
+        return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, left), plain=not nested)
 
     def get_extra_info(self, info: str) -> Any:
         return self._read_since_write if info == READ_SINCE_WRITE else self._stream.get_extra_info(info)

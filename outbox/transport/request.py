@@ -56,7 +56,7 @@ def build_verify(license: Secret, base_url: str) -> WireRequest:
 
 def usage_body(batch: Batch, license: Secret) -> bytes:
     """``{"license":KEY,"trace_transactions":[row,...]}``, each row with the batch's count of failures."""
-    rows = ",".join(batch.payloads)
+    rows = batch.lines.replace("\n", ",")
     if batch.attempts:
         # Sound without parsing: the stored count is 0, and inside a JSON string every quote is written \", so
         # the literal - a quote, the name, a quote, a colon - can only be the key itself.
@@ -66,10 +66,9 @@ def usage_body(batch: Batch, license: Secret) -> bytes:
 
 def telemetry_body(batch: Batch, spec: LaneSpec) -> bytes:
     """The payloads, each ``{"<root_key>":[one element or more]}``, as one document of the same form."""
-    # Sound without parsing: outside a string, ]}{ is no JSON, so it stands only where two payloads meet; inside
-    # a string the quote that follows it would be written \".
-    joint = f']}}{{"{spec.root_key}":['
-    return "".join(batch.payloads).replace(joint, ",").encode()
+    # Sound without parsing: compact JSON holds no line break.
+    joint = f']}}\n{{"{spec.root_key}":['
+    return batch.lines.replace(joint, ",").encode()
 
 
 def _headers() -> dict[str, str]:

@@ -247,7 +247,7 @@ class Claiming:
             lease_token=held.token,
             lease_deadline=self.monotonic() + self.policy.lease_seconds - self.policy.request_timeout,
             ambiguous=held.ambiguous,
-            payloads=payloads,
+            lines="\n".join(payloads),
         )
 
     def backoff(self) -> Backoff:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import func, select, update
 
 from outbox import Outbox
 from outbox.core import runs
@@ -14,7 +14,7 @@ from outbox.core.lifecycle import Status
 from outbox.core.step import Settlement
 from outbox.core.transition import CRASHES_TO_HALVE
 from outbox.store.ledger import LostClaim
-from outbox.store.schema import BATCH
+from outbox.store.schema import BATCH, LOGS
 from tests.store.driving import DELIVERED, UNAVAILABLE, Worker, usage
 
 
@@ -27,6 +27,29 @@ def test_a_claim_leases_every_entry_with_its_payload_in_order(worker: Worker) ->
     assert batch.rows == runs.count(batch.members) == 5
     assert batch.payload_bytes == sum(len(message.payload) for message in messages)
     assert (batch.attempts, batch.ambiguous) == (0, False)
+
+
+def test_a_payload_that_a_person_wrote_over_several_lines_stays_one_entry(worker: Worker) -> None:
+    ids = worker.put(3)
+    pretty = json.dumps({"id": str(ids[1]), "trace_count": 7}, indent=1)
+    log = LOGS[Lane.USAGE]
+    with worker.box.engine.begin() as connection:
+        changed = update(log).where(log.c.id == ids[1]).values(payload=pretty, size=len(pretty))
+        assert connection.execute(changed).rowcount == 1
+    batch = worker.must_claim()
+    assert [json.loads(payload)["id"] for payload in batch.payloads] == [str(id) for id in ids]
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_a_server_that_cuts_off_long_texts_costs_nothing_but_time(worker: Worker) -> None:
+    messages = [usage(trace_count=count) for count in range(20)]
+    worker.box.put(*messages)
+    with worker.box.engine.connect() as connection:  # the pool's only connection, and the next claim's
+        connection.exec_driver_sql("SET SESSION group_concat_max_len = 1024")
+        joined = select(func.group_concat(LOGS[Lane.USAGE].c.payload))
+        assert len(connection.scalar(joined)) == 1024
+    batch = worker.must_claim()
+    assert list(batch.payloads) == [message.payload for message in messages]
 
 
 def test_a_claimed_batch_is_in_the_ledger_before_anything_is_sent(worker: Worker) -> None:

@@ -11,9 +11,20 @@ from outbox.store.dialects.base import RUNS_AT_ONCE, Dialect, Row
 from outbox.store.dialects.mysql import MySQL
 from outbox.store.dialects.postgresql import PostgreSQL
 from outbox.store.dialects.sqlite import SQLite
-from outbox.store.dialects.types import LONG_TEXT, SEQ, EntryId, now_us
+from outbox.store.dialects.types import LONG_TEXT, SEQ, EntryId, lines_of, now_us
 
-__all__ = ["LONG_TEXT", "RUNS_AT_ONCE", "SEQ", "Dialect", "EntryId", "Row", "dialect_named", "dialect_of", "now_us"]
+__all__ = [
+    "LONG_TEXT",
+    "RUNS_AT_ONCE",
+    "SEQ",
+    "Dialect",
+    "EntryId",
+    "Row",
+    "dialect_named",
+    "dialect_of",
+    "lines_of",
+    "now_us",
+]
 
 _DIALECTS: dict[str, Dialect] = {
     "sqlite": SQLite(),

@@ -23,7 +23,8 @@ class MySQL(Dialect):
     duplicate_key = 1062
 
     def session_setup(self, *, synchronous: str) -> Sequence[str]:
-        return ("SET SESSION innodb_lock_wait_timeout = 5",)
+        # What does not fit group_concat_max_len is cut off, with no more than a warning.
+        return ("SET SESSION innodb_lock_wait_timeout = 5", "SET SESSION group_concat_max_len = 1073741824")
 
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         # A plain INSERT, and a look only when an id is there: INSERT IGNORE would also swallow truncation and

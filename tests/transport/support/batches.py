@@ -32,6 +32,8 @@ class FakeSettings:
     offline: bool = False
     token_header: str = "Authorization"
     token_public_key: str | None = None
+    telemetry_compression: str = "none"
+    usage_compression: str = "none"
     ca_file: Path | None = None
     client_cert_file: Path | None = None
     client_key_file: Path | None = None
@@ -68,5 +70,5 @@ def batch_of(
         lease_token=UUID(int=7),
         lease_deadline=time.monotonic() + lease_seconds,
         ambiguous=False,
-        payloads=payloads,
+        lines="\n".join(payloads),
     )
