@@ -30,6 +30,8 @@ logger = logging.getLogger("outbox.dispatcher")
 
 LOOK_DUE_SECONDS = 0.2
 """A busy lane looks for due batches and holes this often."""
+CLAIMED_AT_ONCE = 4
+"""Batches leased in one commit at most: on SQLite producers wait for that long."""
 
 
 class DispatchStore(Protocol):
@@ -38,7 +40,7 @@ class DispatchStore(Protocol):
     policy: Policy
 
     def step(
-        self, lane: Lane, settlements: Sequence[Settlement], *, want: bool, look_due: bool, eager: bool = False
+        self, lane: Lane, settlements: Sequence[Settlement], *, want: int, look_due: bool, eager: bool = False
     ) -> Step: ...
     def outlook(self, lane: Lane) -> Outlook: ...
 
@@ -178,19 +180,19 @@ class Flight:
     def run(self) -> None:
         """Step until nothing is claimed and nothing flies."""
         if self.landed:
-            self._step(False, False)  # alone: a full disk that takes no new batch may still take a receipt
+            self._step(0, False)  # alone: a full disk that takes no new batch may still take a receipt
         failing = False
         while True:
-            want = self._may_claim()
+            want = self._room()
             if self.landed or want:
                 look_due = failing or time.monotonic() - self._looked_at > LOOK_DUE_SECONDS
                 step = self._step(want, look_due)
-                if step.batch is None and want and not look_due:
+                if not step.batches and want and not look_due:
                     step = self._step(want, True)
-                if step.batch is not None:
-                    self._fly(step.batch)
-                    if self._may_claim() and not any(future.done() for future in self.flying):
-                        continue
+                for batch in step.batches:
+                    self._fly(batch)
+                if want and len(step.batches) == want and self._room() and not any(f.done() for f in self.flying):
+                    continue
             if not self.flying:
                 return
             self.landed = self._wait()
@@ -200,15 +202,18 @@ class Flight:
     def busy(self) -> bool:
         return bool(self.flying or self.landed)
 
-    def _may_claim(self) -> bool:
-        room = len(self.flying) < self._allowed
-        return room and (self.left is None or self.left > 0) and not self.stop.is_set()
+    def _room(self) -> int:
+        """How many batches may be claimed now."""
+        if self.stop.is_set():
+            return 0
+        room = min(self._allowed - len(self.flying), CLAIMED_AT_ONCE)
+        return max(0, room if self.left is None else min(room, self.left))
 
     @property
     def _allowed(self) -> int:
         return self.dispatcher.concurrency[self.lane].allowed
 
-    def _step(self, want: bool, look_due: bool) -> Step:
+    def _step(self, want: int, look_due: bool) -> Step:
         """Settle what has landed, and claim. When it raises, what has landed is still to be settled."""
         if look_due:
             self._looked_at = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -40,10 +41,15 @@ class Settled:
 
 @dataclass(slots=True)
 class Step:
-    """What one step of a lane did: settled a group, and leased the next batch."""
+    """What one step of a lane did: settled a group, and leased the next batches."""
 
-    batch: Batch | None = None
+    batches: Sequence[Batch] = ()
     settled: Settled = field(default_factory=Settled)
+
+    @property
+    def batch(self) -> Batch | None:
+        """The first of them."""
+        return self.batches[0] if self.batches else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 from uuid import UUID
 
+from outbox.core.batch import Batch
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, SchemaStatus
 from outbox.core.health import Health, LaneState
 from outbox.core.lane import LANES, Lane
@@ -46,17 +47,19 @@ class Store:
     # --- dispatching -------------------------------------------------------------------------------------
 
     def step(
-        self, lane: Lane, settlements: Sequence[Settlement], *, want: bool, look_due: bool, eager: bool = False
+        self, lane: Lane, settlements: Sequence[Settlement], *, want: int, look_due: bool, eager: bool = False
     ) -> Step:
-        """Settle a group and lease the next batch in one commit. Nothing may be sent before this returns.
+        """Settle a group and lease the next ``want`` batches in one commit. Nothing may be sent before this returns.
 
         If the claim is lost, the settlements are committed alone.
         """
 
         def settle_and_claim(row: LockedLane) -> Step:
             settled = settle(row, self.policy, settlements)
-            batch = claim(row, self.policy, look_due=look_due, eager_holes=eager) if want else None
-            return Step(batch, settled)
+            batches: list[Batch] = []
+            while len(batches) < want and (batch := claim(row, self.policy, look_due=look_due, eager_holes=eager)):
+                batches.append(batch)
+            return Step(batches, settled)
 
         try:
             return self._on(lane, settle_and_claim)
@@ -66,7 +69,7 @@ class Store:
             if not (settlements and want and self._lost(error)):
                 raise
         done = self._on(lane, lambda row: settle(row, self.policy, settlements)) if settlements else Settled()
-        return Step(None, done)
+        return Step(settled=done)
 
     def outlook(self, lane: Lane) -> Outlook:
         """Whether a step would find something; reading only, so that an idle worker writes nothing."""

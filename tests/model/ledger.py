@@ -73,13 +73,16 @@ class ModelStore(Operating):
     # --- dispatching ---------------------------------------------------------------------------------------
 
     def step(
-        self, lane: Lane, settlements: Sequence[Settlement], *, want: bool, look_due: bool, eager: bool = False
+        self, lane: Lane, settlements: Sequence[Settlement], *, want: int, look_due: bool, eager: bool = False
     ) -> Step:
         ledger = self.locked(lane)
         settled = Settled()
         for one in settlements:
             self.settle(ledger, one, settled)
-        return Step(self.claim(ledger, look_due, eager) if want else None, settled)
+        batches: list[Batch] = []
+        while len(batches) < want and (batch := self.claim(ledger, look_due, eager)):
+            batches.append(batch)
+        return Step(batches, settled)
 
     def outlook(self, lane: Lane) -> Outlook:
         ledger, now, longest = self.ledgers[lane], self.clock(), self.policy.max_wait_us

@@ -37,10 +37,10 @@ Leased = tuple[Batch, Batch]
 class Oracle(ModelStore):
     """The model, told which of several batches that are due at the same time the database chose."""
 
-    chosen: runs.Runs | None = None
+    chosen: Sequence[runs.Runs] = ()
 
     def first(self, due: Sequence[Held]) -> Held:
-        return min(due, key=lambda held: (held.due_at or 0, held.members != self.chosen))
+        return min(due, key=lambda held: (held.due_at or 0, held.members not in self.chosen))
 
 
 class Pair:
@@ -151,16 +151,15 @@ class Pair:
         self.settled.append(self.leased.pop(which % len(self.leased)))
         return self.settled[-1]
 
-    def step(self, settlements: Sequence[tuple[Leased, Receipt]], *, want: bool) -> None:
+    def step(self, settlements: Sequence[tuple[Leased, Receipt]], *, want: int) -> None:
         self.tick()
         options = {"want": want, "look_due": True, "eager": True}
         real = self.store.step(self.lane, [Settlement(one[0], receipt) for one, receipt in settlements], **options)
-        self.model.chosen = None if real.batch is None else real.batch.members
+        self.model.chosen = [batch.members for batch in real.batches]
         model = self.model.step(self.lane, [Settlement(one[1], receipt) for one, receipt in settlements], **options)
         assert _counts(model.settled) == _counts(real.settled)
-        assert _facts(model.batch) == _facts(real.batch)
-        if real.batch is not None and model.batch is not None:
-            self.leased.append((real.batch, model.batch))
+        assert list(map(_facts, model.batches)) == list(map(_facts, real.batches))
+        self.leased += zip(real.batches, model.batches, strict=True)
         with self.store.database.read() as connection:
             self._lanes_agree(connection)
 

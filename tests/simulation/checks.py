@@ -79,7 +79,7 @@ class Watched:
         return self.store.outlook(lane)
 
     def step(
-        self, lane: Lane, settlements: Sequence[Settlement], *, want: bool, look_due: bool, eager: bool = False
+        self, lane: Lane, settlements: Sequence[Settlement], *, want: int, look_due: bool, eager: bool = False
     ) -> Step:
         ledger, books = self.store.ledgers[lane], self.books[lane]
         cursor, version = ledger.cursor, ledger.version
@@ -98,9 +98,9 @@ class Watched:
         for one, lease in zip(settlements, due, strict=True):
             if lease is not None:
                 self._settled(books, one, lease, one.batch.id in lost)
-        if step.batch is not None:
+        for batch in step.batches:
             self.leases += 1
-            self._leased(books, step.batch, probe=ledger.health.state is LaneState.PAUSED)
+            self._leased(books, batch, probe=ledger.health.state is LaneState.PAUSED)
         self.steps += 1
         if self.steps > 20 * (self.leases + 1_000):
             raise self.broken(f"{lane}: {self.steps} steps for {self.leases} leases: workers run in circles")

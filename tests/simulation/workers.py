@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from outbox.core import concurrency
 from outbox.core.batch import Batch
 from outbox.core.concurrency import Concurrency
 from outbox.core.lane import Lane
 from outbox.core.receipt import Receipt, Verdict
 from outbox.core.step import Settlement
-from outbox.dispatcher import LOOK_DUE_SECONDS
+from outbox.dispatcher import CLAIMED_AT_ONCE, LOOK_DUE_SECONDS
 from tests.simulation.beacon import Beacon
 from tests.simulation.checks import Watched
 from tests.simulation.scenario import Scenario
@@ -61,24 +63,26 @@ class Worker:
         """Settle what landed and claim the next batch in one step, as ``Flight.run`` does once around."""
         flight = self.flights[lane]
         landed, flight.landed = flight.landed, []
-        want = flight.flying < flight.limit.allowed and not self.stopping
+        want = 0 if self.stopping else max(0, min(flight.limit.allowed - flight.flying, CLAIMED_AT_ONCE))
         if not landed and (not want or (not flight.flying and not self.store.outlook(lane).ready)):
             return
         failing = any(one.receipt.verdict is not Verdict.DELIVERED for one in landed)
         look_due = failing or self.world.monotonic() - flight.looked_at > LOOK_DUE_SECONDS
-        batch = self._step(lane, landed, want, look_due)
-        if batch is None and want and not look_due:
-            batch = self._step(lane, [], True, True)
-        if batch is not None:
-            self._fly(batch)
-            if flight.flying < flight.limit.allowed:
-                self.wake(lane, MILLISECOND)
-        self.ring(lane, idle=batch is None and not landed)
+        batches = self._step(lane, landed, want, look_due)
+        if not batches and want and not look_due:
+            batches = self._step(lane, [], want, True)
+        life = self.life
+        for batch in batches:
+            if life == self.life:
+                self._fly(batch)
+        if batches and len(batches) == want and flight.flying < flight.limit.allowed:
+            self.wake(lane, MILLISECOND)
+        self.ring(lane, idle=not batches and not landed)
 
-    def _step(self, lane: Lane, landed: list[Settlement], want: bool, look_due: bool) -> Batch | None:
+    def _step(self, lane: Lane, landed: list[Settlement], want: int, look_due: bool) -> Sequence[Batch]:
         if look_due:
             self.flights[lane].looked_at = self.world.monotonic()
-        return self.store.step(lane, landed, want=want, look_due=look_due, eager=look_due).batch
+        return self.store.step(lane, landed, want=want, look_due=look_due, eager=look_due).batches
 
     def _fly(self, batch: Batch) -> None:
         self.flights[batch.lane].flying += 1
