@@ -167,14 +167,15 @@ class Outbox:
         return await asyncio.to_thread(self.put, *messages, timeout=timeout)
 
     def _insert(self, connection: Connection, messages: Iterable[Message]) -> tuple[EnqueueResult, set[Lane]]:
-        result = EnqueueResult()
+        messages = list(messages)
+        result = EnqueueResult([message.id for message in messages])
         rows: dict[Lane, dict[UUID, str]] = {}
-        for message in messages:
-            result.append(message.id)
-            if self.settings.lane_enabled(message.lane):
-                rows.setdefault(message.lane, {}).setdefault(message.id, message.payload)
+        for lane in {message.lane for message in messages}:
+            some = [message for message in messages if message.lane is lane]
+            if self.settings.lane_enabled(lane):
+                rows[lane] = _once_each(some)
             else:
-                result.duplicates -= 1  # neither added nor a duplicate
+                result.duplicates -= len(some)  # neither added nor duplicates
         dialect = dialect_of(connection)
         inserted = 0
         try:
@@ -257,6 +258,16 @@ class Outbox:
         reports = [self.store.audit(each, mend=mend) for each in ([Lane(lane)] if lane is not None else list(Lane))]
         self.wake.set(set(Lane))
         return reports
+
+
+def _once_each(messages: Sequence[Message]) -> dict[UUID, str]:
+    """Payloads by id, in order. Of two messages with one id the first counts."""
+    payloads = {message.id: message.payload for message in messages}
+    if len(payloads) < len(messages):
+        payloads = {}
+        for message in messages:
+            payloads.setdefault(message.id, message.payload)
+    return payloads
 
 
 def _with_room(timeout: float, attempt: Callable[[], T]) -> T:

@@ -49,6 +49,7 @@ _BIGINT = 2**63 - 1
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(allow_inf_nan=False, le=_CENTURY)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(le=_BIGINT)]
 Count = Annotated[int, BeforeValidator(not_a_switch), Field(le=_BIGINT)]
+Encoding = Literal["none", "gzip", "zstd"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,14 @@ class Settings(BaseSettings):
     )
     token_header: str = _setting(
         "Authorization", "the request header that carries the token (Authorization: as Bearer)"
+    )
+    telemetry_compression: Encoding = _setting(
+        "none",
+        "telemetry bodies of 1 KiB and more: none, gzip, or zstd where beacon takes it (needs beacon-outbox[zstd])",
+    )
+    usage_compression: Encoding = _setting(
+        "none",
+        "usage bodies of 1 KiB and more: none, gzip, or zstd where beacon takes it (needs beacon-outbox[zstd])",
     )
     token_public_key_file: Path | None = _setting(
         None, "PEM of beacon's public key; when set, tokens are verified against it", unset="not verified"

@@ -56,6 +56,7 @@ class TestSources:
         assert (settings.retention_sent, settings.retention_receipts) == (None, 90 * 24 * 3600)
         assert (settings.usage_max_entries, settings.sqlite_synchronous) == (None, "FULL")
         assert (settings.allow_http, settings.token_header, settings.token_public_key) == (False, "Authorization", None)
+        assert (settings.telemetry_compression, settings.usage_compression) == ("none", "none")
         assert settings.model_fields_set == set()
         assert {origin.source for origin in settings.sources()} == {"default"}
 
@@ -292,6 +293,8 @@ class TestRefusals:
             ("offline", "maybe"),
             ("offline", 2),
             ("sqlite_synchronous", "OFF"),
+            ("telemetry_compression", "br"),
+            ("usage_compression", True),
             ("token_header", "Authorization: Bearer"),
             ("token_header", "X-Token\r\nHost"),
             ("license_key", 5),

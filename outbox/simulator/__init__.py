@@ -3,6 +3,7 @@
     protocol ──Request──▶ endpoints ──Reply──▶ protocol          one event loop, in its own thread
     (httptools)           │    │
                           │    ├─ faults    what goes wrong, and how often it did
+                          │    ├─ encodings bodies in gzip and zstd
                           │    ├─ shapes    what a body must look like; counts rows, spans, points, records
                           │    ├─ tokens    real JWTs, signed with a fresh Ed25519 key
                           │    └─ received  per lane: ids, duplicates, arrival times, answers (and a journal)

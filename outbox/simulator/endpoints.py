@@ -1,6 +1,6 @@
 """The five endpoints: check, take, remember, answer; and where each fault strikes.
 
-reset ▸ rate_limit ▸ statuses, status ▸ method, content type, size ▸ token ▸ shape ▸ licence ▸ refused ids
+reset ▸ rate_limit ▸ statuses, status ▸ method, content type, size, encoding ▸ token ▸ shape ▸ licence ▸ refused ids
       ▸ TAKEN (recorded) ▸ inserted_count, body ▸ latency ▸ lose_answers
 """
 
@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 import msgspec
 
 from outbox.core.lane import LANES, Lane
+from outbox.simulator.encodings import decoded
 from outbox.simulator.exchange import BASE_PATH, VERIFY, Delivery, Reply, Request, refusal
 from outbox.simulator.faults import Faults
 from outbox.simulator.journal import Journal
 from outbox.simulator.received import Received, RecordedRequest
-from outbox.simulator.shapes import BodyError, read_telemetry, read_usage, read_verify, unzipped
+from outbox.simulator.shapes import BodyError, read_telemetry, read_usage, read_verify
 from outbox.simulator.tokens import Mint, TokenState
 
 ELSEWHERE = "/_simulator/elsewhere"
@@ -166,6 +167,8 @@ class Endpoints:
             return refusal(415, "the content type must be application/json")
         if self._too_long(lane, request):
             return refusal(413, "the body is too large")
+        if self._refuses_encoding(lane, request):
+            return refusal(415, "no content encoding is taken here")
         try:
             return self._unauthorized(lane, request) or take(request)
         except BodyError as error:
@@ -181,6 +184,10 @@ class Endpoints:
             return False
         self._faults.fired["max_body_bytes"] += 1
         return True
+
+    def _refuses_encoding(self, lane: str, request: Request) -> bool:
+        encoded = b"content-encoding" in request.headers
+        return encoded and self._faults.strikes(lane) and self._faults.fires("refuse_encodings")
 
     def _unauthorized(self, lane: str, request: Request) -> Reply | None:
         if lane == VERIFY:
@@ -279,7 +286,7 @@ class Endpoints:
 
 
 def _body(request: Request) -> bytes:
-    return unzipped(request.body, request.header(b"content-encoding").strip().lower())
+    return decoded(request.body, request.header(b"content-encoding"))
 
 
 def _masked(headers: dict[bytes, bytes]) -> dict[str, str]:

@@ -76,6 +76,8 @@ class Faults:
     """The same for about one id in so many: see :meth:`refuses`."""
     max_body_bytes: Annotated[int, msgspec.Meta(gt=0)] | None = None
     """A longer body is answered 413."""
+    refuse_encodings: Dose = False
+    """A body with a Content-Encoding is answered 415."""
 
     body: Spoiled | None = None
     """In place of the body of a 2xx: a page, bytes that are no JSON, nothing, a half and a hang-up,

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from outbox.core.lane import Lane
+from outbox.simulator.encodings import decoded
 from outbox.simulator.exchange import LANE_NAMES, VERIFY
 from outbox.simulator.journal import JournalLine
 from outbox.simulator.shapes import Telemetry
@@ -31,6 +32,11 @@ class RecordedRequest:
     status: int
     time: float
     """Epoch seconds."""
+
+    @property
+    def content(self) -> bytes:
+        """The body without its Content-Encoding. Raises as ``encodings.decoded`` does."""
+        return decoded(self.body, self.headers.get("content-encoding", ""))
 
 
 Arrival = tuple[str, float]

@@ -7,7 +7,6 @@ because beacon's own examples bend OTLP's rules for the rest.
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable
 from datetime import datetime
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -164,18 +163,6 @@ def read_telemetry(lane: Lane, body: bytes) -> Telemetry:
             logs = _decoded(_logs.decode, body).resource_logs
             return Telemetry(len(logs), sum(len(s.log_records) for r in logs for s in r.scope_logs))
     raise AssertionError(f"{lane} is not a telemetry lane")
-
-
-def unzipped(body: bytes, encoding: str) -> bytes:
-    """The body without its content encoding (none or gzip). Raises BodyError, LookupError if it is unknown."""
-    if encoding in ("", "identity"):
-        return body
-    if encoding != "gzip":
-        raise LookupError(encoding)
-    try:
-        return zlib.decompress(body, wbits=zlib.MAX_WBITS | 16)
-    except zlib.error as error:
-        raise BodyError(f"not gzip: {error}", "$") from None
 
 
 def _decoded(decode: Callable[[bytes], Body], body: bytes) -> Body:

@@ -1,12 +1,13 @@
 """From a batch to a receipt: the only package that speaks HTTP. Read it in this order.
 
-config     the settings it needs, and the checks on them (ConfigError, Offline)
-secret     what must never be printed, and how it is masked where beacon echoes it
-request    pure: a batch becomes a URL, headers and a body, by text alone
-answer     pure: chunks off the wire become an Answer, exceptions become a Failure
-verify     pure: beacon's answer to a licence becomes a token, or why there is none
-token      the short-lived token: one verify in flight, life on the monotonic clock
-deadline   one deadline over connect, write and read
-client     the httpx client: TLS, proxies, no redirects, no cookies
-beacon     BeaconTransport.send(batch) -> Receipt
+config       the settings it needs, and the checks on them (ConfigError, Offline)
+secret       what must never be printed, and how it is masked where beacon echoes it
+request      pure: a batch becomes a URL, headers and a body, by text alone
+compression  bodies in gzip or zstd, until the endpoint takes them only as they are
+answer       pure: chunks off the wire become an Answer, exceptions become a Failure
+verify       pure: beacon's answer to a licence becomes a token, or why there is none
+token        the short-lived token: one verify in flight, life on the monotonic clock
+deadline     one deadline over connect, write and read
+client       the httpx client: TLS, proxies, no redirects, no cookies
+beacon       BeaconTransport.send(batch) -> Receipt
 """

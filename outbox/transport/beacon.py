@@ -1,7 +1,8 @@
 """BeaconTransport: one batch, one POST, one receipt.
 
     send ─ licence? ─ token? ─ POST ─▶ judge ─▶ Receipt
-             │          │        └─ 401, 403: a fresh token, the same POST once more
+             │          │        ├─ 401, 403: a fresh token, the same POST once more
+             │          │        └─ compressed, and 415 or refused as unknown: once more as it is (compression.py)
              │          └─ verify refused or unavailable: its receipt; nothing was sent, nothing is counted
              └─ none: unauthorized; nothing was sent
 
@@ -25,6 +26,7 @@ from outbox.core.verdict import judge
 from outbox.errors import ConfigError, LicenseRefused, Offline
 from outbox.transport.answer import failure_of, read_answer
 from outbox.transport.client import Client, build_client, tls_context
+from outbox.transport.compression import CONTENT_ENCODING, Compression
 from outbox.transport.config import (
     TransportSettings,
     checked_base_url,
@@ -46,6 +48,9 @@ OTLP_ANSWER_BYTES = 4 * _MIB
 
 MASKED_BYTES = 16 * 1024
 """Of an answer, for its excerpt: more would be searched for secrets and then cut off."""
+
+WITHHELD = "(withheld: it may repeat the licence as it was compressed)"
+"""In place of the excerpt: what a server repeats of a compressed usage body, in whatever spelling, cannot be masked."""
 
 Outcome = tuple[Answer | Failure, str]
 """What came of a request, and for a Failure the words of the exception."""
@@ -77,6 +82,7 @@ class BeaconTransport:
         self._base_url = checked_base_url(settings)
         self._token_header = checked_token_header(settings)
         self._timeout = checked_timeout(settings)
+        self._compression = Compression(settings)
         self._tls = tls_context(settings)
         self._tokens = TokenSource(self._ask_for_token, public_key=settings.token_public_key)
         self._stopping = threading.Event()
@@ -85,7 +91,10 @@ class BeaconTransport:
         self._own: tuple[int, Client] | None = None
 
     def send(self, batch: Batch) -> Receipt:
-        """Posts ``batch`` once (twice after a 401 or 403) and says what came of it. Does not change the batch."""
+        """Posts ``batch`` and says what came of it. Does not change the batch.
+
+        Once; after a 401 or 403 again, and again as it is while an endpoint's compression is found out.
+        """
         license = self._license()
         if isinstance(license, Receipt):
             return license
@@ -155,18 +164,36 @@ class BeaconTransport:
         return token if isinstance(token, Secret) else _for_the_operator(token, outcome, license)
 
     def _post(self, batch: Batch, license: Secret, token: Secret) -> Receipt:
+        """The batch in its lane's encoding, and once more as it is where beacon may not know the encoding."""
+        held_back = self._held_back(batch)
+        if held_back:
+            return held_back
+        spec = LANES[batch.lane]
+        plain = build_request(batch, spec, license, token, self._base_url, token_header=self._token_header)
+        packed = self._compression.packed(batch.lane, plain)
+        receipt = self._posted(batch, packed, license, token)
+        if packed is not plain and self._compression.misunderstood(batch.lane, receipt):
+            receipt = self._held_back(batch) or self._posted(batch, plain, license, token)
+            self._compression.note_plain(batch.lane, receipt)
+        return replace(receipt, body_sha256=plain.body_sha256)
+
+    def _held_back(self, batch: Batch) -> Receipt | None:
+        """Why no POST of the batch may leave now; None: it may."""
         if self._stopping.is_set():
             return judge(batch.lane, batch.rows, Failure.INTERRUPTED, now=time.time())
         if time.monotonic() > batch.lease_deadline:
             # A verify before this may have taken its whole timeout; another worker may hold the batch by now.
             late = judge(batch.lane, batch.rows, Failure.INTERRUPTED, now=time.time())
             return replace(late, reason="the lease ran out before the request left (interrupted)")
-        spec = LANES[batch.lane]
-        request = build_request(batch, spec, license, token, self._base_url, token_header=self._token_header)
-        outcome = self._exchange(request, USAGE_ANSWER_BYTES if spec.billing else OTLP_ANSWER_BYTES)
+        return None
+
+    def _posted(self, batch: Batch, request: WireRequest, license: Secret, token: Secret) -> Receipt:
+        outcome = self._exchange(request, USAGE_ANSWER_BYTES if LANES[batch.lane].billing else OTLP_ANSWER_BYTES)
         receipt = judge(batch.lane, batch.rows, outcome[0], now=time.time())
         told = _for_the_operator(receipt, outcome, license, token)
-        return replace(told, body_sha256=request.body_sha256)
+        if told.excerpt and LANES[batch.lane].billing and CONTENT_ENCODING in request.headers:
+            return replace(told, excerpt=WITHHELD)
+        return told
 
     def _exchange(self, request: WireRequest, limit: int) -> Outcome:
         """One request within its deadline. An exception that is not the wire's passes."""

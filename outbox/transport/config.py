@@ -38,6 +38,12 @@ class TransportSettings(Protocol):
         """PEM."""
 
     @property
+    def telemetry_compression(self) -> str:
+        """``none``, ``gzip`` or ``zstd``."""
+
+    @property
+    def usage_compression(self) -> str: ...
+    @property
     def ca_file(self) -> Path | None:
         """Trusted instead of the public authorities."""
 

@@ -28,6 +28,7 @@ class WireRequest:
 
     @property
     def body_sha256(self) -> str:
+        """Of the body as it is built: whether it is compressed on the wire, and by what, does not show in it."""
         return sha256(self.body).hexdigest()
 
 

@@ -39,7 +39,7 @@ def test_the_examples_of_the_document_travel(outbox: Command, beacon: Simulator)
     assert [set(row) for row in body["trace_transactions"]] == [TWELVE]
     for lane in ("metrics", "traces"):
         [request] = beacon.received.bodies(lane)
-        assert json.loads(request.body).keys() == {"metrics": {"resourceMetrics"}, "traces": {"resourceSpans"}}[lane]
+        assert json.loads(request.content).keys() == {"metrics": {"resourceMetrics"}, "traces": {"resourceSpans"}}[lane]
 
 
 def test_a_document_on_standard_input_is_enqueued(outbox: Command) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from functools import partial
 
 import httpx
 import jwt
 import pytest
+import zstandard
 
 from outbox.simulator import Simulator
+from outbox.simulator.encodings import LARGEST_BYTES
 from tests.simulator.calling import EXAMPLES, Caller, telemetry, usage_row
 
 TELEMETRY = ("metrics", "traces", "logs")
@@ -198,7 +201,40 @@ def test_a_gzip_body_is_read(caller: Caller) -> None:
     assert caller.simulator.received.counts()["traces"]["items"] == 4
 
 
-@pytest.mark.parametrize(("encoding", "status"), [("gzip", 400), ("br", 415)])
+@pytest.mark.parametrize("sized", [True, False], ids=["size told", "size not told"])
+def test_a_zstd_body_is_read(caller: Caller, sized: bool) -> None:
+    packer = zstandard.ZstdCompressor(write_content_size=sized)
+    body = packer.compress(json.dumps(telemetry("traces", items=4)).encode())
+    assert caller.post("traces", body, Content_Encoding="zstd").status_code == 200
+    assert caller.simulator.received.counts()["traces"]["items"] == 4
+
+
+@pytest.mark.parametrize(
+    ("encoding", "pack"),
+    [
+        ("gzip", partial(gzip.compress, compresslevel=1)),
+        ("zstd", zstandard.ZstdCompressor().compress),
+        ("zstd", zstandard.ZstdCompressor(write_content_size=False).compress),
+    ],
+    ids=["gzip", "zstd", "zstd that does not tell its size"],
+)
+def test_a_bomb_is_not_unpacked(caller: Caller, encoding: str, pack: Callable[[bytes], bytes]) -> None:
+    answer = caller.post("traces", pack(bytes(LARGEST_BYTES + 1)), Content_Encoding=encoding)
+    assert (answer.status_code, answer.json()["error"]) == (400, "it holds more than 64 MiB")
+
+
+@pytest.mark.parametrize("cut", [slice(-4), slice(5)], ids=["cut short", "all but gone"])
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+def test_a_packed_body_that_is_damaged_is_refused(caller: Caller, encoding: str, cut: slice) -> None:
+    pack = gzip.compress if encoding == "gzip" else zstandard.ZstdCompressor().compress
+    body = pack(json.dumps(telemetry("traces", items=4)).encode())
+    for damaged in (body[cut], body + b"more"):
+        answer = caller.post("traces", damaged, Content_Encoding=encoding)
+        assert answer.status_code == 400
+        assert answer.json()["error"].startswith(f"not {encoding}: ")
+
+
+@pytest.mark.parametrize(("encoding", "status"), [("gzip", 400), ("zstd", 400), ("br", 415)])
 def test_an_encoding_that_is_wrong_or_unknown_is_refused(caller: Caller, encoding: str, status: int) -> None:
     assert caller.post("traces", {}, Content_Encoding=encoding).status_code == status
 

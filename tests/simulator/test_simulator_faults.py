@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -258,6 +260,14 @@ def test_a_body_beyond_the_bound_is_answered_413(caller: Caller) -> None:
     assert caller.usage(usage_row()).status_code == 200
     assert caller.usage(usage_row(), usage_row()).status_code == 413
     assert fired(caller) == {"max_body_bytes": 1}
+
+
+def test_encoded_bodies_are_refused_and_others_are_not(caller: Caller) -> None:
+    caller.simulator.faults.refuse_encodings = True
+    body = gzip.compress(json.dumps(telemetry("traces")).encode())
+    assert caller.post("traces", body, Content_Encoding="gzip").status_code == 415
+    assert caller.send("traces").status_code == 200
+    assert fired(caller) == {"refuse_encodings": 1}
 
 
 @pytest.mark.parametrize(("body", "start"), [("html", "<!doctype"), ("garbage", "\x00"), ("empty", "")])
