@@ -1,10 +1,141 @@
-"""The bars: ratios that a run must reach, each with its reason, in bars.toml."""
+"""The bars: ratios that a run must reach, each with its reason, in bars.toml.
+
+    ["drain/{database}/100k"]      the key of a figure; {database}: a bar for each database; * : all that match
+    at_least = 0.65                or at_most; a ratio to the base of the same run, never seconds
+    reason = "..."
+    profile = "full"               only where the quick profile does not measure it
+
+    ["backpressure/facts.lost"]    a count of the run's facts, by its dotted path
+    at_most = 0
+
+A bar is for runs of its benchmark, and of its database if the key names one. What such a run cannot check is missed.
+"""
 
 from __future__ import annotations
 
-from benchmarks.figures import Run
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Result, Run, number
+from benchmarks.places import DATABASES
+
+BARS = Path(__file__).with_name("bars.toml")
+_EACH = "{database}"
 
 
-def missed(run: Run) -> bool:
-    """Whether a figure of the run is below its bar; told one line each."""
-    return False
+@dataclass(frozen=True)
+class Bar:
+    """``at_least`` and ``at_most`` may both be given. ``profile``: "full", or "" for both."""
+
+    key: str
+    reason: str
+    at_least: float = -math.inf
+    at_most: float = math.inf
+    profile: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.reason.strip():
+            raise ValueError(f"{self.key} in bars.toml needs a reason")
+        if self.at_least == -math.inf and self.at_most == math.inf:
+            raise ValueError(f"{self.key} in bars.toml needs at_least or at_most")
+        if self.profile not in ("", "full"):
+            raise ValueError(f'{self.key} in bars.toml: profile can only be "full"')
+
+    @property
+    def benchmark(self) -> str:
+        return self.key.partition("/")[0]
+
+    @property
+    def database(self) -> str | None:
+        return next((name for name in re.split(r"[/.]", self.key) if name in DATABASES), None)
+
+    def covered_by(self, run: Run | Result) -> bool:
+        """Whether the run should have measured it."""
+        database = self.database is None or self.database in run.settings.get("databases", DATABASES)
+        return self.benchmark == run.name and database and self.profile in ("", run.profile)
+
+    def holds(self, value: float) -> bool:
+        return self.at_least <= value <= self.at_most
+
+    def __str__(self) -> str:
+        least = [f"at least {self.at_least:g}"] if self.at_least > -math.inf else []
+        most = [f"at most {self.at_most:g}"] if self.at_most < math.inf else []
+        return " and ".join(least + most)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A bar met a run. ``value`` of ``key``: None if the run has no such figure, NaN if that has no ratio."""
+
+    bar: Bar
+    key: str
+    value: float | None
+
+    @property
+    def holds(self) -> bool:
+        return self.value is not None and self.bar.holds(self.value)
+
+    def __str__(self) -> str:
+        if self.value is None:
+            what = "was not measured"
+        elif math.isnan(self.value):
+            what = "has no ratio"
+        else:
+            what = f"is {number(self.value)}"
+        return f"{self.key} {what}, its bar {self.bar} ({self.bar.reason})"
+
+
+def load(path: Path = BARS) -> list[Bar]:
+    """Raises ``ValueError`` or ``TypeError`` for a bar that says nothing, or something unknown."""
+    bars = [Bar(key, **fields) for key, fields in tomllib.loads(path.read_text()).items()]
+    return [each for bar in bars for each in _for_each_database(bar)]
+
+
+def _for_each_database(bar: Bar) -> list[Bar]:
+    if _EACH not in bar.key:
+        return [bar]
+    return [replace(bar, key=bar.key.replace(_EACH, name)) for name in DATABASES]
+
+
+def check(run: Run | Result, bars: Sequence[Bar]) -> list[Check]:
+    """Those bars that are of this run, each met with every value that it is about."""
+    values = dict(_values(run))
+    checks = []
+    for bar in bars:
+        if bar.covered_by(run):
+            met = [Check(bar, key, value) for key, value in values.items() if fnmatchcase(key, bar.key)]
+            checks += met or [Check(bar, bar.key, None)]
+    return checks
+
+
+def missed(run: Run | Result, bars: Sequence[Bar] | None = None) -> bool:
+    """Whether a bar of the run does not hold; told a line each, and a line for those that do."""
+    checks = check(run, load() if bars is None else bars)
+    failed = [each for each in checks if not each.holds]
+    for each in failed:
+        print(f"  MISSED: {each}")
+    if checks:
+        print(f"  bars of {run.name}: {len(checks) - len(failed)} of {len(checks)} hold", flush=True)
+    return bool(failed)
+
+
+def _values(run: Run | Result) -> Iterator[tuple[str, float]]:
+    for figure in run.figures:
+        yield figure.key, figure.ratio
+    for path, value in _counts(run.facts):
+        yield f"{run.name}/facts.{path}", value
+
+
+def _counts(facts: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """Every number, by its dotted path."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{path}", count) for path, count in _counts(value))
+        elif isinstance(value, int | float):
+            yield name, value

@@ -1,13 +1,25 @@
-"""The command line of the benchmarks."""
+"""The command line of the benchmarks.
+
+    outbox bench drain --database sqlite     one benchmark
+    outbox bench quick --bars                what `make bench` runs
+    outbox bench all --full                  everything, for the report: hours
+    outbox bench report                      REPORT.md and its pictures, of what all --full has kept
+    outbox bench compare A.json B.json       what a change gave
+
+Exit codes: 0 ok, 1 a bar is missed, 2 usage.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.figures import Run
+from benchmarks.bars import missed
+from benchmarks.compare import compare
+from benchmarks.figures import NotAResult, Run
 from benchmarks.places import DATABASES, Places
 
 BENCHMARKS = {
@@ -22,49 +34,87 @@ BENCHMARKS = {
 }
 QUICK = ("enqueue", "drain", "steady", "latency", "backpressure")
 """What ``make bench`` runs."""
-RESULTS = Path(__file__).parent / "results"
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+"""Of the full profile, for REPORT.md: they are committed."""
+QUICK_RESULTS = HERE.parent / ".cache" / "benchmarks"
+"""Of the quick profile, which must not take the place of a full one."""
 
 
 def main(arguments: Sequence[str]) -> int:
-    given = _parser().parse_args(arguments)
-    if given.name == "compare":
-        from benchmarks.compare import compare
-
-        return compare(*given.files)
-    if given.name == "report":
-        from benchmarks.report import report
-
-        return report(given.out)
-    names = QUICK if given.name == "quick" else list(BENCHMARKS) if given.name == "all" else [given.name]
-    from benchmarks.bars import missed
-
-    failed = False
-    for name in names:
-        run = bench(name, full=given.full, databases=given.database or DATABASES, out=given.out)
-        if given.bars:
-            failed = missed(run) or failed
-    return int(failed)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if bool(given.files) != (given.name == "compare") or len(given.files) not in (0, 2):
+        parser.error("compare takes two result files, the others none")
+    try:
+        if given.name == "compare":
+            return compare(*given.files)
+        if given.name == "report":
+            return _report(given.out or RESULTS)
+    except (OSError, NotAResult) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return _bench(given)
 
 
 def bench(name: str, *, full: bool, databases: Sequence[str], out: Path) -> Run:
-    """Run one benchmark and write its result."""
+    """Run one benchmark; write its result, and the pictures where matplotlib is installed."""
     run = Run(name, "full" if full else "quick", {"databases": list(databases)})
-    print(f"{name}: {BENCHMARKS[name]} ({run.profile} profile)")
+    print(f"{name}: {BENCHMARKS[name]} ({run.profile} profile)", flush=True)
     with Places() as places:
         importlib.import_module(f"benchmarks.{name}").run(run, places, databases)
         run.versions |= places.versions()
-    print(f"  kept in {run.write(out)}\n", flush=True)
+    print(f"  kept in {run.write(out)}", flush=True)
+    _draw(run, out)
     return run
 
 
+def _bench(given: argparse.Namespace) -> int:
+    names = {"quick": QUICK, "all": tuple(BENCHMARKS)}.get(given.name, (given.name,))
+    out = given.out or (RESULTS if given.full else QUICK_RESULTS)
+    failed = False
+    for name in names:
+        run = bench(name, full=given.full, databases=given.database or DATABASES, out=out)
+        failed = (given.bars and missed(run)) or failed
+        print()
+    return int(failed)
+
+
+def _draw(run: Run, out: Path) -> None:
+    try:
+        from benchmarks.plots import draw
+    except ImportError as error:
+        print(f"  no pictures: {error.name} is missing; install beacon-outbox[demo]", file=sys.stderr)
+    else:
+        draw(run.result(), out)
+
+
+def _report(results: Path) -> int:
+    from benchmarks.report import report
+
+    target = (HERE if results.resolve() == RESULTS else results) / "REPORT.md"
+    return report(results, target, list(BENCHMARKS))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="outbox bench", description=__doc__)
-    listed = "; ".join(f"{name}: {what}" for name, what in BENCHMARKS.items())
+    listed = [f"  {name:13} {what}" for name, what in BENCHMARKS.items()]
+    parser = argparse.ArgumentParser(
+        prog="outbox bench",
+        description="Measure, as ratios to a loop that is written by hand on the raw driver, in the same run.",
+        epilog="\n".join(["benchmarks:", *listed, f"  {'quick':13} {', '.join(QUICK)}", f"  {'all':13} all of them"]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     names = [*BENCHMARKS, "quick", "all", "compare", "report"]
-    parser.add_argument("name", choices=names, metavar="NAME", help=f"{listed}; quick; all; compare A B; report")
-    parser.add_argument("files", nargs="*", type=Path, help="for compare: two result files")
+    parser.add_argument("name", choices=names, metavar="NAME", help="a benchmark, quick, all, compare or report")
+    parser.add_argument("files", nargs="*", default=(), type=Path, metavar="FILE", help="for compare: two results")
     parser.add_argument("--full", action="store_true", help="the full profile: larger backlogs, longer phases")
     parser.add_argument("--database", action="append", choices=DATABASES, help="only this one; repeatable")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--bars", action="store_true", help="fail when a ratio is below its bar in bars.toml")
+    parser.add_argument(
+        "--out", type=Path, help=f"folder of the results; {_short(RESULTS)} with --full, else {_short(QUICK_RESULTS)}"
+    )
+    parser.add_argument("--bars", action="store_true", help="fail when a ratio misses its bar in bars.toml")
     return parser
+
+
+def _short(path: Path) -> str:
+    return str(path.relative_to(HERE.parent))

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from benchmarks.figures import Run
 from benchmarks.hand import by_hand
 from benchmarks.hand.beacon import HandSender, drain
-from benchmarks.places import Beacon, Places, outbox_in, settings
+from benchmarks.places import Beacon, Places, fill, outbox_in, settings
 from benchmarks.rows import prepared
-from outbox import BeaconTransport, Dispatcher, Outbox
-from outbox.core.lane import LANES, Lane
+from outbox import BeaconTransport, Dispatcher
+from outbox.core.lane import Lane
 
 FILL_ROWS = 10_000
 BATCH_ROWS = 1000
@@ -39,7 +39,7 @@ def with_outbox(places: Places, kind: str, count: int, **changes: object) -> Cal
 
     def measure() -> float:
         with Beacon() as beacon, places.fresh(kind) as url, outbox_in(url, settings(beacon, **changes)) as box:
-            _fill(box, count)
+            fill(box, count)
             with BeaconTransport(box.settings) as transport:
                 transport.verify()
                 dispatcher = Dispatcher(box, transport, lanes=[Lane.USAGE])
@@ -71,11 +71,3 @@ def hand(places: Places, kind: str, count: int) -> Callable[[], float]:
         return count / took
 
     return measure
-
-
-def _fill(box: Outbox, count: int) -> None:
-    """A backlog, written as bulk enqueue writes it."""
-    table = LANES[Lane.USAGE].table
-    for start in range(0, count, FILL_ROWS):
-        with box.store.database.write() as connection:
-            box.store.database.dialect.insert(connection, table, prepared(min(FILL_ROWS, count - start)))

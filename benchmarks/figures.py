@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import gc
 import json
+import math
+import re
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,8 @@ from benchmarks.machine import commit, machine_card, versions
 
 SCHEMA = 1
 ROUNDS = 5
+_NUMBERS = re.compile(r"\[\n[\s\d.eE+\-,nul]+\]")
+"""Samples and columns: a line each in the file, not a line of every number."""
 
 Measure = Callable[[], float]
 """Does the work once, on a fresh database, and returns what was measured, in the figure's unit."""
@@ -39,28 +43,56 @@ class Figure:
     note: str = ""
 
     @property
+    def value(self) -> float:
+        """Ours: the median of the rounds, in ``unit``."""
+        return statistics.median(self.ours)
+
+    @property
+    def base_value(self) -> float:
+        return statistics.median(self.base) if self.base else math.nan
+
+    @property
     def ratio(self) -> float:
         """Ours to base, by the medians; NaN without a base."""
-        return statistics.median(self.ours) / statistics.median(self.base) if self.base else float("nan")
+        return _divided(self.value, self.base_value)
 
     @property
     def spread(self) -> tuple[float, float]:
         """The lowest and the highest ratio of a round."""
-        ratios = [ours / base for ours, base in zip(self.ours, self.base, strict=True)] or [float("nan")]
+        if not self.base:
+            return math.nan, math.nan
+        ratios = [_divided(ours, base) for ours, base in zip(self.ours, self.base, strict=True)]
         return min(ratios), max(ratios)
 
     def __str__(self) -> str:
-        ours = f"{self.title:58} {statistics.median(self.ours):>12,.4g} {self.unit}"
+        ours = f"{self.title:58} {number(self.value):>11} {self.unit}"
         if not self.base:
             return ours
         low, high = self.spread
-        base = f"{self.base_name} {statistics.median(self.base):>11,.4g}"
+        base = f"{self.base_name} {number(self.base_value):>10}"
         return f"{ours}   {base}   ratio {self.ratio:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _divided(ours: float, base: float) -> float:
+    if base == 0:
+        return math.inf if ours else math.nan
+    return ours / base
+
+
+def number(value: float) -> str:
+    """As a person reads it: three digits that count, and all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 @dataclass
 class Run:
-    """One run of one benchmark. ``series``: named tables of columns for plots, all columns of one length."""
+    """One run of one benchmark.
+
+    ``series``: tables of columns for plots, all of one length: over time (a column "seconds"; NaN is a gap), or of a
+    distribution (a column "part": the share that took at most so long). ``facts``: what was counted rather than timed:
+    lost, duplicates, requests; drawn are "phases" of the time series, each with "name", "from", "to" and perhaps
+    "series", and "tables" of peers, {unit: {peer: {column: value}}}, or one "table" of rows a second.
+    """
 
     name: str
     profile: str
@@ -68,11 +100,12 @@ class Run:
     figures: list[Figure] = field(default_factory=list)
     series: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    """What was counted rather than timed: lost, duplicates, requests."""
     versions: dict[str, str] = field(default_factory=dict)
     """Of the servers; those of the libraries are added when the run is written."""
 
     def __post_init__(self) -> None:
+        # Before the work: the load that was there without it, and the code that does it.
+        self._machine, self._commit = machine_card(), commit() or "unknown"
         self._began = time.monotonic()
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -99,9 +132,9 @@ class Run:
     ) -> Figure:
         """Measure both in turns, ``rounds`` times, and keep the figure."""
         samples: tuple[list[float], list[float]] = ([], [])
-        for number in range(rounds):
+        for turn in range(rounds):
             # Who goes first changes: the second finds the caches warm and the disk busy.
-            order: Sequence[int] = (0, 1) if number % 2 else (1, 0)
+            order: Sequence[int] = (0, 1) if turn % 2 else (1, 0)
             for which in order:
                 measure = (ours, base)[which]
                 if measure is not None:
@@ -109,38 +142,82 @@ class Run:
                     samples[which].append(measure())
         return self.add(Figure(key, title, unit, better, *samples, base_name=base_name))
 
+    def result(self) -> Result:
+        """What is kept of the run, as of now."""
+        return Result(
+            name=self.name,
+            profile=self.profile,
+            started=self.started,
+            seconds=round(time.monotonic() - self._began, 1),
+            commit=self._commit,
+            machine=self._machine,
+            versions=versions() | self.versions,
+            settings=self.settings,
+            figures=self.figures,
+            series=self.series,
+            facts=self.facts,
+        )
+
     def write(self, folder: Path) -> Path:
+        return self.result().write(folder)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run that has ended, with what its figures depend on. ``seconds``: what it took."""
+
+    name: str
+    profile: str
+    started: str
+    seconds: float
+    commit: str
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    figures: list[Figure]
+    series: dict[str, dict[str, list[float]]]
+    facts: dict[str, Any]
+
+    def write(self, folder: Path) -> Path:
+        """As ``folder/NAME.json``. The ratios are in it for other readers; ``read`` computes them anew."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
-        figures = [
-            asdict(figure) | {"ratio": figure.ratio if figure.base else None, "spread": figure.spread}
-            for figure in self.figures
-        ]
-        document = {
-            "schema": SCHEMA,
-            "name": self.name,
-            "profile": self.profile,
-            "started": self.started,
-            "seconds": round(time.monotonic() - self._began, 1),
-            "commit": commit(),
-            "machine": machine_card(),
-            "versions": versions() | self.versions,
-            "settings": self.settings,
-            "figures": [_without_nan(figure) for figure in figures],
-            "series": self.series,
-            "facts": self.facts,
-        }
-        path.write_text(json.dumps(document, indent=1) + "\n")
+        figures = [asdict(each) | {"ratio": each.ratio, "spread": each.spread} for each in self.figures]
+        document = {"schema": SCHEMA} | asdict(self) | {"figures": figures}
+        text = json.dumps(_without_nan(document), indent=1, allow_nan=False)
+        path.write_text(_NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n")
         return path
 
 
-def _without_nan(figure: dict[str, Any]) -> dict[str, Any]:
-    return figure if figure["base"] else figure | {"spread": None}
+class NotAResult(ValueError):
+    """A file that no run of this version has written."""
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The document of a run. Raises ``ValueError`` for another file."""
-    document: dict[str, Any] = json.loads(path.read_text())
-    if document.get("schema") != SCHEMA:
-        raise ValueError(f"{path} is no result of this version of the benchmarks")
-    return document
+def read(path: Path) -> Result:
+    """What ``Result.write`` has written. Raises ``NotAResult`` for another file, ``OSError`` where there is none."""
+    try:
+        document = json.loads(path.read_text())
+    except ValueError as error:
+        raise NotAResult(f"{path} is not JSON: {error}") from error
+    if not isinstance(document, dict) or document.pop("schema", None) != SCHEMA:
+        raise NotAResult(f"{path} is no result of this version of the benchmarks; run the benchmark again")
+    figures = [Figure(**{field.name: each[field.name] for field in fields(Figure)}) for each in document["figures"]]
+    figures = [replace(each, ours=_with_nan(each.ours), base=_with_nan(each.base)) for each in figures]
+    series = {
+        name: {column: _with_nan(values) for column, values in table.items()}
+        for name, table in document["series"].items()
+    }
+    return Result(**document | {"figures": figures, "series": series})
+
+
+def _with_nan(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if each is None else each for each in values]
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null is a gap."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

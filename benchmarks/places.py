@@ -15,7 +15,9 @@ from typing import Any
 
 from sqlalchemy import create_engine, text
 
+from benchmarks.rows import prepared
 from outbox import Outbox, Settings
+from outbox.core.lane import LANES, Lane
 from outbox.simulator import SimulatorClient
 from tests.support.servers import MariaDBServer, PostgresServer, Server
 
@@ -117,6 +119,14 @@ def outbox_in(url: str, given: Settings) -> Iterator[Outbox]:
     with Outbox(url, settings=given) as box:
         box.migrate()
         yield box
+
+
+def fill(box: Outbox, count: int, rows: int = 10_000) -> None:
+    """Commit ``count`` usage rows, ``rows`` at a time, as bulk enqueue writes them."""
+    database, table = box.store.database, LANES[Lane.USAGE].table
+    for start in range(0, count, rows):
+        with database.write() as connection:
+            database.dialect.insert(connection, table, prepared(min(rows, count - start)))
 
 
 def folder_of(url: str) -> Path:

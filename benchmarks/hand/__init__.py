@@ -15,6 +15,7 @@ class Hand(Protocol):
     def insert(self, rows: Sequence[tuple[UUID, str]]) -> None: ...
     def insert_one(self, id: UUID, payload: str) -> None: ...
     def step(self, settled: bytes | None, batch_rows: int) -> tuple[bytes, list[str]] | None: ...
+    def purge(self) -> int: ...
     def close(self) -> None: ...
 
 
@@ -25,6 +26,6 @@ _BY_HAND: dict[str, type[HandSQLite] | type[HandPostgreSQL] | type[HandMariaDB]]
 }
 
 
-def by_hand(kind: str, url: str) -> Hand:
-    """Its tables, made in the database of ``url``."""
-    return _BY_HAND[kind](url)
+def by_hand(kind: str, url: str, *, create: bool = True) -> Hand:
+    """Its tables, in the database of ``url``."""
+    return _BY_HAND[kind](url, create=create)

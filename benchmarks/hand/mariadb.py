@@ -20,17 +20,18 @@ _SCHEMA = (
     "CREATE TABLE lane (cursor_seq bigint)",
     "INSERT INTO lane VALUES (0)",
 )
+BATCHES_PURGED_AT_ONCE = 20
 _INSERT = "INSERT INTO log (id, payload) VALUES (%s, %s)"
 
 
 class HandMariaDB:
     """A log and a ledger in the database of ``url``."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, create: bool = True) -> None:
         self._url = make_url(url)
         self.connection = self.connect()
         self._cursor = self.connection.cursor()
-        for statement in _SCHEMA:
+        for statement in _SCHEMA if create else ():
             self._cursor.execute(statement)
         self.connection.commit()
 
@@ -68,3 +69,15 @@ class HandMariaDB:
             cursor.execute("UPDATE lane SET cursor_seq = %s", (rows[-1][0],))
         self.connection.commit()
         return (key, [payload for _, payload in rows]) if rows else None
+
+    def purge(self) -> int:
+        """One transaction: delete the rows of a few settled batches. Rows deleted."""
+        cursor = self._cursor
+        query = "SELECT id, first_seq, last_seq FROM batch WHERE state = 'settled' LIMIT %s"
+        cursor.execute(query, (BATCHES_PURGED_AT_ONCE,))
+        deleted = 0
+        for id, first, last in cursor.fetchall():
+            deleted += cursor.execute("DELETE FROM log WHERE seq BETWEEN %s AND %s", (first, last))
+            cursor.execute("DELETE FROM batch WHERE id = %s", (id,))
+        self.connection.commit()
+        return deleted

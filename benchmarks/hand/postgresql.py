@@ -19,16 +19,18 @@ CREATE TABLE lane (cursor bigint);
 INSERT INTO lane VALUES (0);
 """
 _COPY_FROM_ROWS = 100
+BATCHES_PURGED_AT_ONCE = 20
 
 
 class HandPostgreSQL:
     """A log and a ledger in the database of ``url``."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, create: bool = True) -> None:
         self._dsn = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
         self.connection = self.connect()
-        self.connection.execute(_SCHEMA)
-        self.connection.commit()
+        if create:
+            self.connection.execute(_SCHEMA)
+            self.connection.commit()
 
     def connect(self) -> psycopg.Connection:
         return psycopg.connect(self._dsn)
@@ -68,3 +70,14 @@ class HandPostgreSQL:
             execute("UPDATE lane SET cursor = %s", (rows[-1][0],))
         self.connection.commit()
         return (key, [payload for _, payload in rows]) if rows else None
+
+    def purge(self) -> int:
+        """One transaction: delete the rows of a few settled batches. Rows deleted."""
+        execute = self.connection.execute
+        query = "SELECT id, first_seq, last_seq FROM batch WHERE state = 'settled' LIMIT %s"
+        deleted = 0
+        for id, first, last in execute(query, (BATCHES_PURGED_AT_ONCE,)).fetchall():
+            deleted += execute("DELETE FROM log WHERE seq BETWEEN %s AND %s", (first, last)).rowcount
+            execute("DELETE FROM batch WHERE id = %s", (id,))
+        self.connection.commit()
+        return deleted

@@ -18,16 +18,18 @@ CREATE TABLE batch (id BLOB PRIMARY KEY, first_seq INTEGER, last_seq INTEGER, st
 CREATE TABLE lane (cursor INTEGER);
 INSERT INTO lane VALUES (0);
 """
+BATCHES_PURGED_AT_ONCE = 2
 _INSERT = "INSERT INTO log (id, payload) VALUES (?, ?)"
 
 
 class HandSQLite:
     """A log and a ledger in the folder of ``url``."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, create: bool = True) -> None:
         self.path = folder_of(url) / "hand.db"
         self.connection = self.connect()
-        self.connection.executescript(_SCHEMA)
+        if create:
+            self.connection.executescript(_SCHEMA)
 
     def connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=30, check_same_thread=False)
@@ -66,3 +68,15 @@ class HandSQLite:
             execute("UPDATE lane SET cursor = ?", (rows[-1][0],))
         execute("COMMIT")
         return (key, [payload for _, payload in rows]) if rows else None
+
+    def purge(self) -> int:
+        """One transaction: delete the rows of a few settled batches. Rows deleted."""
+        execute = self.connection.execute
+        execute("BEGIN IMMEDIATE")
+        deleted = 0
+        query = "SELECT id, first_seq, last_seq FROM batch WHERE state = 'settled' LIMIT ?"
+        for id, first, last in execute(query, (BATCHES_PURGED_AT_ONCE,)).fetchall():
+            deleted += execute("DELETE FROM log WHERE seq BETWEEN ? AND ?", (first, last)).rowcount
+            execute("DELETE FROM batch WHERE id = ?", (id,))
+        execute("COMMIT")
+        return deleted

@@ -6,7 +6,8 @@
                  ├─ dead       list, show, requeue, discard
                  ├─ doctor     every problem at once, with what mends it
                  ├─ simulate   beacon
-                 └─ demo       the whole story on this machine
+                 ├─ demo       the whole story on this machine
+                 └─ bench      benchmarks, of a source checkout
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 ok, 1 failure, 2 usage, 3 not found or work remains,
 4 licence refused, 6 schema out of date, 75 try again later, 130 interrupted.
@@ -22,7 +23,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from outbox.cli import dead, demo, dispatch, doctor, enqueue, inspect, simulate
+from outbox.cli import bench, dead, demo, dispatch, doctor, enqueue, inspect, simulate
 from outbox.cli.context import INTERRUPTED, Globals
 from outbox.errors import OutboxError
 
@@ -49,7 +50,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help and errors: they are read in logs too
     pretty_exceptions_enable=False,  # would show the values of variables, a licence among them
 )
-for _commands in (enqueue, dispatch, inspect, dead, doctor, simulate, demo):
+for _commands in (enqueue, dispatch, inspect, dead, doctor, simulate, demo, bench):
     _commands.register(app)
 
 

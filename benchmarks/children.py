@@ -1,0 +1,150 @@
+"""The processes of a benchmark beside the simulator: producers, the worker, the loop by hand."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks.places import LICENSE
+
+START_SECONDS = 30.0
+END_SECONDS = 30.0
+_ROOT = Path(__file__).parents[1]
+
+
+class Child:
+    """A program of ours that says it is ready, and ends when its stdin is closed."""
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        self._name = module
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            cwd=_ROOT,
+            env=_clean(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def expect(self, word: str) -> str:
+        """Its next line, less ``word``. Raises RuntimeError when none comes or another."""
+        out = _pipe(self._process.stdout)
+        line = out.readline() if select.select([out], [], [], START_SECONDS)[0] else ""
+        if not line.startswith(word):
+            raise RuntimeError(f"{self._name}: {word!r} expected, {line!r} said")
+        return line.removeprefix(word).strip()
+
+    def say(self, line: str) -> None:
+        into = _pipe(self._process.stdin)
+        into.write(f"{line}\n")
+        into.flush()
+
+    def freeze(self) -> None:
+        """It takes no processor until ``thaw``."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        self.thaw()
+        _pipe(self._process.stdin).close()
+        _end(self._process)
+
+
+class Producer(Child):
+    """``benchmarks.load``. ``beacon``: its URL, where the producer's process delivers too."""
+
+    def __init__(self, kind: str, url: str, record: Path, *, how: str = "outbox", beacon: str = "") -> None:
+        self.record = record
+        told = {"--kind": kind, "--database": url, "--how": how, "--record": str(record), "--beacon": beacon}
+        super().__init__("benchmarks.load", *(part for pair in told.items() for part in pair))
+
+    def go(self, rate: float, rows: int) -> None:
+        """Commit ``rows`` at a time, ``rate`` rows/s, until ``rest`` or ``close``."""
+        self.say(f"{rate} {rows}")
+
+    def rest(self) -> int:
+        """Rows committed so far."""
+        self.say("0 0")
+        return int(self.expect("resting"))
+
+
+class HandWorker(Child):
+    """``benchmarks.hand.live``."""
+
+    def __init__(self, kind: str, url: str, beacon: str) -> None:
+        super().__init__("benchmarks.hand.live", "--kind", kind, "--database", url, "--beacon", beacon)
+
+
+class OutboxWorker:
+    """``outbox worker``, with the settings that are given and no others. Its log is kept in ``folder``."""
+
+    def __init__(self, url: str, beacon: str, folder: Path, **settings: Any) -> None:
+        given = {"database_url": url, "beacon_url": beacon, "license_key": LICENSE, **settings}
+        self.log = folder / "worker.log"
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "outbox", "worker"],
+                cwd=folder,  # no outbox.toml there
+                env=_clean() | {f"OUTBOX_{name.upper()}": str(value) for name, value in given.items()},
+                stderr=log,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def expect(self, word: str) -> None:
+        """Wait until its log has ``word``."""
+        deadline = time.monotonic() + START_SECONDS
+        while word not in (said := self.log.read_text()):
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the worker did not start: {said[-2000:]}")
+            time.sleep(0.02)
+
+    def freeze(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        self.thaw()
+        self._process.terminate()
+        _end(self._process)
+
+
+def close_all(children: Sequence[Child | OutboxWorker]) -> None:
+    for child in children:
+        child.close()
+
+
+def _end(process: subprocess.Popen[Any]) -> None:
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise
+
+
+def _pipe(pipe: IO[str] | None) -> IO[str]:
+    assert pipe is not None
+    return pipe
+
+
+def _clean() -> dict[str, str]:
+    """The environment without settings of an outbox."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}

@@ -1,0 +1,81 @@
+"""``outbox bench compare A.json B.json``: what a change gave, by the ratios of two runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import Figure, Result, read
+
+_ALIKE: dict[str, Callable[[float, float], bool]] = {
+    "load_at_start": lambda a, b: abs(a - b) <= 0.5,
+    "fdatasync_ms": lambda a, b: max(a, b) <= 1.5 * min(a, b),
+}
+"""Parts of the machine card that are measured, so never twice the same, and when that is not worth a word."""
+
+
+def compare(first: Path, second: Path) -> int:
+    """Print the ratios side by side. Raises ``NotAResult`` or ``OSError``."""
+    a, b = read(first), read(second)
+    for letter, path, result in (("A", first, a), ("B", second, b)):
+        print(f"{letter}  {path}: {result.name}, {result.profile}, {result.started}, commit {result.commit}")
+    for line in differences(a, b):
+        print(f"   {line}")
+    print()
+    for cells in rows(a, b):
+        print("{:36}{:>9}{:>9}{:>10}  {}".format(*cells).rstrip())
+    return 0
+
+
+def differences(a: Result, b: Result) -> Iterator[str]:
+    """A line for whatever besides the code may be why the ratios differ."""
+    if a.name != b.name:
+        yield f"not the same benchmark: {a.name}, {b.name}"
+    if a.profile != b.profile:
+        yield f"not the same profile: {a.profile}, {b.profile}"
+    if a.commit != b.commit:
+        yield f"commits differ: {a.commit}, {b.commit}"
+    for what, ours, theirs in (("machines", a.machine, b.machine), ("versions", a.versions, b.versions)):
+        if changed := list(_changed(ours, theirs)):
+            yield f"{what} differ: {'; '.join(changed)}"
+
+
+def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
+    for name in dict.fromkeys([*a, *b]):
+        before, after = a.get(name, "none"), b.get(name, "none")
+        alike = _ALIKE[name](before, after) if name in _ALIKE and name in a and name in b else before == after
+        if not alike:
+            yield f"{name} {before}, {after}"
+
+
+def rows(a: Result, b: Result) -> Iterator[tuple[str, str, str, str, str]]:
+    """A head, then a row for each key of either: key, ratio A, ratio B, change, remark."""
+    yield "key", "ratio A", "ratio B", "change", ""
+    before, after = ({figure.key: figure for figure in each.figures} for each in (a, b))
+    for key in dict.fromkeys([*before, *after]):
+        ours, theirs = before.get(key), after.get(key)
+        if ours is None or theirs is None:
+            yield key, _ratio(ours), _ratio(theirs), "", "only in B" if ours is None else "only in A"
+        else:
+            yield key, _ratio(ours), _ratio(theirs), _change(ours, theirs), remark(ours, theirs)
+
+
+def _ratio(figure: Figure | None) -> str:
+    return "-" if figure is None or math.isnan(figure.ratio) else f"{figure.ratio:.3f}"
+
+
+def _change(a: Figure, b: Figure) -> str:
+    change = b.ratio / a.ratio - 1 if a.ratio else math.nan
+    return "" if math.isnan(change) else f"{change:+.1%}"
+
+
+def remark(a: Figure, b: Figure) -> str:
+    """Better or worse, where no round of one run reaches into the rounds of the other; else nothing was shown."""
+    (a_low, a_high), (b_low, b_high) = a.spread, b.spread
+    if a_high < b_low:
+        return "better" if b.better == "higher" else "worse"
+    if b_high < a_low:
+        return "worse" if b.better == "higher" else "better"
+    return ""

@@ -1,0 +1,152 @@
+"""From COMMIT to received: how long a row waits that could be sent at once.
+
+The time runs from the moment COMMIT has returned to the producer (before it wakes anyone) to the simulator's own record
+of the id; both clocks are this machine's. ``inside``: the worker runs in the producer's process; ``across``: it is
+``outbox worker``, in another. 200 rows/s come one a commit, 2,000 rows/s ten a commit. Outbox and the loop by hand
+(``benchmarks.hand.live``) take turns; whoever rests is stopped by SIGSTOP and takes nothing from the other.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.children import Child, HandWorker, OutboxWorker, Producer, close_all
+from benchmarks.figures import Figure, Run
+from benchmarks.places import Beacon, Places, outbox_in, settings
+from benchmarks.records import quantile, read_commits, waits
+
+QUANTILES = {"p50": 0.5, "p99": 0.99}
+MODES = {"inside": "in one process", "across": "across processes"}
+ARRIVAL_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Pace:
+    """``seconds``: of each turn."""
+
+    rate: int
+    rows: int
+    seconds: float
+
+
+QUICK, QUICK_ROUNDS = (Pace(200, 1, 0.5), Pace(2000, 10, 0.3)), 3
+FULL, FULL_ROUNDS = (Pace(200, 1, 5.0), Pace(2000, 10, 5.0)), 7
+
+
+def run(run: Run, places: Places, databases: Sequence[str]) -> None:
+    paces, rounds = (FULL, FULL_ROUNDS) if run.full else (QUICK, QUICK_ROUNDS)
+    with Beacon() as for_ours, Beacon() as by_hand:
+        for kind in databases:
+            for mode in MODES:
+                with (
+                    _side("outbox", places, kind, mode, for_ours) as ours,
+                    _side("hand", places, kind, mode, by_hand) as hand,
+                ):
+                    _take_turns((ours, hand), paces, rounds)
+                    _report(run, kind, mode, paces, ours.waits(), hand.waits())
+
+
+Turns = dict[Pace, list[list[float]]]
+"""The waits of each turn, in seconds."""
+
+
+@dataclass
+class Side:
+    """A producer and who delivers its rows."""
+
+    beacon: Beacon
+    producer: Producer
+    children: Sequence[Child | OutboxWorker]
+    turns: list[tuple[Pace, float, float]] = field(default_factory=list)
+    """When each began and ended, in epoch seconds."""
+
+    def turn(self, pace: Pace) -> None:
+        self.thaw()
+        began = time.time()
+        self.producer.go(pace.rate, pace.rows)
+        time.sleep(pace.seconds)
+        committed = self.producer.rest()
+        self.turns.append((pace, began, time.time()))
+        self._until_received(committed)
+        for child in self.children:
+            child.freeze()
+
+    def thaw(self) -> None:
+        for child in self.children:
+            child.thaw()
+
+    def waits(self) -> Turns:
+        commits, arrivals = read_commits([self.producer.record]), self.beacon.control.arrivals()
+        found: Turns = {}
+        for pace, began, ended in self.turns:
+            during = commits.between(began, ended)
+            found.setdefault(pace, []).append(waits(during, arrivals))
+            assert len(found[pace][-1]) == len(during) > 0, "all had arrived"
+        return found
+
+    def _until_received(self, rows: int) -> None:
+        deadline = time.monotonic() + ARRIVAL_SECONDS
+        while self.beacon.counts["usage"]["unique"] < rows:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{rows} rows were committed, received: {self.beacon.counts['usage']}")
+            time.sleep(0.01)
+
+
+def _take_turns(sides: tuple[Side, Side], paces: Sequence[Pace], rounds: int) -> None:
+    for number in range(rounds):
+        for pace in paces:
+            for side in sides if number % 2 else reversed(sides):
+                side.turn(pace)
+
+
+@contextmanager
+def _side(how: str, places: Places, kind: str, mode: str, beacon: Beacon) -> Iterator[Side]:
+    """All started, ready, and stopped."""
+    beacon.control.reset()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="outbox-bench-")))
+        url = stack.enter_context(places.fresh(kind))
+        if how == "outbox":
+            with outbox_in(url, settings()):
+                pass
+        workers = [] if mode == "inside" else [_worker(how, kind, url, beacon, folder)]
+        stack.callback(close_all, workers)
+        inside = beacon.url if mode == "inside" else ""
+        producer = Producer(kind, url, folder / "commits", how=how, beacon=inside)
+        stack.callback(producer.close)
+        producer.expect("ready")
+        side = Side(beacon, producer, [producer, *workers])
+        stack.callback(side.thaw)  # before the end of the producer, not just before the signal to end the worker
+        side.turn(Pace(200, 1, 0.1))  # both ends are warm before time counts
+        side.turns.clear()
+        yield side
+
+
+def _worker(how: str, kind: str, url: str, beacon: Beacon, folder: Path) -> Child | OutboxWorker:
+    worker: HandWorker | OutboxWorker
+    worker = OutboxWorker(url, beacon.url, folder) if how == "outbox" else HandWorker(kind, url, beacon.url)
+    worker.expect("sending from" if how == "outbox" else "ready")
+    return worker
+
+
+def _report(run: Run, kind: str, mode: str, paces: Sequence[Pace], ours: Turns, hand: Turns) -> None:
+    for pace in paces:
+        for name, part in QUANTILES.items():
+            milliseconds = [[1000 * quantile(turn, part) for turn in side[pace]] for side in (ours, hand)]
+            title = f"commit to received, {kind}, {MODES[mode]}, {pace.rate} rows/s, {name}"
+            key = f"latency/{kind}/{mode}/{pace.rate}/{name}"
+            run.add(Figure(key, title, "ms", "lower", milliseconds[0], milliseconds[1]))
+        every = sorted(wait for turn in ours[pace] for wait in turn)
+        run.series[f"{kind}/{mode}/{pace.rate}"] = _distribution(every, sorted(w for turn in hand[pace] for w in turn))
+
+
+def _distribution(ours: Sequence[float], hand: Sequence[float]) -> dict[str, list[float]]:
+    """For a plot of the whole distribution: milliseconds at each part of the rows."""
+    parts = [number / 200 for number in range(1, 200)] + [0.999]
+    columns = {"ours_ms": ours, "hand_ms": hand}
+    return {"part": parts} | {name: [1000 * quantile(side, part) for part in parts] for name, side in columns.items()}

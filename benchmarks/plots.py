@@ -1,0 +1,186 @@
+"""The pictures of a result: ratios, tables of peers, distributions, and what was seen over time.
+
+Each is an SVG and a PNG with the same name. It depends on nothing but the result and the version of matplotlib, so that
+a committed one changes only with its numbers. Importing this needs matplotlib: ``ImportError`` where it is missing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import NullFormatter
+
+from benchmarks.distributions import PART, distributions
+from benchmarks.figures import Figure, Result, number
+from benchmarks.places import DATABASES
+from benchmarks.timeline import timeline
+
+COLOURS = dict(zip(DATABASES, ("#0072b2", "#009e73", "#cc79a7"), strict=True))
+"""Okabe and Ito's: told apart by colour-blind people too."""
+OURS, BASE, OTHER = "#0072b2", "#999999", "#56b4e9"
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "outbox",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+_NO_DATE: dict[str, dict[str, str | None]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
+Table = Mapping[str, Mapping[str, float | None]]
+"""{peer: {column: value}}; None, or not there: the peer cannot do it."""
+_LOG_FROM = 8
+"""How many times the shortest bar, or the base, the longest may be before the axis is logarithmic."""
+_SEPARATORS = re.compile(r"[^\w.]+")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """``path``: of the SVG."""
+
+    path: Path
+    caption: str
+
+
+def draw(result: Result, folder: Path) -> list[Picture]:
+    """Draw whatever the result has something for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context():
+        mpl.rcdefaults()  # not what a matplotlibrc says
+        mpl.rcParams.update(_STYLE)
+        return [_save(canvas, folder / f"{result.name}-{name}.svg", caption) for name, caption, canvas in _all(result)]
+
+
+def _save(canvas: Canvas, path: Path, caption: str) -> Picture:
+    for kind, metadata in _NO_DATE.items():
+        canvas.savefig(path.with_suffix(f".{kind}"), dpi=110, metadata=metadata)
+    return Picture(path, caption)
+
+
+def _all(result: Result) -> Iterator[tuple[str, str, Canvas]]:
+    """Name, caption and picture."""
+    for better in ("higher", "lower"):
+        if figures := [each for each in result.figures if each.base and each.better == better]:
+            caption = f"{result.name}: ratios, {better} is better"
+            yield "ratios" if better == "higher" else "ratios-lower", caption, ratios(figures, caption)
+    for unit, table in _tables(result.facts).items():
+        better = "higher" if unit.endswith("/s") else "lower"
+        caption = f"{result.name}: {unit}, {better} is better"
+        yield "table-" + _SEPARATORS.sub("-", unit), caption, peers(table, caption, better)
+    series = {name: each for name, each in result.series.items() if all(each.values())}
+    if tables := {name: each for name, each in series.items() if PART in each}:
+        caption = f"{result.name}: the whole distribution, lower is better"
+        yield "distributions", caption, distributions(tables, caption)
+    for name in (each for each in series if each not in tables):
+        caption = f"{result.name}: {name} over time"
+        yield _SEPARATORS.sub("-", name), caption, timeline(series[name], _phases(result, name), caption)
+
+
+def _tables(facts: Mapping[str, Any]) -> dict[str, Table]:
+    """By their unit."""
+    tables: dict[str, Table] = facts.get("tables", {})
+    return tables or ({"rows/s": facts["table"]} if "table" in facts else {})
+
+
+def _phases(result: Result, name: str) -> list[Mapping[str, Any]]:
+    """Those of all series, or of this one."""
+    return [phase for phase in result.facts.get("phases", []) if phase.get("series", name) == name]
+
+
+def ratios(figures: Sequence[Figure], caption: str) -> Canvas:
+    """A bar for each figure, a line over its rounds, and one where both are equal; the numbers at the right."""
+    canvas = _canvas(1.4 + 0.34 * len(figures), caption)
+    axes = canvas.subplots()
+    for place, each in enumerate(figures):
+        if all(map(math.isfinite, (each.ratio, *each.spread))):
+            axes.barh(place, each.ratio, height=0.66, color=_colour(each))
+            axes.plot(each.spread, [place, place], color="black", lw=1.2, marker="|", ms=7)
+        numbers = f"{number(each.value)} : {number(each.base_value)} {each.unit}"
+        _at_the_right(axes, place, f"{each.ratio:.2f}", 8, "bold")
+        _at_the_right(axes, place, numbers, 48, "normal")
+    values = [value for each in figures for value in (each.ratio, *each.spread)]
+    _scale(axes, [1.0, *values], log_from=_LOG_FROM)
+    axes.axvline(1, color="black", lw=1.2, ls="--")
+    names = _base_names(figures)
+    one = names[0] if len(names) == 1 else ""
+    axes.text(1, 1, one or "equal", transform=axes.get_xaxis_transform(), ha="center", va="bottom", size=9)
+    _label(axes, [each.title if one else f"{each.title} ({each.base_name})" for each in figures])
+    axes.set_xlabel(f"outbox ÷ {one or 'what is in brackets'} (thin lines: lowest to highest round)")
+    return canvas
+
+
+def _at_the_right(axes: Axes, place: int, text: str, offset: int, weight: str) -> None:
+    outside = ("axes fraction", "data")
+    axes.annotate(
+        text, (1, place), (offset, 0), xycoords=outside, textcoords="offset points", va="center", weight=weight
+    )
+
+
+def peers(table: Table, caption: str, better: str = "higher") -> Canvas:
+    """A group of bars for each column of the table, the best on top, all on one axis; ours stands out."""
+    groups = {column: _measured(table, column, better) for row in table.values() for column in row}
+    sizes = [max(len(group), 1) for group in groups.values()]
+    canvas = _canvas(1.2 + 0.45 * len(groups) + 0.27 * sum(sizes), caption)
+    panels = canvas.subplots(len(groups), 1, sharex=True, squeeze=False, height_ratios=sizes)[:, 0]
+    for axes, (column, measured) in zip(panels, groups.items(), strict=True):
+        for place, (peer, value) in enumerate(measured):
+            axes.barh(place, value, height=0.7, color=OURS if peer.startswith("outbox") else BASE)
+            _at_the_end(axes, place, value)
+        axes.set_title(column, loc="left", size=10)
+        _label(axes, [peer for peer, _ in measured])
+    values = [value for group in groups.values() for _, value in group]
+    _scale(panels[-1], values, log_from=_LOG_FROM * min(values, default=1))
+    if panels[-1].get_xscale() == "log":
+        panels[-1].set_xlabel("each labelled line is ten times the one before it")
+    return canvas
+
+
+def _measured(table: Table, column: str, better: str) -> list[tuple[str, float]]:
+    found = [(peer, value) for peer, row in table.items() if (value := row.get(column))]
+    return sorted(found, key=lambda each: each[1], reverse=better == "higher")
+
+
+def _canvas(height: float, caption: str) -> Canvas:
+    canvas = Canvas(figsize=(11, height))
+    canvas.set_layout_engine("constrained")
+    canvas.suptitle(caption, weight="bold")
+    return canvas
+
+
+def _label(axes: Axes, names: Sequence[str]) -> None:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", alpha=0.25)
+    axes.set_axisbelow(True)
+
+
+def _scale(axes: Axes, values: Sequence[float], log_from: float) -> None:
+    """From 0 on, or logarithmic where one reaches ``log_from``: the short bars could not be read."""
+    values = [value for value in values if math.isfinite(value)]
+    largest = max(values, default=1)
+    if largest < log_from:
+        axes.set_xlim(0, largest * 1.1)
+        return
+    axes.set_xscale("log")
+    axes.set_xlim(min((value for value in values if value > 0), default=0.1) / 2, largest * 2)
+    axes.xaxis.set_major_formatter(lambda value, _: number(value))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _at_the_end(axes: Axes, place: float, value: float) -> None:
+    axes.annotate(number(value), (value, place), (5, 0), textcoords="offset points", va="center", size=9)
+
+
+def _base_names(figures: Sequence[Figure]) -> list[str]:
+    return list(dict.fromkeys(each.base_name for each in figures if each.base))
+
+
+def _colour(figure: Figure) -> str:
+    return next((COLOURS[name] for name in figure.key.split("/") if name in COLOURS), OTHER)

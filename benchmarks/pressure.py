@@ -1,0 +1,197 @@
+"""What is made of a story of ``benchmarks.backpressure``: its figures, its facts and its table."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from benchmarks.figures import Figure, Run
+from benchmarks.records import Commits, quantile
+from benchmarks.watch import Sample, table
+
+HEALTHY = "healthy"
+
+
+@dataclass
+class Phase:
+    """``since`` and ``until``: epoch seconds. ``before`` and ``after``: the simulator's counts of usage."""
+
+    name: str
+    since: float
+    before: Mapping[str, Any]
+    until: float = 0.0
+    after: Mapping[str, Any] = field(default_factory=dict)
+
+    def end(self, until: float, after: Mapping[str, Any]) -> None:
+        self.until, self.after = until, after
+
+    @property
+    def seconds(self) -> float:
+        return self.until - self.since
+
+    @property
+    def requests(self) -> int:
+        return int(self.after["requests"] - self.before["requests"])
+
+    @property
+    def received(self) -> int:
+        """Rows, distinct."""
+        return int(self.after["unique"] - self.before["unique"])
+
+    def answered(self, status: int) -> int:
+        key = str(status)
+        return int(self.after["statuses"].get(key, 0) - self.before["statuses"].get(key, 0))
+
+
+@dataclass(frozen=True)
+class Told:
+    """A story of one database. ``limits``: rows/s that beacon took in a phase, by its name."""
+
+    kind: str
+    rate: int
+    phases: Sequence[Phase]
+    samples: Sequence[Sample]
+    commits: Commits
+    arrivals: Mapping[str, float]
+    duplicates: Mapping[str, Sequence[str]]
+    limits: Mapping[str, float]
+    free_after_down: float
+    """Rows/s that beacon takes beyond what arrives when it comes back."""
+    caught_up: int
+    """Rows; a backlog of no more is none."""
+
+    def waited(self, phase: Phase) -> list[float]:
+        """Seconds that callers waited in it."""
+        return self.commits.between(phase.since, phase.until).seconds
+
+    @cached_property
+    def healthy(self) -> list[float]:
+        return [seconds for phase in self.phases if phase.name == HEALTHY for seconds in self.waited(phase)]
+
+    @property
+    def lost(self) -> int:
+        return sum(id not in self.arrivals for id in self.commits.ids)
+
+    def depth(self, moment: float) -> int:
+        """Rows committed and not received."""
+        return bisect_right(self.commits.times, moment) - bisect_right(self._arrived, moment)
+
+    def cleared(self, since: float) -> float:
+        """Seconds from ``since`` until no backlog was left."""
+        moments = (moment for moment in self._arrived if moment >= since)
+        return next((moment - since for moment in moments if self.depth(moment) <= self.caught_up), float("inf"))
+
+    def first_after(self, since: float) -> float:
+        """When the next row was received, in epoch seconds."""
+        return self._arrived[min(bisect_right(self._arrived, since), len(self._arrived) - 1)]
+
+    @cached_property
+    def _arrived(self) -> list[float]:
+        return sorted(self.arrivals[id] for id in self.commits.ids if id in self.arrivals)
+
+
+def report(run: Run, told: Told) -> None:
+    for phase in told.phases:
+        if phase.name != HEALTHY:
+            _waiting(run, told, phase)
+        if phase.name in told.limits:
+            _limited(run, told, phase)
+        if phase.name == "back after down":
+            _recovery(run, told, phase)
+    began = told.phases[0].since
+    run.series[told.kind] = table(told.samples, told.commits, told.arrivals, began)
+    _facts(run, told, began)
+
+
+def _waiting(run: Run, told: Told, phase: Phase) -> None:
+    waited = told.waited(phase)
+    if len(waited) < 100:  # a moment of catching up: no p99 to speak of
+        return
+    run.add(
+        Figure(
+            f"backpressure/{told.kind}/p99/{phase.name.replace(' ', '-').replace(',', '')}",
+            f"producers' p99, {told.kind}, {phase.name}",
+            "ms",
+            "lower",
+            [1000 * quantile(waited, 0.99)],
+            [1000 * quantile(told.healthy, 0.99)],
+            base_name=HEALTHY,
+            note=f"{len(waited)} commits, {len(told.healthy)} healthy ones",
+        )
+    )
+
+
+def _limited(run: Run, told: Told, phase: Phase) -> None:
+    key = f"backpressure/{told.kind}"
+    goodput, limit = phase.received / phase.seconds, told.limits[phase.name]
+    title = f"goodput, {told.kind}, beacon takes half of what arrives"
+    run.add(Figure(f"{key}/goodput", title, "rows/s", "higher", [goodput], [limit], base_name="limit"))
+    refused, requests = phase.answered(429), phase.requests
+    title = f"answered 429, {told.kind}, beacon takes half of what arrives"
+    run.add(Figure(f"{key}/429", title, "requests", "lower", [refused], [requests], base_name="of all"))
+
+
+def _recovery(run: Run, told: Told, back: Phase) -> None:
+    """From the moment beacon is back, and from the first row it takes then: between them the next probe is awaited."""
+    first = told.first_after(back.since)
+    for key, name, since in (("recovery", "beacon was back", back.since), ("drain", "it took a row", first)):
+        backlog = told.depth(since)
+        run.add(
+            Figure(
+                f"backpressure/{told.kind}/{key}",
+                f"backlog of an outage cleared, {told.kind}, since {name}",
+                "s",
+                "lower",
+                [told.cleared(since)],
+                [max(backlog - told.caught_up, 1) / told.free_after_down],
+                base_name="ideal",
+                note=f"{backlog} rows waited; the first was taken {first - back.since:.2f} s after beacon was back",
+            )
+        )
+
+
+def _facts(run: Run, told: Told, began: float) -> None:
+    run.facts.setdefault("phases", []).extend(
+        {"series": told.kind, "name": phase.name, "from": phase.since - began, "to": phase.until - began}
+        for phase in told.phases
+    )
+    duplicates = dict(_by_phase(told))
+    facts = {
+        "committed": len(told.commits),
+        "lost": told.lost,
+        "duplicates": sum(duplicates.values()),
+        "duplicates_by_phase": duplicates,
+        "duplicates_of_another_key": sum(len(set(keys)) > 1 for keys in told.duplicates.values()),
+        "longest_wait_ms": {phase.name: round(1000 * max(told.waited(phase), default=0), 2) for phase in told.phases},
+        "requests": {phase.name: _requests(phase) for phase in told.phases if phase.name != HEALTHY},
+    }
+    run.facts[told.kind] = facts
+    run.facts["lost"] = run.facts.get("lost", 0) + facts["lost"]
+    elsewhere = sum(count for name, count in duplicates.items() if "resets" not in name)
+    run.facts["duplicates_elsewhere"] = run.facts.get("duplicates_elsewhere", 0) + elsewhere
+    print(
+        f"{told.kind}: {facts['committed']:,} rows committed, {facts['lost']} lost; duplicates by the phase in which",
+        end="",
+    )
+    print(
+        f" they were received first: {duplicates}, {facts['duplicates_of_another_key']} under another key", flush=True
+    )
+
+
+def _by_phase(told: Told) -> Counter[str]:
+    """Duplicates, by when they were received first: it was then that the answer was lost."""
+    found: Counter[str] = Counter()
+    for id in told.duplicates:
+        at = told.arrivals[id]
+        found[next((phase.name for phase in told.phases if phase.since <= at <= phase.until), "elsewhere")] += 1
+    return found
+
+
+def _requests(phase: Phase) -> dict[str, int]:
+    """By status; "0": not answered."""
+    statuses = {status: phase.answered(int(status)) for status in phase.after["statuses"]}
+    return {status: count for status, count in statuses.items() if count}

@@ -1,0 +1,136 @@
+"""Inserting, delivering and purging at the same time: what a service and its worker do all day, with no pause.
+
+A producer commits 1,000 rows at a time as fast as it can, in a process of its own, while the worker of this process
+delivers and deletes what was delivered. No HTTP: the answer is there at once, so the database alone is measured. Time
+runs from the first row to the last one deleted.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+
+from benchmarks.figures import Run
+from benchmarks.hand import by_hand
+from benchmarks.places import Places, fill, outbox_in, settings
+from benchmarks.rows import messages, prepared
+from outbox import Dispatcher, Outbox, Receipt, Verdict
+from outbox.core.batch import Batch
+from outbox.core.lane import Lane
+from outbox.core.policy import Retention
+
+COMMIT_ROWS = 1000
+BATCH_ROWS = 1000
+AT_ONCE = Retention(sent_seconds=0, receipts_seconds=3600, max_bytes=2**60, at_least_seconds=0)
+
+
+class Swallow:
+    """A transport to nowhere: every row is taken at once."""
+
+    def send(self, batch: Batch) -> Receipt:
+        return Receipt(Verdict.DELIVERED, counted=False, reason="taken", status=200, inserted_count=batch.rows)
+
+
+def run(run: Run, places: Places, databases: Sequence[str]) -> None:
+    count = 1_000_000 if run.full else 100_000
+    for kind in databases:
+        run.compare(
+            f"steady/{kind}",
+            f"insert + drain + purge at once, {kind}, no HTTP",
+            lambda kind=kind: _ours(places, kind, count),  # type: ignore[misc]
+            lambda kind=kind: _hand(places, kind, count),  # type: ignore[misc]
+            rounds=5 if not run.full else 3,
+        )
+        _beside_a_purge(run, places, kind, count // 2)
+
+
+def _ours(places: Places, kind: str, count: int) -> float:
+    with places.fresh(kind) as url, outbox_in(url, settings()) as box:
+        dispatcher = Dispatcher(box, Swallow(), lanes=[Lane.USAGE])
+        began = time.perf_counter()
+        with _other("insert", kind, url, count):
+            sent = deleted = 0
+            while deleted < count:
+                sent += dispatcher.run_lane(Lane.USAGE).sent
+                deleted += box.store.purge(Lane.USAGE, AT_ONCE)
+        took = time.perf_counter() - began
+        dispatcher.close()
+        assert sent == count
+    return count / took
+
+
+def _hand(places: Places, kind: str, count: int) -> float:
+    with places.fresh(kind) as url, closing(by_hand(kind, url)) as hand:
+        began = time.perf_counter()
+        with _other("insert by hand", kind, url, count):
+            deleted, settled = 0, None
+            while deleted < count:
+                step = hand.step(settled, BATCH_ROWS)
+                settled = step[0] if step else None
+                deleted += hand.purge()
+        return count / (time.perf_counter() - began)
+
+
+def _beside_a_purge(run: Run, places: Places, kind: str, count: int) -> None:
+    """How long a put takes while another process deletes what was delivered: p99, milliseconds."""
+    with places.fresh(kind) as url, outbox_in(url, settings()) as box:
+
+        def beside() -> float:
+            fill(box, count)
+            dispatcher = Dispatcher(box, Swallow(), lanes=[Lane.USAGE])
+            dispatcher.run_lane(Lane.USAGE)
+            dispatcher.close()
+            with _other("purge", kind, url, count) as purging:
+                return _p99_of_puts(box, lambda: purging.poll() is not None)
+
+        def alone() -> float:
+            deadline = time.monotonic() + 1.0
+            return _p99_of_puts(box, lambda: time.monotonic() > deadline)
+
+        title = f"put while a purge deletes {count:,} rows, p99, {kind}"
+        run.compare(f"steady/{kind}/put-p99", title, beside, alone, unit="ms", better="lower", base_name="no purge")
+
+
+def _p99_of_puts(box: Outbox, over: Callable[[], bool]) -> float:
+    times: list[float] = []
+    while not over():
+        (row,) = messages(1)
+        began = time.perf_counter()
+        box.put(row)
+        times.append((time.perf_counter() - began) * 1000)
+    return statistics.quantiles(times, n=100)[98]
+
+
+@contextmanager
+def _other(what: str, kind: str, url: str, count: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that inserts or purges ``count`` rows."""
+    process = subprocess.Popen([sys.executable, "-m", "benchmarks.steady", what, kind, url, str(count)])
+    yield process
+    if process.wait(120) != 0:
+        raise RuntimeError(f"the process that should {what} failed")
+
+
+def _insert_by_hand(kind: str, url: str, count: int) -> None:
+    with closing(by_hand(kind, url, create=False)) as hand:
+        for _ in range(count // COMMIT_ROWS):
+            hand.insert(prepared(COMMIT_ROWS))
+
+
+def _insert(_kind: str, url: str, count: int) -> None:
+    with Outbox(url, settings=settings()) as box:
+        fill(box, count, COMMIT_ROWS)
+
+
+def _purge(_kind: str, url: str, _count: int) -> None:
+    with Outbox(url, settings=settings()) as box:
+        box.store.purge(Lane.USAGE, AT_ONCE)
+
+
+_OTHERS = {"insert": _insert, "insert by hand": _insert_by_hand, "purge": _purge}
+
+if __name__ == "__main__":
+    _OTHERS[sys.argv[1]](*sys.argv[2:4], int(sys.argv[4]))

@@ -1,0 +1,117 @@
+"""What was seen over time, a panel for each kind of column, with the phases shaded."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from benchmarks.figures import number
+
+TIME = ("seconds", "time", "t", "at")
+"""Names of the column of seconds since the start; the first column where none of them is there."""
+RATES = "rows/s"
+PANELS = (
+    (RATES, r"arriv|goodput|rate$|per_second|inserted|delivered"),
+    ("rows waiting", r"depth|backlog|waiting|pending"),
+    ("producer, ms", r"p50|p9\d|latency"),
+    ("429, share", r"429|limited"),
+    ("oldest waiting, s", r"oldest|(^|_)age"),
+    ("senders", r"senders|in_flight|in_use"),
+    ("memory, MiB", r"rss|memory"),
+    ("on disk, MiB", r"file|table|disk|size"),
+)
+"""Label and columns of each panel, in this order. A column that none knows gets a panel of its own, at the end."""
+_LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+_SHADE = "#d55e00"
+_POINTS = 1500
+"""As many as can be told apart, and a picture of hours is still small."""
+_ROOM = 0.009
+"""The width of a letter of a phase's name, as a share of the axis."""
+_NARROW = 0.012
+"""A phase that is a smaller share of the axis is not named."""
+
+Phases = Sequence[Mapping[str, Any]]
+
+
+def timeline(columns: Mapping[str, Sequence[float]], phases: Phases, caption: str) -> Canvas:
+    """``phases``: "name", "from" and "to" in the seconds of the time column."""
+    time = next((name for name in TIME if name in columns), next(iter(columns)))
+    troubles = _troubles(phases)
+    panels = group([name for name in columns if name != time])
+    canvas = Canvas(figsize=(12, 1.4 + 1.4 * len(panels)))
+    canvas.set_layout_engine("constrained")
+    canvas.suptitle(caption, weight="bold")
+    all_axes = canvas.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (label, names) in zip(all_axes, panels.items(), strict=True):
+        reduce = statistics.fmean if label == RATES else max  # of times and sizes the worst may not be hidden
+        seconds = _thinned(columns[time], max)
+        _panel(axes, label, seconds, {name: _thinned(columns[name], reduce) for name in names})
+        for phase in troubles:
+            axes.axvspan(phase["from"], phase["to"], color=_SHADE, alpha=0.1, lw=0)
+    _name(all_axes[0], troubles)
+    all_axes[-1].set_xlabel("seconds since the start")
+    canvas.align_ylabels()
+    return canvas
+
+
+def group(names: Sequence[str]) -> dict[str, list[str]]:
+    """The columns of each panel, by its label."""
+    panels: dict[str, list[str]] = {label: [] for label, _ in PANELS}
+    for name in names:
+        known = next((label for label, pattern in PANELS if re.search(pattern, name)), name)
+        panels.setdefault(known, []).append(name)
+    return {label: columns for label, columns in panels.items() if columns}
+
+
+def _panel(axes: Axes, label: str, seconds: Sequence[float], columns: Mapping[str, Sequence[float]]) -> None:
+    for (name, values), colour in zip(columns.items(), _LINES * len(columns), strict=False):
+        axes.plot(seconds, values, lw=1.6, color=colour, label=name.replace("_", " "))
+    if len(columns) == 1:
+        axes.fill_between(seconds, next(iter(columns.values())), color=_LINES[0], alpha=0.2, lw=0)
+    else:
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.set_ylabel(label)
+    axes.set_xlim(seconds[0], seconds[-1])
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.yaxis.set_major_formatter(lambda value, _: number(value))
+
+
+def _thinned(values: Sequence[float], reduce: Callable[[Sequence[float]], float]) -> list[float]:
+    """At most ``_POINTS``, each made of as many values."""
+    size = math.ceil(len(values) / _POINTS)
+    parts = (values[start : start + size] for start in range(0, len(values), size))
+    known = ([value for value in part if not math.isnan(value)] for part in parts)
+    return [reduce(part) if part else math.nan for part in known]
+
+
+def _troubles(phases: Phases) -> Phases:
+    """All but the state between them, which comes most often and needs neither shade nor name."""
+    [(calm, times)] = Counter(phase["name"] for phase in phases).most_common(1) or [("", 0)]
+    return [phase for phase in phases if phase["name"] != calm or times == 1]
+
+
+def _name(axes: Axes, phases: Phases) -> None:
+    """Above the uppermost panel; slanted where the names would meet."""
+    start, end = axes.get_xlim()
+    shares = [(phase["to"] - phase["from"]) / (end - start) for phase in phases]
+    slanted = any(share < _ROOM * len(phase["name"]) for phase, share in zip(phases, shares, strict=True))
+    for phase, share in zip(phases, shares, strict=True):
+        if share >= _NARROW:
+            axes.text(
+                phase["from"] if slanted else (phase["from"] + phase["to"]) / 2,
+                1.04,
+                phase["name"],
+                transform=axes.get_xaxis_transform(),
+                rotation=25 if slanted else 0,
+                ha="left" if slanted else "center",
+                va="bottom",
+                size=9,
+            )

@@ -1,0 +1,206 @@
+"""The report of a folder of results: tables, pictures, where the figures are from."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.command import BENCHMARKS, main
+from benchmarks.figures import Run
+from benchmarks.plots import draw
+from benchmarks.report import report, table
+from benchmarks.timeline import group, timeline
+from tests.benchmarks.results import figure, run_of
+
+
+def backpressure() -> Run:
+    run = run_of(figure("backpressure/sqlite/p99", unit="ms", better="lower"), name="backpressure", profile="full")
+    run.series["sqlite"] = {
+        "seconds": [0.0, 1.0, 2.0],
+        "depth": [0.0, 9.0, math.nan],
+        "producer_p99_ms": [1.0, 1.1, 1.0],
+        "share_429": [0.0, 2.0, 0.0],
+    }
+    run.facts |= {
+        "lost": 0,
+        "phases": [{"name": "healthy", "from": 0, "to": 1}, {"name": "slow", "from": 1, "to": 2}],
+        "requests": {"sqlite": {"200": 1234}},
+    }
+    return run
+
+
+def peers() -> Run:
+    run = run_of(figure("peers/bulk", base_name="pgqueuer"), name="peers")
+    run.facts["table"] = {"outbox": {"bulk": 100_000.0, "drain": 90_000.0}, "a|b": {"bulk": 45_000.0, "drain": None}}
+    return run
+
+
+def latency() -> Run:
+    run = run_of(figure("latency/sqlite/p50", unit="ms", better="lower"), name="latency")
+    run.series["sqlite/inside"] = {"part": [0.5, 0.9, 0.99], "ours_ms": [1.0, 2.0, 4.0], "hand_ms": [0.9, 1.5, 3.0]}
+    return run
+
+
+def test_the_report_tells_every_figure_with_base_ratio_spread_and_bar(tmp_path: Path) -> None:
+    run_of(figure(ours=50_000, base=100_000)).write(tmp_path)
+    assert main(["report", "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "REPORT.md").read_text()
+    [row] = [line for line in text.splitlines() if line.startswith("| the title of drain/sqlite/100k")]
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1:5] == ["50,000 rows/s", "100,000 (by hand)", "**0.50**", "0.45 to 0.55, 3"]
+    assert cells[6].startswith("at least")
+    assert "`outbox bench all --full && outbox bench report`" in text
+    assert "`outbox bench drain --database sqlite`" in text
+
+
+def test_the_report_states_machine_versions_and_commit(tmp_path: Path) -> None:
+    result = replace(
+        run_of().result(), machine={"processor": "Z80", "cores": 1}, commit="abc123+", versions={"sqlite": "3.40.1"}
+    )
+    result.write(tmp_path)
+    replace(result, name="enqueue", versions={"sqlite": "3.45.0"}).write(tmp_path)
+    report(tmp_path, tmp_path / "REPORT.md")
+    text = (tmp_path / "REPORT.md").read_text()
+    assert "| Z80 | 1 |" in text
+    assert "abc123+" in text
+    assert "not committed" in text
+    assert "sqlite 3.40.1 and 3.45.0" in text
+    assert "different" not in text
+
+
+def test_the_report_warns_of_results_that_do_not_belong_together(tmp_path: Path) -> None:
+    one = run_of().result()
+    one.write(tmp_path)
+    replace(one, name="enqueue", commit="other", machine={"cores": 99}).write(tmp_path)
+    report(tmp_path, tmp_path / "REPORT.md")
+    text = (tmp_path / "REPORT.md").read_text()
+    assert "of different commits" in text
+    assert "of different machines" in text
+
+
+def test_the_report_embeds_each_picture_by_a_relative_path(tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    for run in (backpressure(), peers(), latency()):
+        run.write(results)
+    report(results, tmp_path / "REPORT.md", list(BENCHMARKS))
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", (tmp_path / "REPORT.md").read_text())
+    assert pictures == [
+        "results/latency-ratios-lower.svg",
+        "results/latency-distributions.svg",
+        "results/backpressure-ratios-lower.svg",
+        "results/backpressure-sqlite.svg",
+        "results/peers-ratios.svg",
+        "results/peers-table-rows-s.svg",
+    ]
+    for each in pictures:
+        assert ET.parse(tmp_path / each).getroot().tag.endswith("svg")
+        assert (tmp_path / each).with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_counts_are_in_the_report_as_tables(tmp_path: Path) -> None:
+    backpressure().write(tmp_path)
+    peers().write(tmp_path)
+    report(tmp_path, tmp_path / "REPORT.md")
+    text = (tmp_path / "REPORT.md").read_text()
+    assert "| lost | 0 |" in text
+    assert "| sqlite | 1,234 |" in text
+    assert "| outbox | 100,000 | 90,000 |" in text
+    assert r"| a\|b | 45,000 |  |" in text
+
+
+def test_the_report_names_what_was_not_measured(tmp_path: Path) -> None:
+    run_of().write(tmp_path)
+    report(tmp_path, tmp_path / "REPORT.md", ["drain", "soak", "peers"])
+    assert "Not measured: soak, peers." in (tmp_path / "REPORT.md").read_text()
+
+
+def test_a_missed_bar_is_in_the_report(tmp_path: Path) -> None:
+    run_of(figure(ours=1, base=100)).write(tmp_path)
+    report(tmp_path, tmp_path / "REPORT.md")
+    text = (tmp_path / "REPORT.md").read_text()
+    assert ": **missed** |" in text
+    assert "- MISSED: drain/sqlite/100k is 0.01" in text
+
+
+def test_without_matplotlib_the_report_says_which_extra_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for name in ("plots", "timeline", "distributions"):
+        monkeypatch.delitem(sys.modules, f"benchmarks.{name}", raising=False)
+    run_of(figure()).write(tmp_path)
+    assert main(["report", "--out", str(tmp_path)]) == 0
+    text = (tmp_path / "REPORT.md").read_text()
+    assert "install beacon-outbox[demo]" in text
+    assert "**0.50**" in text
+    assert "![" not in text
+    assert "install beacon-outbox[demo]" in capsys.readouterr().err
+
+
+def test_without_results_the_report_says_how_to_make_some(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--out", str(tmp_path)]) == 2
+    assert "outbox bench all --full" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", [backpressure, peers, latency])
+def test_the_same_numbers_give_the_same_picture(tmp_path: Path, make: Callable[[], Run]) -> None:
+    result = make().result()
+    once, again = draw(result, tmp_path / "once"), draw(result, tmp_path / "again")
+    assert once
+    for a, b in zip(once, again, strict=True):
+        for kind in (".svg", ".png"):
+            assert a.path.with_suffix(kind).read_bytes() == b.path.with_suffix(kind).read_bytes()
+        assert b"<dc:date>" not in a.path.read_bytes()
+
+
+def test_a_figure_far_above_the_others_does_not_hide_them(tmp_path: Path) -> None:
+    result = run_of(figure("peers/a", ours=2000), figure("peers/b", ours=5), name="peers").result()
+    [picture] = draw(result, tmp_path)
+    assert picture.path.name == "peers-ratios.svg"
+
+
+def test_what_never_ended_has_no_bar_but_its_numbers(tmp_path: Path) -> None:
+    never = figure("backpressure/recovery", ours=[math.inf], base=[2.0], better="lower")
+    run = run_of(never, figure("backpressure/none", ours=[1.0], base=[0.0], better="lower"), name="backpressure")
+    assert [picture.path.name for picture in draw(run.result(), tmp_path)] == ["backpressure-ratios-lower.svg"]
+    run.write(tmp_path)
+    assert main(["report", "--out", str(tmp_path)]) == 0
+
+
+def test_hours_are_drawn_with_few_points_and_no_peak_is_lost(tmp_path: Path) -> None:
+    count = 20_000
+    columns = {"seconds": [float(each) for each in range(count)], "depth": [0.0] * count}
+    columns["depth"][12_345] = 99.0
+    axes = timeline(columns, [], "soak").axes[0]
+    drawn: Any = axes.lines[0].get_ydata()
+    assert len(drawn) <= 1500
+    assert max(drawn) == 99.0
+
+
+def test_what_comes_between_the_troubles_is_not_named() -> None:
+    columns = {"seconds": [0.0, 10.0], "depth": [0.0, 1.0]}
+    names = ["healthy", "slow", "healthy", "down", "healthy"]
+    phases = [{"name": name, "from": 2 * turn, "to": 2 * turn + 2} for turn, name in enumerate(names)]
+    axes = timeline(columns, phases, "backpressure").axes[0]
+    assert [text.get_text() for text in axes.texts] == ["slow", "down"]
+
+
+def test_columns_of_one_kind_share_a_panel() -> None:
+    assert group(["rss_mib", "producer_p99_ms", "arrival", "producer_p50_ms", "goodput", "mood"]) == {
+        "rows/s": ["arrival", "goodput"],
+        "producer, ms": ["producer_p99_ms", "producer_p50_ms"],
+        "memory, MiB": ["rss_mib"],
+        "mood": ["mood"],
+    }
+
+
+def test_a_table_has_every_column_of_any_row() -> None:
+    assert table([{"a": 1}, {"b": "x", "a": 2.5}]) == "| a | b |\n| ---: | --- |\n| 1 |  |\n| 2.5 | x |\n"
