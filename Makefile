@@ -72,7 +72,7 @@ lock: $(VENV)/.uv
 		pyproject.toml --all-extras --group dev
 
 clean:
-	rm -rf $(VENV) $(LOWEST) dist build mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache .coverage*
+	rm -rf $(VENV) $(LOWEST) .venv-peers dist build mutants .pytest_cache .mypy_cache .ruff_cache .hypothesis .cache .coverage*
 	find outbox tests benchmarks migrations -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp each: a warm run compares a few dates. uv comes by pip, everything else by uv.

@@ -16,6 +16,7 @@ from benchmarks.places import LICENSE
 
 START_SECONDS = 30.0
 END_SECONDS = 30.0
+LAST_CHARACTERS = 2000
 _ROOT = Path(__file__).parents[1]
 
 
@@ -109,12 +110,17 @@ class OutboxWorker:
     def expect(self, word: str) -> None:
         """Wait until its log has ``word``."""
         deadline = time.monotonic() + START_SECONDS
-        while word not in (said := self.log.read_text()):
+        while word not in self.log.read_text():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"the worker did not start: {said[-2000:]}")
+                raise RuntimeError(f"the worker did not start: {self.last_words()}")
             time.sleep(0.02)
 
+    def last_words(self) -> str:
+        """The end of its log."""
+        return self.log.read_text()[-LAST_CHARACTERS:]
+
     def freeze(self) -> None:
+        """It takes no processor until ``thaw``."""
         self._process.send_signal(signal.SIGSTOP)
 
     def thaw(self) -> None:

@@ -6,15 +6,17 @@ first claim to the last settle, and the beacon's own record must have each row o
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
+from subprocess import PIPE, Popen
 
 from benchmarks.figures import Run
 from benchmarks.hand import by_hand
 from benchmarks.hand.beacon import HandSender, drain
-from benchmarks.places import Beacon, Places, fill, outbox_in, settings
+from benchmarks.places import LICENSE, Beacon, Places, fill, outbox_in, settings
 from benchmarks.rows import prepared
-from outbox import BeaconTransport, Dispatcher
+from outbox import BeaconTransport, Dispatcher, Outbox
 from outbox.core.lane import Lane
 
 FILL_ROWS = 10_000
@@ -22,16 +24,75 @@ BATCH_ROWS = 1000
 
 
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
-    sizes = {"100k": 100_000, "1M": 1_000_000} if run.full else {"100k": 100_000}
     for kind in databases:
-        for name, count in sizes.items():
-            run.compare(
-                f"drain/{kind}/{name}",
-                f"drain {name} rows, {kind}, one worker",
-                with_outbox(places, kind, count),
-                hand(places, kind, count),
-                rounds=5 if count <= 100_000 else 3,
-            )
+        _backlog(run, places, kind, "100k", 100_000)
+        if run.full:
+            _backlog(run, places, kind, "1M", 1_000_000)
+            for rows in (100, 300, 3000):
+                _sweep(run, places, kind, rows)
+            for number in (2, 4):
+                _several(run, places, kind, number)
+
+
+def _backlog(run: Run, places: Places, kind: str, name: str, count: int) -> None:
+    run.compare(
+        f"drain/{kind}/{name}",
+        f"drain {name} rows, {kind}, one worker",
+        with_outbox(places, kind, count),
+        hand(places, kind, count),
+        rounds=5 if count <= 100_000 else 3,
+    )
+
+
+def _sweep(run: Run, places: Places, kind: str, rows: int) -> None:
+    run.compare(
+        f"drain/{kind}/batch-{rows}",
+        f"drain 100k rows, {kind}, batches of {rows:,}",
+        with_outbox(places, kind, 100_000, batch_max_rows=rows, batch_max_bytes=4 * 2**20),
+        hand(places, kind, 100_000, rows),
+    )
+
+
+def _several(run: Run, places: Places, kind: str, number: int) -> None:
+    run.compare(
+        f"drain/{kind}/{number}-workers",
+        f"drain 100k rows, {kind}, {number} workers",
+        lambda: _by_workers(places, kind, 100_000, number),
+        with_outbox(places, kind, 100_000),
+        base_name="one worker",
+    )
+
+
+def _by_workers(places: Places, kind: str, count: int, number: int) -> float:
+    """Rows a second by dispatchers in processes of their own, from the word to start to the end of the last."""
+    with Beacon() as beacon, places.fresh(kind) as url, outbox_in(url, settings(beacon)) as box:
+        fill(box, count)
+        command = [sys.executable, "-m", "benchmarks.drain", url, beacon.url]
+        workers = [Popen(command, stdin=PIPE, stdout=PIPE, text=True) for _ in range(number)]
+        for worker in workers:
+            assert worker.stdout is not None
+            assert worker.stdout.readline() == "ready\n"
+        began = time.perf_counter()
+        for worker in workers:
+            assert worker.stdin is not None
+            worker.stdin.write("go\n")
+            worker.stdin.flush()
+        sent = sum(int(worker.communicate()[0]) for worker in workers)
+        took = time.perf_counter() - began
+        assert sent == beacon.counts["usage"]["unique"] == beacon.counts["usage"]["rows"] == count
+    return count / took
+
+
+def _work(url: str, beacon_url: str) -> None:
+    given = settings(beacon_url=beacon_url, license_key=LICENSE)
+    with Outbox(url, settings=given) as box, BeaconTransport(given) as transport:
+        transport.verify()
+        dispatcher = Dispatcher(box, transport, lanes=[Lane.USAGE])
+        print("ready", flush=True)
+        sys.stdin.readline()
+        sent = dispatcher.run_lane(Lane.USAGE).sent
+        dispatcher.close()
+    print(sent)
 
 
 def with_outbox(places: Places, kind: str, count: int, **changes: object) -> Callable[[], float]:
@@ -53,7 +114,7 @@ def with_outbox(places: Places, kind: str, count: int, **changes: object) -> Cal
     return measure
 
 
-def hand(places: Places, kind: str, count: int) -> Callable[[], float]:
+def hand(places: Places, kind: str, count: int, batch_rows: int = BATCH_ROWS) -> Callable[[], float]:
     """Rows a second."""
 
     def measure() -> float:
@@ -63,7 +124,7 @@ def hand(places: Places, kind: str, count: int) -> Callable[[], float]:
                 ledger.insert(prepared(min(FILL_ROWS, count - start)))
             sender = HandSender(beacon.url, beacon.license)
             began = time.perf_counter()
-            sent = drain(ledger, sender, BATCH_ROWS)
+            sent = drain(ledger, sender, batch_rows)
             took = time.perf_counter() - began
             sender.close()
             ledger.close()
@@ -71,3 +132,7 @@ def hand(places: Places, kind: str, count: int) -> Callable[[], float]:
         return count / took
 
     return measure
+
+
+if __name__ == "__main__":
+    _work(*sys.argv[1:3])

@@ -23,6 +23,8 @@ from benchmarks.records import quantile, read_commits, waits
 QUANTILES = {"p50": 0.5, "p99": 0.99}
 MODES = {"inside": "in one process", "across": "across processes"}
 ARRIVAL_SECONDS = 20.0
+AWAKE_SECONDS = 0.05
+"""After SIGCONT: timers that have run out meanwhile are dealt with."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ class Side:
 
     def turn(self, pace: Pace) -> None:
         self.thaw()
+        time.sleep(AWAKE_SECONDS)
         began = time.time()
         self.producer.go(pace.rate, pace.rows)
         time.sleep(pace.seconds)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from benchmarks.figures import Figure, Run
@@ -14,6 +16,8 @@ from benchmarks.records import Commits, quantile
 from benchmarks.watch import Sample, table
 
 HEALTHY = "healthy"
+SHORTEST_SECONDS = 0.5
+"""Of a phase that has a p99 to speak of; what is caught up with sooner has none."""
 
 
 @dataclass
@@ -68,9 +72,17 @@ class Told:
         """Seconds that callers waited in it."""
         return self.commits.between(phase.since, phase.until).seconds
 
+    def p99s(self, phase: Phase) -> list[float]:
+        """Of the commits of each second or so of it, in milliseconds."""
+        parts = max(1, int(phase.seconds))
+        edges = [phase.since + phase.seconds * number / parts for number in range(parts + 1)]
+        waited = [self.commits.between(*span).seconds for span in pairwise(edges)]
+        return [1000 * quantile(seconds, 0.99) for seconds in waited if seconds]
+
     @cached_property
-    def healthy(self) -> list[float]:
-        return [seconds for phase in self.phases if phase.name == HEALTHY for seconds in self.waited(phase)]
+    def healthy_p99(self) -> float:
+        """Median of those of all healthy seconds."""
+        return statistics.median(each for phase in self.phases if phase.name == HEALTHY for each in self.p99s(phase))
 
     @property
     def lost(self) -> int:
@@ -108,8 +120,9 @@ def report(run: Run, told: Told) -> None:
 
 
 def _waiting(run: Run, told: Told, phase: Phase) -> None:
-    waited = told.waited(phase)
-    if len(waited) < 100:  # a moment of catching up: no p99 to speak of
+    """A second in which the machine did something else moves one p99, not the median of them."""
+    seconds = told.p99s(phase)
+    if phase.seconds < SHORTEST_SECONDS or not seconds:
         return
     run.add(
         Figure(
@@ -117,10 +130,10 @@ def _waiting(run: Run, told: Told, phase: Phase) -> None:
             f"producers' p99, {told.kind}, {phase.name}",
             "ms",
             "lower",
-            [1000 * quantile(waited, 0.99)],
-            [1000 * quantile(told.healthy, 0.99)],
+            seconds,
+            [told.healthy_p99] * len(seconds),
             base_name=HEALTHY,
-            note=f"{len(waited)} commits, {len(told.healthy)} healthy ones",
+            note="of the commits of each second",
         )
     )
 
@@ -166,7 +179,7 @@ def _facts(run: Run, told: Told, began: float) -> None:
         "duplicates": sum(duplicates.values()),
         "duplicates_by_phase": duplicates,
         "duplicates_of_another_key": sum(len(set(keys)) > 1 for keys in told.duplicates.values()),
-        "longest_wait_ms": {phase.name: round(1000 * max(told.waited(phase), default=0), 2) for phase in told.phases},
+        "waited_ms": _waited_ms(told),
         "requests": {phase.name: _requests(phase) for phase in told.phases if phase.name != HEALTHY},
     }
     run.facts[told.kind] = facts
@@ -180,6 +193,19 @@ def _facts(run: Run, told: Told, began: float) -> None:
     print(
         f" they were received first: {duplicates}, {facts['duplicates_of_another_key']} under another key", flush=True
     )
+
+
+def _waited_ms(told: Told) -> dict[str, dict[str, float]]:
+    """What callers waited for a commit, all of a name together."""
+    waited: dict[str, list[float]] = {}
+    for phase in told.phases:
+        waited.setdefault(phase.name, []).extend(told.waited(phase))
+    parts = {"p50": 0.5, "p99": 0.99, "longest": 1.0}
+    return {
+        name: {part: 1000 * quantile(values, at) for part, at in parts.items()}
+        for name, values in waited.items()
+        if values
+    }
 
 
 def _by_phase(told: Told) -> Counter[str]:

@@ -44,12 +44,16 @@ class Scene:
             producer.rest()
         self.until_depth(0, seconds)
         self.watch.close()
+        if left := self.depth():
+            print(
+                f"{self.kind}: {left} rows still wait; the worker's log ends:\n{self.worker.last_words()}", flush=True
+            )
 
     def until_depth(self, rows: int, seconds: float) -> None:
         """Until no more than ``rows`` wait. After ``seconds`` it goes on as it is: the figures tell."""
         deadline = time.monotonic() + seconds
         while self.depth() > rows and time.monotonic() < deadline:
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def depth(self) -> int:
         """Rows committed and not received."""

@@ -113,14 +113,19 @@ class Dispatcher:
             report += self.run_lane(lane, at_most=self.box.settings.max_senders)
         return report
 
-    def run_lane(self, lane: Lane, *, at_most: int | None = None, stop: Event | None = None) -> DispatchReport:
-        """Send batches of one lane until nothing is due, ``at_most`` are sent, or ``stop`` is set."""
+    def run_lane(
+        self, lane: Lane, *, at_most: int | None = None, stop: Event | None = None, woken: bool = False
+    ) -> DispatchReport:
+        """Send batches of one lane until nothing is due, ``at_most`` are sent, or ``stop`` is set.
+
+        ``woken``: new entries are known to be there, so they are claimed without a look at what else waits.
+        """
         stop = stop or Event()
         flight = Flight(self, lane, at_most, stop, self._cut_off.pop(lane, None))
         try:
-            outlook = self.box.store.outlook(lane)
-            if outlook.ready or flight.busy:
-                flight.run()
+            outlook = None if woken else self.box.store.outlook(lane)
+            if outlook is None or outlook.ready or flight.busy:
+                flight.run(look_due=not woken)
                 outlook = self.box.store.outlook(lane)
         except BaseException:
             self._cut_off[lane] = flight
@@ -175,20 +180,17 @@ class Flight:
         self.landed: list[Settlement] = [] if cut_off is None else cut_off.landed
         """Receipts that are not settled yet."""
         self.total = Settled()
-        self._looked_at = float("-inf")
+        self._looked_at = time.monotonic()
 
-    def run(self) -> None:
-        """Step until nothing is claimed and nothing flies."""
+    def run(self, *, look_due: bool) -> None:
+        """Step until nothing is claimed and nothing flies. ``look_due``: begin with what waited."""
         if self.landed:
             self._step(0, False)  # alone: a full disk that takes no new batch may still take a receipt
-        failing = False
         while True:
             want = self._room()
             if self.landed or want:
-                look_due = failing or time.monotonic() - self._looked_at > LOOK_DUE_SECONDS
-                step = self._step(want, look_due)
-                if not step.batches and want and not look_due:
-                    step = self._step(want, True)
+                step = self._step(want, look_due or time.monotonic() - self._looked_at > LOOK_DUE_SECONDS)
+                look_due = False
                 for batch in step.batches:
                     self._fly(batch)
                 if want and len(step.batches) == want and self._room() and not any(f.done() for f in self.flying):
@@ -196,7 +198,7 @@ class Flight:
             if not self.flying:
                 return
             self.landed = self._wait()
-            failing = any(one.receipt.verdict is not Verdict.DELIVERED for one in self.landed)
+            look_due = any(one.receipt.verdict is not Verdict.DELIVERED for one in self.landed)
 
     @property
     def busy(self) -> bool:

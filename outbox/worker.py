@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("outbox.worker")
 
 UPKEEP_SECONDS = 60
+SIGNAL_SECONDS = 0.5
 BOUNDS_SECONDS = 10
 AUDITED_OFTEN = 200_000
 """The newest numbers, audited each minute; all of them at start and every hour."""
@@ -90,7 +91,8 @@ class Worker:
         previous = self._catch_signals()
         try:
             with self:
-                self._stop.wait()
+                while not self._stop.wait(SIGNAL_SECONDS):  # a signal that another thread got does not end a wait
+                    pass
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -127,7 +129,7 @@ class Worker:
         while not self._stop.is_set():
             woken = wake.is_set()
             wake.clear()  # before the look: who wakes during it is looked for again
-            report = self.dispatcher.run_lane(lane, stop=self._stop)
+            report = self.dispatcher.run_lane(lane, stop=self._stop, woken=woken)
             if report.more and report.batches:
                 continue
             if report.batches or woken:

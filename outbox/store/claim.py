@@ -12,19 +12,31 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Row, Select, and_, bindparam, func, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Row,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from outbox.core import batching, runs
 from outbox.core.batch import Batch
 from outbox.core.health import LaneState, probing
-from outbox.core.lane import LANES, Lane
+from outbox.core.lane import LANES
 from outbox.core.lifecycle import BatchState
 from outbox.core.policy import MICROSECONDS, Policy
 from outbox.core.runs import Runs
 from outbox.core.transition import Move, after_crash
 from outbox.store import holes
 from outbox.store.dialects import dialect_of, lines_of
-from outbox.store.ledger import LockedLane, add_to_totals, backoff, insert_batch, live_batches
+from outbox.store.ledger import LockedLane, add_to_totals, backoff, batch_columns, live_batches
 from outbox.store.schema import BATCH, LOGS
 from outbox.store.settle import halve
 
@@ -42,64 +54,89 @@ class Entries:
     lines: str
 
 
-NOTHING = Entries((), 0, 0, "")
+def _neighbours_of(log: Table) -> Any:
+    """The numbers after the cursor as one row a batch: how many, the last number, bytes, the payloads as lines."""
+    after, most = bindparam("after", type_=BigInteger), bindparam("most", type_=BigInteger)
+    part = ((log.c.seq - after - 1) // most).label("part")
+    found = (
+        select(part, log.c.seq, log.c.size, log.c.payload)
+        .where(log.c.seq > after, log.c.seq <= bindparam("until", type_=BigInteger))
+        .order_by(log.c.seq)
+        .subquery()
+    )
+    newest = select(func.max(log.c.seq)).scalar_subquery().label("newest")
+    return select(*_joined(found.c), newest).group_by(found.c.part).order_by(found.c.part)
 
 
-def _joined(lane: Lane, rows: Select[Any]) -> Select[int, Any, Any, str]:
-    """The rows of a log as one: how many, the last number, bytes, and the payloads as lines."""
-    log = LOGS[lane]
-    found = rows.with_only_columns(log.c.seq, log.c.size, log.c.payload).order_by(log.c.seq).subquery()
-    return select(
+def _run_of(log: Table) -> Any:
+    """The numbers from ``first`` to ``last`` as one such row."""
+    within = log.c.seq.between(bindparam("first"), bindparam("last"))
+    found = select(log.c.seq, log.c.size, log.c.payload).where(within).order_by(log.c.seq).subquery()
+    newest = select(func.max(log.c.seq)).scalar_subquery().label("newest")
+    return select(*_joined(found.c), newest)
+
+
+def _joined(found: Any) -> Sequence[ColumnElement[Any]]:
+    return (
         func.count().label("entries"),
-        func.max(found.c.seq).label("last"),
-        func.sum(found.c.size).label("size"),
-        lines_of(found.c.payload, found.c.seq).label("lines"),
+        func.max(found.seq).label("last"),
+        func.sum(found.size).label("size"),
+        lines_of(found.payload, found.seq).label("lines"),
     )
 
 
-def _above(lane: Lane) -> Select[Any]:
-    log = LOGS[lane]
-    return select(log).where(log.c.seq > bindparam("after")).order_by(log.c.seq).limit(bindparam("count"))
-
-
-def _between(lane: Lane) -> Select[Any]:
-    return select(LOGS[lane]).where(LOGS[lane].c.seq.between(bindparam("first"), bindparam("last")))
+def _sizes_of(log: Table) -> Any:
+    above = log.c.seq > bindparam("after")
+    return select(log.c.seq, log.c.size).where(above).order_by(log.c.seq).limit(bindparam("count"))
 
 
 # Built once: SQLAlchemy takes longer to put such a statement together than SQLite takes to run it.
-_NEIGHBOURS = {lane: _joined(lane, _above(lane)) for lane in LANES}
-_SIZES = {lane: _above(lane).with_only_columns(LOGS[lane].c.seq, LOGS[lane].c.size) for lane in LANES}
-_RUN = {lane: _joined(lane, _between(lane)) for lane in LANES}
+_NEIGHBOURS = {lane: _neighbours_of(log) for lane, log in LOGS.items()}
+_SIZES = {lane: _sizes_of(log) for lane, log in LOGS.items()}
+_RUN = {lane: _run_of(log) for lane, log in LOGS.items()}
 
 
-def claim(lane: LockedLane, policy: Policy, *, look_due: bool, eager_holes: bool = False) -> Batch | None:
-    """Lease one batch, or None when nothing can be sent now.
+def claim(lane: LockedLane, policy: Policy, *, want: int, look_due: bool, eager_holes: bool = False) -> Sequence[Batch]:
+    """Lease ``want`` batches, or as many as can be sent now.
 
     ``look_due``: also look for due batches and holes; the caller does so by a timer and when nothing is new, so
     that a busy claim does not walk the index of settled leases each time.
     """
+    batches: list[Batch] = []
+    while len(batches) < want:
+        more = _claim(lane, policy, want - len(batches), look_due, eager_holes)
+        if not more:
+            break
+        batches += more
+    return batches
+
+
+def _claim(lane: LockedLane, policy: Policy, want: int, look_due: bool, eager_holes: bool) -> Sequence[Batch]:
+    """One batch that waited, or some of the new entries."""
     if not lane.health.may_send(lane.now, policy.max_wait_us):
-        return None
+        return []
     if lane.health.state is not LaneState.OPEN:
         return _probe(lane, policy, eager_holes)
-    batch = None
     if look_due:
         batch = _due(lane, policy, probe=False) or _from_holes(lane, policy, eager_holes)
-        if batch is None and live_batches(lane) >= policy.live_batches:
-            return None
-    return batch or _new(lane, policy)
+        if batch is not None:
+            return [batch]
+        want = min(want, policy.live_batches - live_batches(lane))
+    return _new(lane, policy, want) if want > 0 else []
 
 
-def _probe(lane: LockedLane, policy: Policy, eager_holes: bool) -> Batch | None:
+def _probe(lane: LockedLane, policy: Policy, eager_holes: bool) -> Sequence[Batch]:
     """Whatever waits, due or not; while everything is refused, every other time what was never refused."""
-    batch = _new(lane, policy) if lane.health.fresh_first else None
-    batch = batch or _due(lane, policy, probe=True) or _from_holes(lane, policy, eager_holes)
-    if batch is None and live_batches(lane) < policy.live_batches:
-        batch = _new(lane, policy)
-    if batch is None:
-        return None
+    batches = _new(lane, policy, 1) if lane.health.fresh_first else []
+    if not batches:
+        waited = _due(lane, policy, probe=True) or _from_holes(lane, policy, eager_holes)
+        batches = [] if waited is None else [waited]
+    if not batches and live_batches(lane) < policy.live_batches:
+        batches = _new(lane, policy, 1)
+    if not batches:
+        return []
     lane.health = probing(lane.health, lane.now, policy.lease_us)
-    return replace(batch, probe_until=lane.health.next_probe_at)
+    return [replace(batches[0], probe_until=lane.health.next_probe_at)]
 
 
 def _due(lane: LockedLane, policy: Policy, probe: bool) -> Batch | None:
@@ -204,43 +241,48 @@ def _from_holes(lane: LockedLane, policy: Policy, eager: bool) -> Batch | None:
     return _lease(lane, policy, read_entries(lane, taken) if rest else found)
 
 
-def _new(lane: LockedLane, policy: Policy) -> Batch | None:
-    found = _neighbours(lane, policy) or _above_cursor(lane, policy)
-    if not found.members:
-        return None
-    lane.cursor = found.members[-1][1]
-    return _lease(lane, policy, found)
+def _new(lane: LockedLane, policy: Policy, want: int) -> Sequence[Batch]:
+    """Batches of the entries above the cursor, which rises past them."""
+    return [_lease(lane, policy, entries) for entries in _neighbours(lane, policy, want) or _above_cursor(lane, policy)]
 
 
-def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
-    """The next entries by one query, where no number is missing among them and they fit a batch. None: look closer."""
-    limit = policy.max_batch_bytes(lane.lane)
-    if policy.batch_max_rows * LANES[lane.lane].max_payload_bytes > _READ_AT_ONCE_BYTES:
-        return None
-    values = {"after": lane.cursor, "count": policy.batch_max_rows}
-    row = lane.connection.execute(_NEIGHBOURS[lane.lane], values).one()
-    if not row.entries:
-        return NOTHING
-    if row.last - lane.cursor != row.entries or row.size > limit or not _whole(row):
-        return None
-    return Entries(((lane.cursor + 1, row.last),), row.entries, row.size, row.lines)
+def _neighbours(lane: LockedLane, policy: Policy, want: int) -> Sequence[Entries]:
+    """The next batches by one query, as far as no number is missing and each fits. Empty: look closer."""
+    limit, most = policy.max_batch_bytes(lane.lane), policy.batch_max_rows
+    if most * LANES[lane.lane].max_payload_bytes > _READ_AT_ONCE_BYTES:
+        return []
+    if dialect_of(lane.connection).single_writer:  # in this process a query costs little, and a sort by parts much
+        rows = lane.connection.execute(_RUN[lane.lane], {"first": lane.cursor + 1, "last": lane.cursor + most})
+    else:
+        values = {"after": lane.cursor, "until": lane.cursor + most * want, "most": most}
+        rows = lane.connection.execute(_NEIGHBOURS[lane.lane], values)
+    found: list[Entries] = []
+    for row in rows:
+        if not row.entries or row.last - lane.cursor != row.entries or row.size > limit or not _whole(row):
+            break
+        if row.entries < most and row.last != row.newest:
+            break  # there are more, behind a gap: they belong to this batch
+        found.append(Entries(((lane.cursor + 1, row.last),), row.entries, row.size, row.lines))
+        lane.cursor = row.last
+    return found
 
 
-def _above_cursor(lane: LockedLane, policy: Policy) -> Entries:
-    """The next entries; the numbers that are missing before them become holes."""
+def _above_cursor(lane: LockedLane, policy: Policy) -> Sequence[Entries]:
+    """The entries of the next batch; the numbers that are missing before them become holes."""
     values = {"after": lane.cursor, "count": policy.batch_max_rows}
     rows = lane.connection.execute(_SIZES[lane.lane], values).all()
     if not rows:
-        return NOTHING
+        return []
     numbers, sizes = zip(*rows, strict=True)
     count = batching.cut(sizes, policy.max_batch_bytes(lane.lane))
     gaps = batching.gaps(lane.cursor, numbers[:count])
     if gaps and not dialect_of(lane.connection).single_writer:
         count = _before_young_gap(lane, policy, numbers[:count], gaps)
     if count == 0:
-        return NOTHING
+        return []
     holes.record(lane, [gap for gap in gaps if gap[1] < numbers[count - 1]])
-    return read_entries(lane, runs.from_sorted(numbers[:count]))
+    lane.cursor = numbers[count - 1]
+    return [read_entries(lane, runs.from_sorted(numbers[:count]))]
 
 
 def _before_young_gap(lane: LockedLane, policy: Policy, numbers: Sequence[int], gaps: Runs) -> int:
@@ -314,7 +356,7 @@ def lease_deadline(policy: Policy) -> float:
 def _lease(lane: LockedLane, policy: Policy, found: Entries) -> Batch:
     token: UUID = uuid4()
     deadline = lease_deadline(policy)
-    batch_id = insert_batch(
+    columns = batch_columns(
         lane,
         found.members,
         found.count,
@@ -323,8 +365,9 @@ def _lease(lane: LockedLane, policy: Policy, found: Entries) -> Batch:
         lease_token=token,
         due_at=lane.now + policy.lease_us,
     )
+    lane.leases.append(columns)
     return Batch(
-        id=batch_id,
+        id=columns["id"],
         lane=lane.lane,
         members=found.members,
         rows=found.count,

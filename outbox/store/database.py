@@ -81,7 +81,7 @@ class Database:
     def read(self, *, snapshot: bool = False) -> Iterator[Connection]:
         """A transaction that only reads; with ``snapshot`` every statement in it sees the same moment."""
         self._after_fork()
-        level = self.dialect.snapshot_isolation if snapshot else None
+        level = self.dialect.snapshot_isolation if snapshot else self.dialect.read_isolation
         options: dict[str, Any] = {_READ: True, **({"isolation_level": level} if level else {})}
         with self.explained(), self.engine.connect().execution_options(**options) as connection:
             yield connection

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 from uuid import UUID
@@ -42,6 +42,8 @@ class LockedLane:
     folded_version: int
     health: Health
     now: int
+    leases: list[dict[str, Any]] = field(default_factory=list)
+    """Batches to insert, all at once, before the lane's row is saved."""
 
     @property
     def key(self) -> str:
@@ -73,6 +75,8 @@ def locked(connection: Connection, lane: Lane, clock: Clock | None = None) -> It
     before = _health(row)
     state = LockedLane(connection, lane, row.floor, row.cursor, row.version + 1, row.folded_version, before, now)
     yield state
+    if state.leases:
+        connection.execute(_INSERT_BATCH, state.leases)
     values: dict[str, object] = {
         "version": state.version,
         "cursor": state.cursor,
@@ -120,8 +124,17 @@ def new_id() -> UUID:
 
 def insert_batch(lane: LockedLane, members: Runs, entries: int, payload_bytes: int, **columns: object) -> UUID:
     """Write a batch row; the id is new unless ``columns`` has one."""
+    values = batch_columns(lane, members, entries, payload_bytes, **columns)
+    lane.connection.execute(_INSERT_BATCH, values)
+    id: UUID = values["id"]
+    return id
+
+
+def batch_columns(
+    lane: LockedLane, members: Runs, entries: int, payload_bytes: int, **columns: object
+) -> dict[str, Any]:
     batch_id = new_id()
-    values = {
+    return {
         "id": batch_id,
         "lane": lane.key,
         "members": encode(members),
@@ -133,10 +146,8 @@ def insert_batch(lane: LockedLane, members: Runs, entries: int, payload_bytes: i
         "created_at": lane.now,
         **columns,
     }
-    lane.connection.execute(_INSERT_BATCH, values)
-    return batch_id
 
 
 def live_batches(lane: LockedLane) -> int:
     live = select(func.count()).where(BATCH.c.lane == lane.key, BATCH.c.state.in_(("leased", "waiting")))
-    return lane.connection.execute(live).scalar_one()
+    return lane.connection.execute(live).scalar_one() + len(lane.leases)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Row, Update, bindparam, func, or_, select, update
 
@@ -21,21 +22,24 @@ from outbox.core.policy import MICROSECONDS, Policy
 from outbox.core.runs import Runs
 from outbox.core.step import Settled, Settlement
 from outbox.core.transition import Move, Transition, decide
-from outbox.core.verdict import Receipt
+from outbox.core.verdict import Receipt, Verdict
 from outbox.store.dialects import RUNS_AT_ONCE
 from outbox.store.ledger import LockedLane, add_to_totals, backoff, insert_batch
 from outbox.store.schema import BATCH, LOGS
+
+_NEW = "new_"
 
 
 def settle(lane: LockedLane, policy: Policy, settlements: Sequence[Settlement]) -> Settled:
     """Apply the receipts in order; the lane's health follows."""
     done = Settled()
+    delivered = _deliver(lane, [one for one in settlements if one.receipt.verdict is Verdict.DELIVERED])
     for one in settlements:
-        _settle_one(lane, policy, one, done)
+        _settle_one(lane, policy, one, done, delivered)
     return done
 
 
-def _settle_one(lane: LockedLane, policy: Policy, one: Settlement, done: Settled) -> None:
+def _settle_one(lane: LockedLane, policy: Policy, one: Settlement, done: Settled, delivered: frozenset[UUID]) -> None:
     batch, receipt = one.batch, one.receipt
     jitter = backoff(policy)
     transition = decide(
@@ -49,7 +53,10 @@ def _settle_one(lane: LockedLane, policy: Policy, one: Settlement, done: Settled
         draw=jitter.draw,
         refusing=lane.health.refusing,
     )
-    if not _apply(lane, batch, receipt, transition):
+    applied = batch.lease_token in delivered or (
+        transition.move is not Move.DELIVER and _apply(lane, batch, receipt, transition)
+    )
+    if not applied:
         done.lost.append(batch.id)
         return
     done.batches += 1
@@ -79,29 +86,27 @@ def _apply(lane: LockedLane, batch: Batch, receipt: Receipt, transition: Transit
             return False
         halve(lane, row, attempts=transition.attempts, ambiguous=transition.ambiguous, error=receipt.reason)
         return True
-    values: dict[str, Any] = {
-        "lease_token": None,
-        "attempts": transition.attempts,
-        "ambiguous": transition.ambiguous,
-        "crash_count": 0,
-        "inserted_count": receipt.inserted_count,
-        "receipt": receipt_json(receipt),
-        **_changes(lane, transition),
-    }
-    if transition.move is not Move.DELIVER:
-        values["last_error"] = receipt.reason
-    return _update_leased(lane, batch, values)
+    if transition.move is Move.BURY:
+        changes = ended(lane, Ending.REFUSED)
+    else:
+        wait = int(transition.wait_seconds * MICROSECONDS)
+        changes = {"state": BatchState.WAITING, "due_at": lane.now + wait}
+    changes |= {"attempts": transition.attempts, "ambiguous": transition.ambiguous, "last_error": receipt.reason}
+    return _update_leased(lane, [_parameters(batch, receipt, changes)]) == 1
 
 
-def _changes(lane: LockedLane, transition: Transition) -> dict[str, Any]:
-    match transition.move:
-        case Move.DELIVER:
-            return ended(lane, Ending.DELIVERED) | {"due_at": lane.now}
-        case Move.BURY:
-            return ended(lane, Ending.REFUSED)
-        case _:
-            wait = int(transition.wait_seconds * MICROSECONDS)
-            return {"state": BatchState.WAITING, "due_at": lane.now + wait}
+def _deliver(lane: LockedLane, group: Sequence[Settlement]) -> frozenset[UUID]:
+    """Settle the batches that arrived, all by one statement. The lease tokens of those that were still ours."""
+    arrived = ended(lane, Ending.DELIVERED) | {"due_at": lane.now}
+    rows = [_parameters(one.batch, one.receipt, arrived) for one in group]
+    ids = {one.batch.id for one in group}
+    if len(ids) < len(group):  # two leases of one batch: only one at a time tells which of them still held
+        return frozenset(row["token"] for row in rows if _update_leased(lane, [row]) == 1)
+    if not group or _update_leased(lane, rows) == len(group):
+        return frozenset(row["token"] for row in rows)
+    here = (BATCH.c.lane == lane.key, BATCH.c.settled_version == lane.version, BATCH.c.id.in_(ids))
+    settled = frozenset(lane.connection.execute(select(BATCH.c.id).where(*here)).scalars())
+    return frozenset(row["token"] for row in rows if row["batch"] in settled)
 
 
 def ended(lane: LockedLane, verdict: Ending) -> dict[str, Any]:
@@ -116,10 +121,22 @@ def ended(lane: LockedLane, verdict: Ending) -> dict[str, Any]:
     }
 
 
-def _update_leased(lane: LockedLane, batch: Batch, values: dict[str, Any]) -> bool:
-    parameters = {f"new_{name}": value for name, value in values.items()}
-    parameters |= {"batch": batch.id, "token": batch.lease_token, "leased": BatchState.LEASED}
-    return lane.connection.execute(_settling(tuple(values)), parameters).rowcount == 1
+def _parameters(batch: Batch, receipt: Receipt, changes: dict[str, Any]) -> dict[str, Any]:
+    """Of ``_settling``."""
+    values = {
+        "lease_token": None,
+        "crash_count": 0,
+        "inserted_count": receipt.inserted_count,
+        "receipt": receipt_json(receipt),
+        **changes,
+    }
+    fence = {"batch": batch.id, "token": batch.lease_token, "leased": BatchState.LEASED}
+    return fence | {f"{_NEW}{name}": value for name, value in values.items()}
+
+
+def _update_leased(lane: LockedLane, rows: Sequence[dict[str, Any]]) -> int:
+    """Change batches whose lease is still ours; how many. All rows have the same columns."""
+    return lane.connection.execute(_settling(tuple(rows[0])), rows).rowcount
 
 
 @cache
@@ -130,7 +147,8 @@ def _settling(names: tuple[str, ...]) -> Update:
         BATCH.c.lease_token == bindparam("token"),
         BATCH.c.state == bindparam("leased"),
     )
-    return update(BATCH).where(*fence).values({name: bindparam(f"new_{name}") for name in names})
+    changed: dict[str, Any] = {name.removeprefix(_NEW): bindparam(name) for name in names if name.startswith(_NEW)}
+    return update(BATCH).where(*fence).values(changed)
 
 
 def _leased(lane: LockedLane, batch: Batch) -> Row[Any] | None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 from uuid import UUID
 
-from outbox.core.batch import Batch
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, SchemaStatus
 from outbox.core.health import Health, LaneState
 from outbox.core.lane import LANES, Lane
@@ -56,10 +55,7 @@ class Store:
 
         def settle_and_claim(row: LockedLane) -> Step:
             settled = settle(row, self.policy, settlements)
-            batches: list[Batch] = []
-            while len(batches) < want and (batch := claim(row, self.policy, look_due=look_due, eager_holes=eager)):
-                batches.append(batch)
-            return Step(batches, settled)
+            return Step(claim(row, self.policy, want=want, look_due=look_due, eager_holes=eager), settled)
 
         try:
             return self._on(lane, settle_and_claim)

@@ -13,7 +13,7 @@ HOSTS = [
 ]
 """Put together here, so that this file does not name them either."""
 
-NOT_OURS = {".venv", ".venv-lowest", ".git", "__pycache__", "dist", "build"}
+NOT_OURS = {".venv", ".venv-lowest", ".venv-peers", ".git", "__pycache__", "dist", "build"}
 
 
 def test_no_file_names_a_package_registry() -> None:

@@ -67,10 +67,9 @@ class Worker:
         if not landed and (not want or (not flight.flying and not self.store.outlook(lane).ready)):
             return
         failing = any(one.receipt.verdict is not Verdict.DELIVERED for one in landed)
-        look_due = failing or self.world.monotonic() - flight.looked_at > LOOK_DUE_SECONDS
+        idle = not landed and not flight.flying
+        look_due = idle or failing or self.world.monotonic() - flight.looked_at > LOOK_DUE_SECONDS
         batches = self._step(lane, landed, want, look_due)
-        if not batches and want and not look_due:
-            batches = self._step(lane, [], want, True)
         life = self.life
         for batch in batches:
             if life == self.life:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from sqlalchemy import func, select, update
@@ -27,6 +28,15 @@ def test_a_claim_leases_every_entry_with_its_payload_in_order(worker: Worker) ->
     assert batch.rows == runs.count(batch.members) == 5
     assert batch.payload_bytes == sum(len(message.payload) for message in messages)
     assert (batch.attempts, batch.ambiguous) == (0, False)
+
+
+def test_a_backlog_is_leased_in_full_batches_several_in_one_commit(worker: Worker) -> None:
+    worker.put(25)
+    worker.box.store.policy = replace(worker.box.store.policy, batch_max_rows=10)
+    step = worker.box.store.step(worker.lane, [], want=4, look_due=False)
+    assert [batch.rows for batch in step.batches] == [10, 10, 5]
+    assert [batch.members for batch in step.batches] == [((1, 10),), ((11, 20),), ((21, 25),)]
+    assert [worker.batch(batch.id).state for batch in step.batches] == ["leased"] * 3
 
 
 def test_a_payload_that_a_person_wrote_over_several_lines_stays_one_entry(worker: Worker) -> None:

@@ -33,6 +33,8 @@ class Dialect(ABC):
     name: ClassVar[str]
     sync_driver: ClassVar[str]
     worker_isolation: ClassVar[str | None] = "READ COMMITTED"
+    read_isolation: ClassVar[str | None] = None
+    """Of a transaction that reads once; None: as any other."""
     snapshot_isolation: ClassVar[str | None] = "REPEATABLE READ"
     single_writer: ClassVar[bool] = False
     """One transaction writes at a time: numbers commit in order, so there are no holes."""

@@ -1,0 +1,130 @@
+"""A steady rate for minutes to hours, with a little of every trouble: does anything grow that should not?
+
+The time is cut in cycles of calm and one trouble each. The last quarter is held to the first: memory of the worker and
+of the producer, what a row waits from commit to received (of the rows committed in calm), and the size of the database.
+Sent rows are kept for a while only, so that purging goes on too; it runs once a minute, so the size says something from
+a few minutes on.
+
+The environment's ``BENCH_SOAK_SECONDS`` sets the length, of each database. (``OUTBOX_`` is for settings of the outbox.)
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import cycle
+
+from benchmarks.figures import Figure, Run
+from benchmarks.places import Places
+from benchmarks.records import Commits, quantile, waits
+from benchmarks.scene import Scene, scene
+from benchmarks.watch import table
+
+RATE, ROWS = 200, 2
+QUICK_SECONDS, FULL_SECONDS = 60.0, 600.0
+CYCLES = 12
+"""Three in each quarter."""
+CALM_PART = 0.7
+CAUGHT_UP_ROWS = RATE // 10
+"""Calm begins when a trouble is over and no more wait."""
+SAMPLES = 600
+"""At most about so many, or five a second."""
+RETENTION_PART = 0.1
+END_SECONDS = 30.0
+
+TROUBLES: Mapping[str, Mapping[str, object]] = {
+    "slow": {"latency_ms": 100, "jitter_ms": 100},
+    "503": {"status": 503, "times": 0.2},
+    "resets": {"reset": 0.1},
+    "lost answers": {"lose_answers": 0.1},
+    "429": {"status": 429, "retry_after": 1, "times": 0.1},
+    "down": {"down": True},
+}
+CALM = dict.fromkeys(name for faults in TROUBLES.values() for name in faults)
+
+
+def run(run: Run, places: Places, databases: Sequence[str]) -> None:
+    seconds = float(os.environ.get("BENCH_SOAK_SECONDS", FULL_SECONDS if run.full else QUICK_SECONDS))
+    run.settings |= {"seconds": seconds, "rate": RATE}
+    sampling = max(0.2, seconds / SAMPLES)
+    for kind in databases:
+        kept = max(5.0, seconds * RETENTION_PART)
+        with scene(places, kind, sample_seconds=sampling, retention_sent=kept) as actors:
+            soak = Soak(actors, seconds)
+            soak.play()
+            soak.report(run)
+
+
+@dataclass
+class Soak:
+    scene: Scene
+    seconds: float
+    began: float = 0.0
+    calm: list[tuple[float, float]] = field(default_factory=list)
+    """When beacon was well, in epoch seconds."""
+    troubled: list[tuple[str, float, float]] = field(default_factory=list)
+
+    def play(self) -> None:
+        control = self.scene.beacon.control
+        self.scene.go(RATE, ROWS)
+        time.sleep(1.0)
+        self.began = time.time()
+        length = self.seconds / CYCLES
+        for number, name in zip(range(CYCLES), cycle(TROUBLES)):
+            strike = self.began + (number + CALM_PART) * length
+            self.scene.until_depth(CAUGHT_UP_ROWS, length * CALM_PART)
+            since = time.time()
+            time.sleep(max(0.0, strike - since))
+            struck = time.time()
+            control.patch(**TROUBLES[name])
+            time.sleep(length * (1 - CALM_PART))
+            control.patch(**CALM)
+            self.calm.append((since, struck))
+            self.troubled.append((name, struck, time.time()))
+        self.scene.end(END_SECONDS)
+
+    def report(self, run: Run) -> None:
+        kind, control = self.scene.kind, self.scene.beacon.control
+        commits, arrivals = self.scene.commits(), control.arrivals()
+        columns = table(self.scene.watch.samples, commits, arrivals, self.began)
+        run.series[kind] = columns
+        for name, title in (("worker_rss_mib", "worker's memory"), ("producer_rss_mib", "producer's memory")):
+            self._compare(run, name, title, "MiB", self._quarters(columns, name))
+        self._compare(run, "size_mib", "size of the database", "MiB", self._quarters(columns, "size_mib"))
+        for name, part in (("p50", 0.5), ("p99", 0.99)):
+            quarters = [[1000 * quantile(values, part)] for values in self._calm_waits(commits, arrivals)]
+            self._compare(run, name, f"commit to received in calm, {name}", "ms", quarters)
+        self._facts(run, commits, arrivals)
+
+    def _compare(self, run: Run, key: str, title: str, unit: str, quarters: Sequence[Sequence[float]]) -> None:
+        first, last = ([statistics.median(values)] for values in (quarters[0], quarters[-1]))
+        key, title = f"soak/{self.scene.kind}/{key}", f"{title}, {self.scene.kind}, last quarter"
+        run.add(Figure(key, title, unit, "lower", last, first, base_name="first quarter"))
+
+    def _quarters(self, columns: Mapping[str, Sequence[float]], name: str) -> list[list[float]]:
+        quarters: list[list[float]] = [[], [], [], []]
+        for t, value in zip(columns["t"], columns[name], strict=True):
+            if 0 <= t < self.seconds:
+                quarters[int(4 * t / self.seconds)].append(value)
+        return quarters
+
+    def _calm_waits(self, commits: Commits, arrivals: Mapping[str, float]) -> list[list[float]]:
+        each = CYCLES // 4
+        quarters = [self.calm[start : start + each] for start in range(0, CYCLES, each)]
+        return [[wait for span in spans for wait in waits(commits.between(*span), arrivals)] for spans in quarters]
+
+    def _facts(self, run: Run, commits: Commits, arrivals: Mapping[str, float]) -> None:
+        kind = self.scene.kind
+        lost = sum(id not in arrivals for id in commits.ids)
+        usage = self.scene.beacon.counts["usage"]
+        run.facts.setdefault("phases", []).extend(
+            {"series": kind, "name": name, "from": since - self.began, "to": until - self.began}
+            for name, since, until in self.troubled
+        )
+        run.facts[kind] = {"committed": len(commits), "lost": lost, "duplicates": usage["duplicates"]}
+        run.facts[kind]["statuses"] = usage["statuses"]
+        run.facts["lost"] = run.facts.get("lost", 0) + lost
+        print(f"{kind}: {len(commits):,} rows committed, {lost} lost, {usage['duplicates']} duplicates", flush=True)

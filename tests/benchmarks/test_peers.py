@@ -1,0 +1,54 @@
+"""The peers that outbox is compared with: exactly these versions, and none that is quietly missing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.peers import environment
+from benchmarks.peers.columns import CONTESTS
+from benchmarks.peers.ours import ROWS
+from benchmarks.peers.theirs import PEERS, Peer
+
+FOLDER = Path(environment.__file__).parent
+
+
+def test_every_requirement_of_the_peers_is_one_version_with_its_hashes() -> None:
+    requirements = re.split(r"\n(?=[a-z])", environment.REQUIREMENTS.read_text())[1:]
+    loose = [each for each in requirements if not re.match(r"[a-z0-9-]+==\S+ .*--hash=sha256:", each, re.DOTALL)]
+    assert requirements
+    assert loose == []
+
+
+def test_the_requirements_of_the_peers_name_no_place_to_get_them_from() -> None:
+    said = environment.REQUIREMENTS.read_text()
+    assert "://" not in said
+    assert "--index-url" not in re.sub("--no-emit-index-url", "", said)
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: peer.label)
+def test_every_peer_is_pinned_and_its_program_can_do_what_it_is_asked_for(peer: Peer) -> None:
+    assert peer.name in environment.pinned()
+    program = (FOLDER / f"{peer.name.replace('-', '_')}_peer.py").read_text()
+    columns = peer.rows.keys() & {"enqueue", "bulk", "drain", "post"}
+    asked = {peer.variant} if peer.variant else {"produce", "work"} | columns
+    assert [what for what in asked if f'"{what}": {what}' not in program] == []
+
+
+def test_outbox_takes_part_in_every_column() -> None:
+    assert CONTESTS.keys() == ROWS.keys()
+
+
+def test_an_environment_that_cannot_be_made_is_an_error_that_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    unknown = tmp_path / "requirements.txt"
+    unknown.write_text("no-such-peer==1.0 --hash=sha256:" + "0" * 64)
+    monkeypatch.setattr(environment, "FOLDER", tmp_path / "peers")
+    monkeypatch.setattr(environment, "REQUIREMENTS", unknown)
+    monkeypatch.setenv("UV_OFFLINE", "1")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(RuntimeError, match="environment of the peers cannot be made"):
+        environment.interpreter()

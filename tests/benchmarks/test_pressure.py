@@ -1,0 +1,96 @@
+"""What is made of a story of backpressure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from benchmarks.figures import Figure, Run
+from benchmarks.pressure import HEALTHY, Phase, Told, report
+from benchmarks.records import Commits
+
+RATE = 100
+EMPTY = {"requests": 0, "unique": 0, "statuses": {}}
+
+
+def test_what_never_arrived_is_lost() -> None:
+    assert _reported(_told(lost=3)).facts["lost"] == 3
+
+
+def test_a_duplicate_belongs_to_the_phase_in_which_its_answer_was_lost() -> None:
+    run = _reported(_told(duplicates={"row-450": ["key", "key"]}))
+    assert run.facts["sqlite"]["duplicates_by_phase"] == {"resets": 1}
+    assert run.facts["duplicates_elsewhere"] == run.facts["sqlite"]["duplicates_of_another_key"] == 0
+
+
+def test_a_duplicate_under_another_key_is_told() -> None:
+    run = _reported(_told(duplicates={"row-150": ["key", "other"]}))
+    assert run.facts["duplicates_elsewhere"] == run.facts["sqlite"]["duplicates_of_another_key"] == 1
+
+
+def test_callers_in_trouble_are_held_to_those_of_healthy_seconds() -> None:
+    figure = _figure(_told(), "p99/limited")
+    assert figure.ours == [2.0, 2.0]
+    assert figure.base == [1.0, 1.0]
+
+
+def test_goodput_and_refusals_are_counted_under_the_limit_alone() -> None:
+    assert _figure(_told(), "goodput").ratio == 0.9
+    assert _figure(_told(), "429").ratio == 0.1
+
+
+def test_the_backlog_of_an_outage_is_held_to_what_was_free() -> None:
+    """100 rows waited, 100 came in a second and 200 were taken; a tenth of a second's arrival is no backlog."""
+    told = _told()
+    assert _figure(told, "recovery").base == [0.9]
+    assert _figure(told, "recovery").ratio == pytest.approx(1.0, abs=0.02)
+
+
+def _reported(told: Told) -> Run:
+    run = Run("backpressure", "quick")
+    report(run, told)
+    return run
+
+
+def _figure(told: Told, name: str) -> Figure:
+    (found,) = [figure for figure in _reported(told).figures if figure.key == f"backpressure/sqlite/{name}"]
+    return found
+
+
+def _told(*, lost: int = 0, duplicates: Mapping[str, Sequence[str]] | None = None) -> Told:
+    """A row each hundredth of a second: one healthy second, then two under a limit, and so on."""
+    phases = [
+        _phase(HEALTHY, 0.0, 1.0),
+        _phase("limited", 1.0, 3.0, {"requests": 10, "unique": 90, "statuses": {"200": 9, "429": 1}}),
+        _phase("resets", 4.0, 5.0),
+        _phase("down", 5.0, 6.0),
+        _phase("back after down", 6.0, 8.0),
+    ]
+    times = [number / RATE for number in range(800)]
+    ids = [f"row-{number}" for number in range(800)]
+    arrivals = {id: _arrival(time) for id, time in zip(ids, times, strict=True)}
+    for id in ids[len(ids) - lost :]:
+        del arrivals[id]
+    waited = [0.002 if 1.0 <= time < 3.0 else 0.001 for time in times]
+    return Told(
+        kind="sqlite",
+        rate=RATE,
+        phases=phases,
+        samples=[],
+        commits=Commits(ids, times, waited),
+        arrivals=arrivals,
+        duplicates=duplicates or {},
+        limits={"limited": 50.0},
+        free_after_down=100.0,
+        caught_up=10,
+    )
+
+
+def _arrival(committed: float) -> float:
+    """At once, but for those of the outage's second and of the next, in which all are taken at twice the rate."""
+    return committed if not 5.0 <= committed < 7.0 else 6.0 + (committed - 5.0) / 2
+
+
+def _phase(name: str, since: float, until: float, after: Mapping[str, object] = EMPTY) -> Phase:
+    return Phase(name, since, EMPTY, until, after)
