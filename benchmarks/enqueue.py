@@ -56,8 +56,8 @@ def _by_hand(count: int) -> list[tuple[UUID, str]]:
 
 
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
-    singles = 2000 if run.full else 500
-    bulk = 200_000 if run.full else 30_000
+    singles = 2000 if run.full else 200
+    bulk = 200_000 if run.full else 20_000
     for kind in databases:
         with places.fresh(kind) as url, outbox_in(url, settings()) as box:
             with closing(by_hand(kind, url)) as hand:

@@ -51,28 +51,28 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
 def _ours(places: Places, kind: str, count: int) -> float:
     with places.fresh(kind) as url, outbox_in(url, settings()) as box:
         dispatcher = Dispatcher(box, Swallow(), lanes=[Lane.USAGE])
-        began = time.perf_counter()
         with _other("insert", kind, url, count):
+            began = time.perf_counter()
             sent = deleted = 0
             while deleted < count:
                 sent += dispatcher.run_lane(Lane.USAGE).sent
                 deleted += box.store.purge(Lane.USAGE, AT_ONCE)
-        took = time.perf_counter() - began
+            took = time.perf_counter() - began
         dispatcher.close()
         assert sent == count
     return count / took
 
 
 def _hand(places: Places, kind: str, count: int) -> float:
-    with places.fresh(kind) as url, closing(by_hand(kind, url)) as hand:
+    with places.fresh(kind) as url, closing(by_hand(kind, url)) as hand, _other("insert by hand", kind, url, count):
         began = time.perf_counter()
-        with _other("insert by hand", kind, url, count):
-            deleted, settled = 0, None
-            while deleted < count:
-                step = hand.step(settled, BATCH_ROWS)
-                settled = step[0] if step else None
-                deleted += hand.purge()
-        return count / (time.perf_counter() - began)
+        deleted, settled = 0, None
+        while deleted < count:
+            step = hand.step(settled, BATCH_ROWS)
+            settled = step[0] if step else None
+            deleted += hand.purge()
+        took = time.perf_counter() - began
+    return count / took
 
 
 def _beside_a_purge(run: Run, places: Places, kind: str, count: int) -> None:
@@ -107,27 +107,42 @@ def _p99_of_puts(box: Outbox, over: Callable[[], bool]) -> float:
 
 @contextmanager
 def _other(what: str, kind: str, url: str, count: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Another process that inserts or purges ``count`` rows."""
-    process = subprocess.Popen([sys.executable, "-m", "benchmarks.steady", what, kind, url, str(count)])
+    """Another process that inserts or purges ``count`` rows, from the beginning of the block on."""
+    command = [sys.executable, "-m", "benchmarks.steady", what, kind, url, str(count)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdin.close()
     yield process
+    process.stdout.close()
     if process.wait(120) != 0:
         raise RuntimeError(f"the process that should {what} failed")
 
 
 def _insert_by_hand(kind: str, url: str, count: int) -> None:
     with closing(by_hand(kind, url, create=False)) as hand:
+        _ready()
         for _ in range(count // COMMIT_ROWS):
             hand.insert(prepared(COMMIT_ROWS))
 
 
 def _insert(_kind: str, url: str, count: int) -> None:
     with Outbox(url, settings=settings()) as box:
+        _ready()
         fill(box, count, COMMIT_ROWS)
 
 
 def _purge(_kind: str, url: str, _count: int) -> None:
     with Outbox(url, settings=settings()) as box:
+        _ready()
         box.store.purge(Lane.USAGE, AT_ONCE)
+
+
+def _ready() -> None:
+    """All is loaded: tell so, and wait for the word to begin."""
+    print("ready", flush=True)
+    sys.stdin.read()
 
 
 _OTHERS = {"insert": _insert, "insert by hand": _insert_by_hand, "purge": _purge}

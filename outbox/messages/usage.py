@@ -112,10 +112,14 @@ class UsageInterval(Sealed):
         if len(payload) > LANES[Lane.USAGE].max_payload_bytes:
             longest = max(("status", "transaction_type"), key=lambda name: len(to_json(getattr(row, name))))
             raise InvalidMessage(longest, "is too long once its characters are escaped: shorten it")
+        # Without the row: its eight objects would live as long as the message, and a bulk of them wakes the collector.
         self._seal(row.id, Lane.USAGE, payload)
-        _set_row(self, row)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_row":
+            row = msgspec.json.decode(self.payload, type=_Row)
+            _set_row(self, row)
+            return row
         if name in _READERS:
             return getattr(self._row, name)
         raise AttributeError(f"UsageInterval has no attribute {name!r}")
