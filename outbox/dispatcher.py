@@ -103,6 +103,8 @@ class Dispatcher:
         """How many requests each lane may have on the wire now."""
         self._cut_off: dict[Lane, Flight] = {}
         """Flights that the database failed: what they sent is settled by the next one."""
+        self._flowing: set[Lane] = set()
+        """Lanes whose last flight delivered something."""
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = Lock()
 
@@ -118,14 +120,16 @@ class Dispatcher:
     ) -> DispatchReport:
         """Send batches of one lane until nothing is due, ``at_most`` are sent, or ``stop`` is set.
 
-        ``woken``: new entries are known to be there, so they are claimed without a look at what else waits.
+        ``woken``: new entries are known to be there, so while the lane flows they are claimed without a look first. A
+        look only reads; a claim writes, and in an outage every commit of a producer would cause one in vain.
         """
         stop = stop or Event()
         flight = Flight(self, lane, at_most, stop, self._cut_off.pop(lane, None))
         try:
-            outlook = None if woken else self.box.store.outlook(lane)
+            outlook = None if woken and lane in self._flowing else self.box.store.outlook(lane)
             if outlook is None or outlook.ready or flight.busy:
-                flight.run(look_due=not woken)
+                flight.run(look_due=outlook is not None)
+                (self._flowing.add if flight.total.sent else self._flowing.discard)(lane)
                 outlook = self.box.store.outlook(lane)
         except BaseException:
             self._cut_off[lane] = flight

@@ -8,12 +8,13 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from outbox import BeaconTransport, DatabaseUnavailable, Dispatcher, DispatchReport, Outbox, Settings
 from outbox.core.lane import Lane
 from outbox.core.step import Settlement, Step
 from outbox.simulator import Simulator
+from outbox.store.schema import LANE
 from tests.support import ledger
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
@@ -57,6 +58,28 @@ def test_a_tick_that_reached_its_bound_says_that_there_is_more(new: New) -> None
     box.put(*intervals(5))
     reports = [dispatcher.run_once() for _ in range(3)]
     assert [(report.sent, report.more) for report in reports] == [(2, True), (2, True), (1, False)]
+
+
+def test_a_wake_in_an_outage_writes_nothing(new: New, beacon: Simulator, engine: Engine) -> None:
+    def version() -> int:
+        with engine.connect() as connection:
+            found: int = connection.execute(select(LANE.c.version).where(LANE.c.lane == "usage")).scalar_one()
+            return found
+
+    box, dispatcher = new(backoff_base=60, backoff_max=60)
+    box.put(interval())
+    assert dispatcher.run_lane(Lane.USAGE, woken=True).sent == 1
+    box.put(interval())
+    assert dispatcher.run_lane(Lane.USAGE, woken=True).sent == 1
+    beacon.faults.status, beacon.faults.retry_after = 503, "60"
+    box.put(interval())
+    dispatcher.run_lane(Lane.USAGE, woken=True)
+    assert beacon.faults.fired["status"] == 1
+    before = version()
+    for _ in range(3):
+        box.put(interval())
+        dispatcher.run_lane(Lane.USAGE, woken=True)
+    assert (version(), beacon.faults.fired["status"]) == (before, 1)
 
 
 def test_a_receipt_outlives_a_database_that_fails_before_it_is_settled(
