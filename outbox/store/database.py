@@ -232,8 +232,7 @@ def _require_alive(engine: Engine, suspect: threading.Event) -> Any:
 
 def _begin(connection: Connection) -> None:
     deferred = connection.get_execution_options().get(_READ, False)
-    driver: Any = connection.connection.driver_connection  # not by exec_driver_sql: a third of the cost of a put
-    driver.execute("BEGIN" if deferred else "BEGIN IMMEDIATE")
+    connection.exec_driver_sql("BEGIN" if deferred else "BEGIN IMMEDIATE")
 
 
 def _first_line(error: DBAPIError) -> str:

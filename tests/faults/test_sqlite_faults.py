@@ -227,16 +227,17 @@ def test_a_full_disk_takes_nothing_and_loses_nothing_and_a_worker_goes_on_when_t
 ) -> None:
     ballast = small_disk / "ballast"
     refused = intervals(500)
+    beacon.faults.latency_ms = 2000  # so that an answer comes when there is no room to write it down
     with BeaconTransport(box.settings) as transport, Worker(box, transport):
         acknowledged = box.put(*intervals(10))
         beacon.wait_for("usage", 10)
+        beacon.faults.latency_ms = 0
         with suppress(OSError), ballast.open("wb", buffering=0) as filling:
             while True:
                 filling.write(b"\0" * 4096)
         assert shutil.disk_usage(small_disk).free == 0
         with pytest.raises((DatabaseUnavailable, OutcomeUnknown), match="database or disk is full"):
             box.put(*refused)
-        beacon.faults.latency_ms = 100  # so that an answer comes when there is no room to write it down
         with suppress(OutboxError):
             while True:  # what still fits into the log of the file is taken, and then it is the worker's turn to fail
                 acknowledged += box.put(interval())
