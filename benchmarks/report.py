@@ -12,13 +12,13 @@ from benchmarks.bars import Check, check, load
 from benchmarks.figures import Figure, NotAResult, Result, number, read
 from benchmarks.places import DATABASES
 
-ALL = "outbox bench all --full && outbox bench report"
 _MEASURED = ("load_at_start", "fdatasync_ms")
-_HEAD = f"""\
+_HEAD = """\
 # Benchmarks: the report
 
-Made by `{ALL}` from the results in `{{folder}}`; nothing here is
-written by hand. README.md says how it is measured. **Ratios carry to other machines, rows a second do not.**
+Made by `outbox bench report` from the results in `{folder}`; nothing here is written by hand. Each table names the
+command of its result; `outbox bench all --full && outbox bench report` makes it all anew. README.md says how it is
+measured. **Ratios carry to other machines, rows a second do not.**
 
 A ratio is outbox ÷ the named base, which is mostly a loop by hand on the raw driver, both measured in turns in the same
 run: that of the medians, then the lowest and the highest of a round.
