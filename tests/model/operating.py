@@ -217,9 +217,10 @@ class Operating(Claiming):
         self.record(ledger, present, wait=0)
 
     def renumber(self, ledger: Ledger, numbers: Sequence[int]) -> None:
+        at_work = {number for rows in ledger.open.values() for number, _ in rows}
         for number in numbers:
             ledger.sequence += 1
-            while ledger.sequence in ledger.log:  # set back between the cursor and the newest row
+            while ledger.sequence in ledger.log or ledger.sequence in at_work:  # the INSERT waits, fails, comes again
                 ledger.sequence += 1
             ledger.log[ledger.sequence] = ledger.log.pop(number)
             ledger.highest = max(ledger.highest, ledger.sequence)
