@@ -29,9 +29,9 @@ CAUGHT_UP_SECONDS = 0.1
 """A backlog of what arrives in this time is none."""
 WARM_SECONDS = 1.0
 HEALTHY_SECONDS = 1.1
-SETTLING_PART = 0.5
+SETTLING_PART = 0.6
 """Of the time under a limit, before it counts: the limit has to be found, and each 429 on the way costs a second."""
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
 """For a backlog to be cleared, times the profile's scale."""
 
 
@@ -64,7 +64,7 @@ class Trouble:
 TROUBLES = (
     Trouble("slow 50 ms", 2.0, {"latency_ms": 50}),
     Trouble("slow 500 ms", 2.5, {"latency_ms": 500}),
-    Trouble("limited", 12.0, {}, limit=0.5),
+    Trouble("limited", 20.0, {}, limit=0.5),
     Trouble("bursts of 503", 2.0, {"status": 503}, bursts=2),
     Trouble("bursts of 429", 2.0, {"status": 429, "retry_after": 1}, bursts=2),
     Trouble("resets", 2.0, {"reset": 0.2, "lose_answers": 0.2}),

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from threading import Event, Lock
 from typing import Protocol
 
-from outbox.core import concurrency
+from outbox.core import concurrency, pace
 from outbox.core.batch import Batch
 from outbox.core.concurrency import Concurrency
 from outbox.core.lane import LANES, Lane
+from outbox.core.pace import Pace
 from outbox.core.policy import Policy
 from outbox.core.receipt import Receipt, Verdict
 from outbox.core.step import Outlook, Settled, Settlement, Step
@@ -101,6 +102,8 @@ class Dispatcher:
         self.lanes = tuple(enabled if lanes is None else lanes)
         self.concurrency = dict.fromkeys(self.lanes, Concurrency())
         """How many requests each lane may have on the wire now."""
+        self.pace = dict.fromkeys(self.lanes, Pace())
+        """How many requests a second each lane may begin."""
         self._cut_off: dict[Lane, Flight] = {}
         """Flights that the database failed: what they sent is settled by the next one."""
         self._flowing: set[Lane] = set()
@@ -195,12 +198,14 @@ class Flight:
             if self.landed or want:
                 step = self._step(want, look_due or time.monotonic() - self._looked_at > LOOK_DUE_SECONDS)
                 look_due = False
-                for batch in step.batches:
-                    self._fly(batch)
+                self._leave(step.batches)
                 if want and len(step.batches) == want and self._room() and not any(f.done() for f in self.flying):
                     continue
             if not self.flying:
-                return
+                if not self._held_back():
+                    return
+                self.stop.wait(self._pace.wait(time.monotonic()))
+                continue
             self.landed = self._wait()
             look_due = any(one.receipt.verdict is not Verdict.DELIVERED for one in self.landed)
 
@@ -210,14 +215,26 @@ class Flight:
 
     def _room(self) -> int:
         """How many batches may be claimed now."""
+        return self._pace.room(time.monotonic(), self._senders())
+
+    def _senders(self) -> int:
+        """The same, if beacon did not count."""
         if self.stop.is_set():
             return 0
         room = min(self._allowed - len(self.flying), CLAIMED_AT_ONCE)
         return max(0, room if self.left is None else min(room, self.left))
 
+    def _held_back(self) -> bool:
+        """Whether a batch could be claimed but for the pace."""
+        return self._pace.wait(time.monotonic()) > 0 and self._senders() > 0
+
     @property
     def _allowed(self) -> int:
         return self.dispatcher.concurrency[self.lane].allowed
+
+    @property
+    def _pace(self) -> Pace:
+        return self.dispatcher.pace[self.lane]
 
     def _step(self, want: int, look_due: bool) -> Step:
         """Settle what has landed, and claim. When it raises, what has landed is still to be settled."""
@@ -233,6 +250,12 @@ class Flight:
                 logger.warning("lane %s: batch %s: %s", self.lane, one.batch.id, one.receipt.reason)
         return step
 
+    def _leave(self, batches: Sequence[Batch]) -> None:
+        if batches:
+            self.dispatcher.pace[self.lane] = pace.left(self._pace, time.monotonic(), len(batches))
+        for batch in batches:
+            self._fly(batch)
+
     def _fly(self, batch: Batch) -> None:
         if self.left is not None:
             self.left -= 1
@@ -240,11 +263,16 @@ class Flight:
         self.flying[self.dispatcher.submit(batch)] = reached
 
     def _wait(self) -> list[Settlement]:
-        done, _ = wait(self.flying, return_when=FIRST_COMPLETED)
+        """What lands first, or nothing when the pace allows the next request before."""
+        seconds = self._pace.wait(time.monotonic()) if self._held_back() else None
+        done, _ = wait(self.flying, seconds, return_when=FIRST_COMPLETED)
         return [self._landed(future, self.flying.pop(future)) for future in done]
 
     def _landed(self, future: Future[Settlement], reached: bool) -> Settlement:
         landed = future.result()
+        now = time.monotonic()
+        paces = self.dispatcher.pace
+        paces[self.lane] = pace.after(paces[self.lane], landed.receipt, left_at=now - landed.seconds, now=now)
         limits = self.dispatcher.concurrency
         limits[self.lane] = concurrency.after(
             limits[self.lane],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -12,6 +14,7 @@ from sqlalchemy import Engine, select
 
 from outbox import BeaconTransport, DatabaseUnavailable, Dispatcher, DispatchReport, Outbox, Settings
 from outbox.core.lane import Lane
+from outbox.core.pace import Pace
 from outbox.core.step import Settlement, Step
 from outbox.simulator import Simulator
 from outbox.store.schema import LANE
@@ -58,6 +61,29 @@ def test_a_tick_that_reached_its_bound_says_that_there_is_more(new: New) -> None
     box.put(*intervals(5))
     reports = [dispatcher.run_once() for _ in range(3)]
     assert [(report.sent, report.more) for report in reports] == [(2, True), (2, True), (1, False)]
+
+
+def test_a_lane_with_a_pace_sends_no_request_before_its_time_and_all_of_them(new: New, beacon: Simulator) -> None:
+    box, dispatcher = new(max_senders=4, batch_max_rows=1)
+    ids = box.put(*intervals(6))
+    dispatcher.pace[Lane.USAGE] = Pace(rate=20.0, proven=20.0, refused=20.0)
+    began = time.monotonic()
+    assert dispatcher.run_lane(Lane.USAGE).sent == 6
+    assert time.monotonic() - began >= 5 / 20
+    assert beacon.received.ids() == {str(id): 1 for id in ids}
+
+
+def test_two_429s_with_deliveries_between_them_give_a_lane_a_pace(new: New, beacon: Simulator) -> None:
+    box, dispatcher = new(max_senders=1, batch_max_rows=1, backoff_base=0.01)
+    box.put(*intervals(6))
+    beacon.fail(429)
+    dispatcher.run_once()
+    wait_until(lambda: dispatcher.run_once().sent)
+    assert dispatcher.pace[Lane.USAGE].rate == math.inf
+    beacon.fail(429)
+    dispatcher.run_once()
+    assert 0 < dispatcher.pace[Lane.USAGE].rate < math.inf
+    wait_until(lambda: dispatcher.run_once().sent)
 
 
 def test_a_wake_in_an_outage_writes_nothing(new: New, beacon: Simulator, engine: Engine) -> None:

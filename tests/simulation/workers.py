@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from outbox.core import concurrency
+from outbox.core import concurrency, pace
 from outbox.core.batch import Batch
 from outbox.core.concurrency import Concurrency
 from outbox.core.lane import Lane
+from outbox.core.pace import Pace
 from outbox.core.receipt import Receipt, Verdict
 from outbox.core.step import Settlement
 from outbox.dispatcher import CLAIMED_AT_ONCE, LOOK_DUE_SECONDS
@@ -26,6 +27,7 @@ class Flight:
     def __init__(self) -> None:
         self.flying = 0
         self.limit = Concurrency()
+        self.pace = Pace()
         self.landed: list[Settlement] = []
         self.looked_at = float("-inf")
         self.turn_at: int | None = None
@@ -64,12 +66,17 @@ class Worker:
         flight = self.flights[lane]
         landed, flight.landed = flight.landed, []
         want = 0 if self.stopping else max(0, min(flight.limit.allowed - flight.flying, CLAIMED_AT_ONCE))
+        if want and flight.pace.wait(self.world.monotonic()) > 0:
+            self.wake(lane, int(flight.pace.wait(self.world.monotonic()) * SECOND) + MILLISECOND)
+        want = flight.pace.room(self.world.monotonic(), want)
         if not landed and (not want or (not flight.flying and not self.store.outlook(lane).ready)):
             return
         failing = any(one.receipt.verdict is not Verdict.DELIVERED for one in landed)
         idle = not landed and not flight.flying
         look_due = idle or failing or self.world.monotonic() - flight.looked_at > LOOK_DUE_SECONDS
         batches = self._step(lane, landed, want, look_due)
+        if batches:
+            flight.pace = pace.left(flight.pace, self.world.monotonic(), len(batches))
         life = self.life
         for batch in batches:
             if life == self.life:
@@ -121,6 +128,8 @@ class Worker:
             return
         lane = one.batch.lane
         flight = self.flights[lane]
+        now = self.world.monotonic()
+        flight.pace = pace.after(flight.pace, one.receipt, left_at=now - one.seconds, now=now)
         reached = flight.flying >= flight.limit.allowed
         flight.limit = concurrency.after(
             flight.limit, one.receipt, seconds=one.seconds, reached=reached, maximum=self.scenario.senders

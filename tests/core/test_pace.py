@@ -1,0 +1,233 @@
+"""The search for a limit of requests, against limiters that only count."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from outbox.core.pace import CLOSE, HOLD_MAX_SECONDS, HOLD_SECONDS, Pace, after, left
+from outbox.core.receipt import Receipt, Verdict
+
+DELIVERED = Receipt(Verdict.DELIVERED, counted=False, reason="", status=202)
+TOO_MANY = Receipt(Verdict.UNAVAILABLE, counted=True, reason="", status=429)
+DOWN = Receipt(Verdict.UNAVAILABLE, counted=True, reason="", status=503)
+PAUSE = 1.0
+
+
+def answered(pace: Pace, receipt: Receipt, at: float) -> Pace:
+    return after(pace, receipt, left_at=at, now=at)
+
+
+def taken(pace: Pace, requests: int, *, since: float, seconds: float) -> Pace:
+    """So many requests leave evenly and are delivered, the last ``seconds`` after the first."""
+    for number in range(requests):
+        at = since + seconds * number / max(requests - 1, 1)
+        pace = answered(left(pace, at, 1), DELIVERED, at)
+    return pace
+
+
+def searching(rate: float = 8.0, proven: float = 4.0, refused: float = 16.0) -> Pace:
+    return Pace(rate=rate, proven=proven, refused=refused, since=0.0)
+
+
+def held(**what: float) -> Pace:
+    return Pace(rate=10.0, proven=10.0, refused=10.0 * CLOSE, since=0.0, **what)  # type: ignore[arg-type]
+
+
+# --- whether there is a limit ------------------------------------------------------------------------------------
+
+
+def test_a_beacon_that_never_answered_429_is_sent_as_much_as_the_senders_can() -> None:
+    pace = taken(Pace(), 1000, since=0.0, seconds=1.0)
+    assert (pace.rate, pace.room(1.0, 4), pace.wait(1.0)) == (math.inf, 4, 0.0)
+
+
+def test_one_429_is_no_limit_and_a_second_soon_after_is() -> None:
+    once = answered(Pace(), TOO_MANY, 100.0)
+    assert once.rate == math.inf
+    twice = answered(taken(once, 6, since=101.0, seconds=0.5), TOO_MANY, 102.0)
+    assert (twice.proven, twice.refused, twice.rate) == (3.0, 192.0, 24.0)
+    assert (twice.since, twice.taken, twice.begun) == (102.0, 0, False)
+
+
+def test_a_second_429_half_a_minute_later_is_the_first_again() -> None:
+    once = taken(answered(Pace(), TOO_MANY, 100.0), 6, since=101.0, seconds=0.5)
+    assert answered(once, TOO_MANY, 130.0).rate < math.inf
+    later = answered(once, TOO_MANY, 130.1)
+    assert (later.rate, later.since, later.taken) == (math.inf, 130.1, 0)
+
+
+@pytest.mark.parametrize("state", [answered(Pace(), TOO_MANY, 100.0), searching()])
+def test_429s_with_nothing_taken_between_them_ask_for_patience_not_for_another_pace(state: Pace) -> None:
+    pace = answered(left(state, 110.0, 1), TOO_MANY, 110.0)
+    assert (pace.rate, pace.since, pace.begun) == (state.rate, 110.0, False)
+
+
+def test_other_failures_and_answers_to_what_left_before_say_nothing_of_the_pace() -> None:
+    pace = replace(searching(), since=10.0)
+    assert answered(pace, DOWN, 11.0) == pace
+    assert after(pace, DELIVERED, left_at=9.9, now=11.0) == pace
+    assert after(pace, TOO_MANY, left_at=9.9, now=11.0) == pace
+    assert after(pace, DELIVERED, left_at=10.0, now=11.0).taken == 1
+
+
+# --- leaving at a pace -------------------------------------------------------------------------------------------
+
+
+def test_requests_leave_one_by_one_at_the_pace() -> None:
+    pace = left(searching(rate=8.0), 1.0, 1)
+    assert (pace.next_at, pace.wait(1.0), pace.room(1.1, 4), pace.room(1.125, 4)) == (1.125, 0.125, 0, 1)
+    assert (pace.begun, pace.since) == (True, 1.0)
+    assert left(pace, 1.125, 1).since == 1.0
+
+
+def test_what_could_not_leave_in_time_leaves_together_but_not_more_than_a_twentieth_of_a_second() -> None:
+    pace = replace(searching(rate=100.0), next_at=1.0)
+    assert [pace.room(at, 9) for at in (1.005, 1.0101, 1.0301, 1.3)] == [1, 2, 4, 6]
+    assert pace.room(1.3, 4) == 4
+    assert left(pace, 1.031, 4).next_at == pytest.approx(1.041)
+    assert left(pace, 1.0, 4).next_at == pytest.approx(1.04)
+
+
+# --- proving and refusing ----------------------------------------------------------------------------------------
+
+
+def test_eight_taken_in_a_second_and_a_half_prove_a_pace_and_the_next_is_half_way_up() -> None:
+    assert taken(searching(rate=5.0), 7, since=0.0, seconds=1.5).rate == 5.0
+    assert taken(searching(rate=6.0), 8, since=0.0, seconds=1.4).rate == 6.0
+    pace = taken(searching(rate=4.0, proven=2.0), 8, since=0.0, seconds=1.5)
+    assert (pace.proven, pace.refused, pace.rate, pace.taken, pace.begun) == (4.0, 16.0, 8.0, 0, False)
+
+
+def test_a_pace_that_was_not_in_use_is_not_proven_and_what_came_lately_counts_most() -> None:
+    pace = taken(searching(rate=8.0), 9, since=0.0, seconds=1.5)
+    assert (pace.proven, pace.since, pace.taken) == (4.0, 0.75, 4)
+    assert taken(searching(rate=8.0), 17, since=0.0, seconds=2.0).proven == 8.0
+
+
+def test_a_pace_that_is_refused_is_followed_by_one_half_way_down() -> None:
+    pace = answered(taken(searching(), 1, since=0.0, seconds=0.0), TOO_MANY, 1.0)
+    assert (pace.proven, pace.refused, pace.rate) == (4.0, 8.0, pytest.approx(math.sqrt(32)))
+    assert (pace.since, pace.hold) == (1.0, HOLD_SECONDS)
+
+
+def test_when_proven_and_refused_are_close_what_is_proven_is_held_for_half_a_minute() -> None:
+    close = answered(taken(searching(rate=4.0 * CLOSE), 1, since=0.0, seconds=0.0), TOO_MANY, 1.0)
+    assert close.held
+    assert close.rate == 4.0
+    assert not replace(close, refused=4.17).held
+    assert not replace(close, proven=0.0, refused=0.0).held
+    pace = taken(held(), 296, since=0.0, seconds=29.5)
+    assert (pace.rate, pace.refused, pace.taken) == (10.0, 10.0 * CLOSE, 296)
+    pace = taken(pace, 1, since=30.0, seconds=0.0)
+    assert (pace.rate, pace.refused, pace.proven) == (10.0 * CLOSE, math.inf, 10.0)
+
+
+def test_a_look_beyond_the_limit_that_is_refused_is_repeated_after_twice_as_long_up_to_ten_minutes() -> None:
+    beyond = Pace(rate=10.4, proven=10.0, since=0.0, taken=1)
+    back = answered(beyond, TOO_MANY, 1.0)
+    assert (back.rate, back.hold, back.step) == (10.0, 2 * HOLD_SECONDS, CLOSE)
+    assert answered(replace(beyond, hold=400.0), TOO_MANY, 1.0).hold == HOLD_MAX_SECONDS
+    assert taken(replace(held(), hold=60.0), 401, since=0.0, seconds=40.0).rate == 10.0
+
+
+def test_a_limit_that_is_gone_is_left_behind_in_steps_that_grow_to_twice_the_pace() -> None:
+    pace, rates = Pace(rate=10.4, proven=10.0, since=0.0, hold=240.0), []
+    for second in range(0, 50, 10):
+        pace = taken(pace, int(1.5 * pace.rate) + 2, since=float(second), seconds=1.5)
+        rates.append(pace.rate)
+    ratios = [later / earlier for earlier, later in pairwise(rates)]
+    assert ratios == [pytest.approx(CLOSE**3), pytest.approx(CLOSE**9), 2.0, 2.0]
+    assert pace.hold == HOLD_SECONDS
+
+
+def test_a_held_pace_that_is_refused_is_lowered_by_what_the_refusal_costs_at_most() -> None:
+    assert answered(replace(held(), taken=9), TOO_MANY, 1.0).rate == pytest.approx(10.0 / CLOSE)
+    pace = answered(replace(held(), taken=9), TOO_MANY, 100.0)
+    assert (pace.rate, pace.proven, pace.refused) == (pytest.approx(10.0 / 1.01), 0.0, 10.0)
+    pace = taken(pace, 101, since=101.0, seconds=10.0)
+    assert (pace.held, pace.rate, pace.step) == (True, pytest.approx(10.0 / 1.01), CLOSE)
+
+
+def test_a_limit_that_fell_far_is_followed_in_steps_that_grow() -> None:
+    pace, rates = held(), [10.0]
+    for second in range(1, 5):
+        pace = answered(replace(pace, taken=1), TOO_MANY, float(second))
+        rates.append(pace.rate)
+    ratios = [earlier / later for earlier, later in pairwise(rates)]
+    assert ratios == [pytest.approx(ratio) for ratio in (CLOSE, CLOSE**3, CLOSE**9, 2.0)]
+
+
+# --- against a limiter -------------------------------------------------------------------------------------------
+
+
+class Bucket:
+    """Holds ``seconds`` worth of tokens, and at least one."""
+
+    def __init__(self, rate: float, seconds: float) -> None:
+        self.rate, self.most = rate, max(1.0, rate * seconds)
+        self.tokens, self.at = self.most, 0.0
+
+    def takes(self, now: float) -> bool:
+        self.tokens, self.at = min(self.most, self.tokens + (now - self.at) * self.rate), now
+        self.tokens -= (takes := self.tokens >= 1.0)
+        return takes
+
+
+class Window:
+    """So many a second, counted anew each second."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate, self.second, self.count = rate, -1, 0
+
+    def takes(self, now: float) -> bool:
+        if int(now) > self.second:
+            self.second, self.count = int(now), 0
+        self.count += 1
+        return self.count <= self.rate
+
+
+def sent(limiter: Bucket | Window, *, since: float = 0.0, until: float, pace: Pace) -> tuple[Pace, list[float], int]:
+    """A lane with more than enough to send: its pace, when requests were taken, how many were answered 429."""
+    now, took, refused = since, [], 0
+    while now < until:
+        pace = left(pace, now, 1)
+        answer = DELIVERED if limiter.takes(now) else TOO_MANY
+        pace = after(pace, answer, left_at=now, now=now + 0.004)
+        if answer is DELIVERED:
+            took.append(now)
+            now = max(now + 0.005, pace.next_at)
+        else:
+            refused += 1
+            now += PAUSE
+    return pace, took, refused
+
+
+@pytest.mark.parametrize("rate", [2.5, 10, 25, 80])
+@pytest.mark.parametrize("shape", ["tenth", "second", "window"])
+def test_a_limit_is_found_and_nearly_all_of_it_is_used_with_few_429s(rate: float, shape: str) -> None:
+    limiter = Window(math.ceil(rate)) if shape == "window" else Bucket(rate, 0.1 if shape == "tenth" else 1.0)
+    pace, _, searching = sent(limiter, until=30.0, pace=Pace())
+    _, took, refused = sent(limiter, since=30.0, until=330.0, pace=pace)
+    assert searching > 1
+    assert len(took) / 300 >= 0.93 * limiter.rate
+    assert refused <= 0.03 * len(took)
+
+
+def test_a_limit_that_rises_is_noticed_within_a_minute_or_so() -> None:
+    limiter = Bucket(10, 0.1)
+    pace, _, _ = sent(limiter, until=60.0, pace=Pace())
+    limiter.rate, limiter.most = 100.0, 10.0
+    pace, _, _ = sent(limiter, since=60.0, until=180.0, pace=pace)
+    assert 60 < pace.rate < 110
+
+
+def test_a_limit_that_falls_is_obeyed_within_half_a_minute() -> None:
+    limiter = Bucket(40, 0.1)
+    pace, _, _ = sent(limiter, until=60.0, pace=Pace())
+    limiter.rate, limiter.most = 10.0, 1.0
+    pace, _, _ = sent(limiter, since=60.0, until=90.0, pace=pace)
+    assert 9 < pace.rate < 10.5
