@@ -107,7 +107,9 @@ class Dispatcher:
         self._cut_off: dict[Lane, Flight] = {}
         """Flights that the database failed: what they sent is settled by the next one."""
         self._flowing: set[Lane] = set()
-        """Lanes whose last flight delivered something."""
+        """Lanes that delivered something, and had no trouble since."""
+        self.looked_at = dict.fromkeys(self.lanes, float("-inf"))
+        """When each lane last looked for due batches and holes."""
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = Lock()
 
@@ -132,8 +134,11 @@ class Dispatcher:
             outlook = None if woken and lane in self._flowing else self.box.store.outlook(lane)
             if outlook is None or outlook.ready or flight.busy:
                 flight.run(look_due=outlook is not None)
-                (self._flowing.add if flight.total.sent else self._flowing.discard)(lane)
                 outlook = self.box.store.outlook(lane)
+                if flight.troubled or (flight.total.sent == 0 and outlook.next_seconds is not None):
+                    self._flowing.discard(lane)
+                elif flight.total.sent:
+                    self._flowing.add(lane)
         except BaseException:
             self._cut_off[lane] = flight
             raise
@@ -187,7 +192,8 @@ class Flight:
         self.landed: list[Settlement] = [] if cut_off is None else cut_off.landed
         """Receipts that are not settled yet."""
         self.total = Settled()
-        self._looked_at = time.monotonic()
+        self.troubled = False
+        """An answer was not what it should be."""
 
     def run(self, *, look_due: bool) -> None:
         """Step until nothing is claimed and nothing flies. ``look_due``: begin with what waited."""
@@ -196,17 +202,18 @@ class Flight:
         while True:
             want = self._room()
             if self.landed or want:
-                step = self._step(want, look_due or time.monotonic() - self._looked_at > LOOK_DUE_SECONDS)
+                step = self._step(want, look_due or self._long_since_look)
                 look_due = False
                 self._leave(step.batches)
                 if want and len(step.batches) == want and self._room() and not any(f.done() for f in self.flying):
                     continue
-            if not self.flying:
-                if not self._held_back():
-                    return
-                self.stop.wait(self._pace.wait(time.monotonic()))
-                continue
-            self.landed = self._wait()
+            seconds = None if want or not self._senders() else self._pace.wait(time.monotonic())
+            if self.flying:
+                self.landed = self._wait(seconds)
+            elif seconds is None:
+                return
+            else:
+                self.stop.wait(seconds)
             look_due = any(one.receipt.verdict is not Verdict.DELIVERED for one in self.landed)
 
     @property
@@ -224,9 +231,9 @@ class Flight:
         room = min(self._allowed - len(self.flying), CLAIMED_AT_ONCE)
         return max(0, room if self.left is None else min(room, self.left))
 
-    def _held_back(self) -> bool:
-        """Whether a batch could be claimed but for the pace."""
-        return self._pace.wait(time.monotonic()) > 0 and self._senders() > 0
+    @property
+    def _long_since_look(self) -> bool:
+        return time.monotonic() - self.dispatcher.looked_at[self.lane] > LOOK_DUE_SECONDS
 
     @property
     def _allowed(self) -> int:
@@ -239,7 +246,7 @@ class Flight:
     def _step(self, want: int, look_due: bool) -> Step:
         """Settle what has landed, and claim. When it raises, what has landed is still to be settled."""
         if look_due:
-            self._looked_at = time.monotonic()
+            self.dispatcher.looked_at[self.lane] = time.monotonic()
         step = self.dispatcher.box.store.step(self.lane, self.landed, want=want, look_due=look_due, eager=look_due)
         landed, self.landed = self.landed, []
         self.total.add(step.settled)
@@ -247,6 +254,7 @@ class Flight:
             logger.warning("lane %s: the lease of batch %s was lost; another worker has it", self.lane, batch_id)
         for one in landed:
             if one.receipt.verdict is not Verdict.DELIVERED:
+                self.troubled = True
                 logger.warning("lane %s: batch %s: %s", self.lane, one.batch.id, one.receipt.reason)
         return step
 
@@ -262,9 +270,8 @@ class Flight:
         reached = len(self.flying) + 1 >= self._allowed
         self.flying[self.dispatcher.submit(batch)] = reached
 
-    def _wait(self) -> list[Settlement]:
-        """What lands first, or nothing when the pace allows the next request before."""
-        seconds = self._pace.wait(time.monotonic()) if self._held_back() else None
+    def _wait(self, seconds: float | None) -> list[Settlement]:
+        """What lands first, within ``seconds``."""
         done, _ = wait(self.flying, seconds, return_when=FIRST_COMPLETED)
         return [self._landed(future, self.flying.pop(future)) for future in done]
 

@@ -5,6 +5,7 @@
     429                                                  ──▶ refused: half way down to the highest that was proven
     the two are close                                    ──▶ hold what is proven; after half a minute try a little more
     refused what was proven, or nothing refused lately   ──▶ a step down, or up; each three times the one before
+    three steps up were all taken                        ──▶ there is no limit
 
 Every 429 costs the pause that it asks for, in which beacon would have taken what it now does not. A pace that rises
 until it is refused and then falls, as a congestion window does, would pay that every few seconds; a bisection pays half
@@ -117,6 +118,8 @@ def _taken(pace: Pace, now: float) -> Pace:
         return replace(pace, since=now - seconds / 2, taken=pace.taken // 2)
     if pace.held:
         return pace if seconds < pace.hold else _next(replace(pace, refused=math.inf), now)
+    if pace.refused == math.inf and pace.step == LONGEST_STEP:
+        return Pace()
     hold = HOLD_SECONDS if pace.refused == math.inf else pace.hold
     return _next(replace(pace, proven=pace.rate, hold=hold), now)
 

@@ -108,6 +108,8 @@ def claim(lane: LockedLane, policy: Policy, *, want: int, look_due: bool, eager_
         if not more:
             break
         batches += more
+        if lane.cursor == lane.newest:
+            break  # nothing is due either: due batches are claimed before new entries
     return batches
 
 
@@ -263,7 +265,7 @@ def _neighbours(lane: LockedLane, policy: Policy, want: int) -> Sequence[Entries
         if row.entries < most and row.last != row.newest:
             break  # there are more, behind a gap: they belong to this batch
         found.append(Entries(((lane.cursor + 1, row.last),), row.entries, row.size, row.lines))
-        lane.cursor = row.last
+        lane.cursor, lane.newest = row.last, row.newest
     return found
 
 

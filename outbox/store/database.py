@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from sqlite3 import SQLITE_BUSY
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
@@ -25,6 +26,9 @@ _READ = "outbox_read"
 _USED_AT = "outbox_used_at"
 IDLE_SECONDS = 1.0
 """A connection that was idle for longer is tried before it is used: the server may have gone in between."""
+
+FIRST_LOCK_PAUSE_SECONDS, LOCK_PAUSE_SECONDS = 0.0002, 0.002
+"""How long a write sleeps between two looks whether SQLite's one write lock is free."""
 
 
 class Database:
@@ -231,8 +235,30 @@ def _require_alive(engine: Engine, suspect: threading.Event) -> Any:
 
 
 def _begin(connection: Connection) -> None:
-    deferred = connection.get_execution_options().get(_READ, False)
-    connection.exec_driver_sql("BEGIN" if deferred else "BEGIN IMMEDIATE")
+    if connection.get_execution_options().get(_READ, False):
+        connection.exec_driver_sql("BEGIN")
+        return
+    driver_connection: Any = connection.connection.driver_connection
+    (milliseconds,) = driver_connection.execute("PRAGMA busy_timeout").fetchone()
+    driver_connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        _begin_immediate(connection, milliseconds / 1000)
+    finally:
+        driver_connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
+
+
+def _begin_immediate(connection: Connection, seconds: float) -> None:
+    """Wait for the write lock more closely than SQLite does, which sleeps 1, 2, 5, 10 ... 100 ms for one of a few."""
+    deadline, pause = time.monotonic() + seconds, FIRST_LOCK_PAUSE_SECONDS
+    while True:
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return
+        except OperationalError as error:
+            if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF != SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, LOCK_PAUSE_SECONDS)
 
 
 def _first_line(error: DBAPIError) -> str:

@@ -42,6 +42,10 @@ class LockedLane:
     folded_version: int
     health: Health
     now: int
+    newest: int | None = None
+    """The newest entry, if a claim has seen it."""
+    untouched: bool = False
+    """Nothing was written under the lock: nothing is to be saved."""
     leases: list[dict[str, Any]] = field(default_factory=list)
     """Batches to insert, all at once, before the lane's row is saved."""
 
@@ -75,6 +79,8 @@ def locked(connection: Connection, lane: Lane, clock: Clock | None = None) -> It
     before = _health(row)
     state = LockedLane(connection, lane, row.floor, row.cursor, row.version + 1, row.folded_version, before, now)
     yield state
+    if state.untouched:
+        return
     if state.leases:
         connection.execute(_INSERT_BATCH, state.leases)
     values: dict[str, object] = {

@@ -55,7 +55,9 @@ class Store:
 
         def settle_and_claim(row: LockedLane) -> Step:
             settled = settle(row, self.policy, settlements)
-            return Step(claim(row, self.policy, want=want, look_due=look_due, eager_holes=eager), settled)
+            batches = claim(row, self.policy, want=want, look_due=look_due, eager_holes=eager)
+            row.untouched = not (settlements or batches or look_due)
+            return Step(batches, settled)
 
         try:
             return self._on(lane, settle_and_claim)

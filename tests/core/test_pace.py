@@ -100,12 +100,14 @@ def test_eight_taken_in_a_second_and_a_half_prove_a_pace_and_the_next_is_half_wa
     assert taken(searching(rate=6.0), 8, since=0.0, seconds=1.4).rate == 6.0
     pace = taken(searching(rate=4.0, proven=2.0), 8, since=0.0, seconds=1.5)
     assert (pace.proven, pace.refused, pace.rate, pace.taken, pace.begun) == (4.0, 16.0, 8.0, 0, False)
+    assert pace.since == 1.5
 
 
 def test_a_pace_that_was_not_in_use_is_not_proven_and_what_came_lately_counts_most() -> None:
     pace = taken(searching(rate=8.0), 9, since=0.0, seconds=1.5)
     assert (pace.proven, pace.since, pace.taken) == (4.0, 0.75, 4)
     assert taken(searching(rate=8.0), 17, since=0.0, seconds=2.0).proven == 8.0
+    assert answered(replace(searching(rate=8.0), taken=16), DELIVERED, 2.5).proven == 8.0  # 0.85 of 20
 
 
 def test_a_pace_that_is_refused_is_followed_by_one_half_way_down() -> None:
@@ -124,6 +126,7 @@ def test_when_proven_and_refused_are_close_what_is_proven_is_held_for_half_a_min
     assert (pace.rate, pace.refused, pace.taken) == (10.0, 10.0 * CLOSE, 296)
     pace = taken(pace, 1, since=30.0, seconds=0.0)
     assert (pace.rate, pace.refused, pace.proven) == (10.0 * CLOSE, math.inf, 10.0)
+    assert pace.since == 30.0
 
 
 def test_a_look_beyond_the_limit_that_is_refused_is_repeated_after_twice_as_long_up_to_ten_minutes() -> None:
@@ -134,14 +137,15 @@ def test_a_look_beyond_the_limit_that_is_refused_is_repeated_after_twice_as_long
     assert taken(replace(held(), hold=60.0), 401, since=0.0, seconds=40.0).rate == 10.0
 
 
-def test_a_limit_that_is_gone_is_left_behind_in_steps_that_grow_to_twice_the_pace() -> None:
-    pace, rates = Pace(rate=10.4, proven=10.0, since=0.0, hold=240.0), []
-    for second in range(0, 50, 10):
+def test_a_limit_that_is_gone_is_left_behind_in_steps_that_grow_and_then_forgotten() -> None:
+    pace, rates = replace(held(), taken=300, begun=True, hold=30.0), []
+    pace = replace(taken(pace, 1, since=30.0, seconds=0.0), hold=240.0)
+    for second in range(40, 70, 10):
         pace = taken(pace, int(1.5 * pace.rate) + 2, since=float(second), seconds=1.5)
         rates.append(pace.rate)
-    ratios = [later / earlier for earlier, later in pairwise(rates)]
-    assert ratios == [pytest.approx(CLOSE**3), pytest.approx(CLOSE**9), 2.0, 2.0]
-    assert pace.hold == HOLD_SECONDS
+        assert pace.hold == HOLD_SECONDS
+    assert rates == [pytest.approx(10.0 * CLOSE**part) for part in (4, 13)] + [math.inf]
+    assert pace == Pace()
 
 
 def test_a_held_pace_that_is_refused_is_lowered_by_what_the_refusal_costs_at_most() -> None:
