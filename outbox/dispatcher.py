@@ -277,9 +277,7 @@ class Flight:
 
     def _landed(self, future: Future[Settlement], reached: bool) -> Settlement:
         landed = future.result()
-        now = time.monotonic()
-        paces = self.dispatcher.pace
-        paces[self.lane] = pace.after(paces[self.lane], landed.receipt, left_at=now - landed.seconds, now=now)
+        self._keep_pace(landed)
         limits = self.dispatcher.concurrency
         limits[self.lane] = concurrency.after(
             limits[self.lane],
@@ -289,3 +287,14 @@ class Flight:
             maximum=self.dispatcher.box.settings.max_senders,
         )
         return landed
+
+    def _keep_pace(self, landed: Settlement) -> None:
+        now, before = time.monotonic(), self._pace
+        after = pace.after(before, landed.receipt, left_at=now - landed.seconds, now=now)
+        self.dispatcher.pace[self.lane] = after
+        if after.limited and not before.limited:
+            logger.warning("lane %s: beacon limits requests; looking for how many a second it takes", self.lane)
+        elif before.limited and not after.limited:
+            logger.info("lane %s: beacon limits requests no longer", self.lane)
+        elif after.held and not before.held:
+            logger.info("lane %s: beacon takes about %.3g requests a second", self.lane, after.rate)

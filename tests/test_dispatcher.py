@@ -79,7 +79,9 @@ def test_a_lane_with_a_pace_sends_no_request_before_its_time_and_all_of_them(new
     assert beacon.received.ids() == {str(id): 1 for id in ids}
 
 
-def test_two_429s_with_deliveries_between_them_give_a_lane_a_pace(new: New, beacon: Simulator) -> None:
+def test_two_429s_with_deliveries_between_them_give_a_lane_a_pace_and_the_log_says_so(
+    new: New, beacon: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
     box, dispatcher = new(max_senders=1, batch_max_rows=1, backoff_base=0.01)
     box.put(*intervals(6))
     beacon.fail(429)
@@ -89,6 +91,7 @@ def test_two_429s_with_deliveries_between_them_give_a_lane_a_pace(new: New, beac
     beacon.fail(429)
     dispatcher.run_once()
     assert 0 < dispatcher.pace[Lane.USAGE].rate < math.inf
+    assert "beacon limits requests" in caplog.text
     wait_until(lambda: dispatcher.run_once().sent)
 
 

@@ -64,11 +64,15 @@ class Pace:
 
     def room(self, now: float, most: int) -> int:
         """How many requests may leave now, of ``most``."""
-        if self.rate == math.inf:
+        if not self.limited:
             return most
         if now < self.next_at:
             return 0
         return min(most, 1 + int(min(now - self.next_at, BURST_SECONDS) * self.rate))
+
+    @property
+    def limited(self) -> bool:
+        return self.rate < math.inf
 
     @property
     def held(self) -> bool:
@@ -78,7 +82,7 @@ class Pace:
 
 def left(pace: Pace, now: float, requests: int) -> Pace:
     """``requests`` have begun."""
-    if pace.rate == math.inf:
+    if not pace.limited:
         return pace
     next_at = max(pace.next_at + requests / pace.rate, now + 1 / pace.rate)
     return replace(pace, next_at=next_at, begun=True, since=pace.since if pace.begun else now)
@@ -98,7 +102,7 @@ def after(pace: Pace, receipt: Receipt, *, left_at: float, now: float) -> Pace:
 def _refused(pace: Pace, now: float) -> Pace:
     if pace.taken == 0:
         return replace(pace, since=now, begun=False)
-    if pace.rate == math.inf:
+    if not pace.limited:
         if now - pace.since > SOON_SECONDS:
             return replace(pace, since=now, taken=0)
         mean = pace.taken / (now - pace.since)
@@ -112,7 +116,7 @@ def _refused(pace: Pace, now: float) -> Pace:
 
 def _taken(pace: Pace, now: float) -> Pace:
     seconds = now - pace.since
-    if pace.rate == math.inf or pace.taken < PROOF_REQUESTS or seconds < PROOF_SECONDS:
+    if not pace.limited or pace.taken < PROOF_REQUESTS or seconds < PROOF_SECONDS:
         return pace
     if pace.taken < IN_USE * pace.rate * seconds:
         return replace(pace, since=now - seconds / 2, taken=pace.taken // 2)
