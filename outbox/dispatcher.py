@@ -114,7 +114,10 @@ class Dispatcher:
         self._pool_lock = Lock()
 
     def run_once(self) -> DispatchReport:
-        """One tick: on each lane at most as many batches as it has senders. Blocks until they are settled."""
+        """One tick: on each lane at most as many batches as it has senders. Blocks until they are settled.
+
+        Where beacon limits requests, that takes as long as its limit asks for.
+        """
         report = DispatchReport()
         for lane in self.lanes:
             report += self.run_lane(lane, at_most=self.box.settings.max_senders)
