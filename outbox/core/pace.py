@@ -36,6 +36,8 @@ HOLD_SECONDS, HOLD_MAX_SECONDS = 30.0, 600.0
 LONGEST_STEP = 2.0
 PAUSE_SECONDS = 1.0
 """What a 429 costs about. A held pace that is refused after n times as long is not lowered by more than 1/n."""
+LEAST_RATE = 1.0
+"""Below it the pause that each 429 asks for is pace enough, and 429s without rule or reason must not stop a lane."""
 BURST_SECONDS = 0.05
 """What was not begun in time is made up for, as far as this goes back."""
 
@@ -139,4 +141,4 @@ def _next(pace: Pace, now: float) -> Pace:
         rate = pace.proven * pace.step
     else:
         rate, step = math.sqrt(pace.proven * pace.refused), CLOSE
-    return replace(pace, rate=rate, step=step, since=now, begun=False, taken=0)
+    return replace(pace, rate=max(LEAST_RATE, rate), step=step, since=now, begun=False, taken=0)

@@ -165,6 +165,15 @@ def test_a_limit_that_fell_far_is_followed_in_steps_that_grow() -> None:
     assert ratios == [pytest.approx(ratio) for ratio in (CLOSE, CLOSE**3, CLOSE**9, 2.0)]
 
 
+def test_429s_without_rule_never_bring_a_lane_below_one_request_a_second() -> None:
+    pace, rates = Pace(), []
+    for second in range(200):
+        pace = taken(pace, 1, since=second, seconds=0.0)
+        pace = answered(pace, TOO_MANY, second + 0.5)
+        rates.append(pace.rate)
+    assert (min(rates), rates[-1]) == (1.0, 1.0)
+
+
 # --- against a limiter -------------------------------------------------------------------------------------------
 
 
