@@ -89,7 +89,8 @@ def retry_after(value: str | None, now: float) -> float | None:
 
 def printable(text: str) -> str:
     """``text`` cut to an excerpt; control characters (NUL, escapes, bidi overrides) become spaces."""
-    return "".join(char if char.isprintable() else " " for char in text[:EXCERPT_CHARS])
+    text = text[:EXCERPT_CHARS]
+    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
 
 
 def excerpt_of(body: bytes) -> str:
