@@ -77,7 +77,7 @@ class _LeanClient(httpx.Client):
     """httpx without what each request would merge from the client: there are no cookies, no defaults, one URL."""
 
     @property
-    def cookies(self) -> httpx.Cookies:
+    def cookies(self) -> httpx.Cookies:  # type: ignore[misc]  # read-only: nobody sets one
         return _NO_COOKIES
 
     def build_request(self, method: str, url: Any, **given: Any) -> httpx.Request:
