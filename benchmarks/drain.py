@@ -14,6 +14,7 @@ from subprocess import PIPE, Popen
 from benchmarks.figures import Run
 from benchmarks.hand import by_hand
 from benchmarks.hand.beacon import HandSender, drain
+from benchmarks.hand.post import HandPost
 from benchmarks.places import LICENSE, Beacon, Places, fill, outbox_in, settings
 from benchmarks.rows import prepared
 from outbox import BeaconTransport, Dispatcher, Outbox
@@ -28,6 +29,7 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
         _backlog(run, places, kind, "100k", 100_000)
         if run.full:
             _backlog(run, places, kind, "1M", 1_000_000)
+            _httpx_by_hand(run, places, kind)
             for rows in (100, 300, 3000):
                 _sweep(run, places, kind, rows)
             for number in (2, 4):
@@ -41,6 +43,16 @@ def _backlog(run: Run, places: Places, kind: str, name: str, count: int) -> None
         with_outbox(places, kind, count),
         hand(places, kind, count),
         rounds=5 if count <= 100_000 else 3,
+    )
+
+
+def _httpx_by_hand(run: Run, places: Places, kind: str) -> None:
+    run.compare(
+        f"drain/{kind}/httpx",
+        f"the loop by hand itself, 100k rows, {kind}, by httpx",
+        hand(places, kind, 100_000),
+        hand(places, kind, 100_000, bare=True),
+        base_name="by http.client",
     )
 
 
@@ -114,15 +126,17 @@ def with_outbox(places: Places, kind: str, count: int, **changes: object) -> Cal
     return measure
 
 
-def hand(places: Places, kind: str, count: int, batch_rows: int = BATCH_ROWS) -> Callable[[], float]:
-    """Rows a second."""
+def hand(
+    places: Places, kind: str, count: int, batch_rows: int = BATCH_ROWS, *, bare: bool = False
+) -> Callable[[], float]:
+    """Rows a second; ``bare``: by http.client."""
 
     def measure() -> float:
         with Beacon() as beacon, places.fresh(kind) as url:
             ledger = by_hand(kind, url)
             for start in range(0, count, FILL_ROWS):
                 ledger.insert(prepared(min(FILL_ROWS, count - start)))
-            sender = HandSender(beacon.url, beacon.license)
+            sender = HandSender(HandPost(beacon.url, beacon.license, bare=bare))
             began = time.perf_counter()
             sent = drain(ledger, sender, batch_rows)
             took = time.perf_counter() - began

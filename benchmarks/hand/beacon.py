@@ -1,27 +1,20 @@
-"""Sending by hand: http.client, one connection, a body joined from stored texts."""
+"""Sending by hand: a thread that posts one batch after the other."""
 
 from __future__ import annotations
 
-import http.client
-import json
 from collections.abc import Sequence
 from queue import SimpleQueue
 from threading import Thread
 from typing import Protocol
-from urllib.parse import urlsplit
+
+from benchmarks.hand.post import HandPost
 
 
 class HandSender:
     """Posts in a thread of its own while the caller works on the database. At most one request is on the wire."""
 
-    def __init__(self, url: str, license: str) -> None:
-        base = urlsplit(url)
-        self._path = f"{base.path}/ingest-traces"
-        self._client = http.client.HTTPConnection(base.netloc)
-        self._license = json.dumps(license)
-        self._headers = {"Content-Type": "application/json"}
-        answer = self._post(f"{base.path}/verify", f'{{"license":{self._license}}}')
-        self._headers["Authorization"] = "Bearer " + json.loads(answer)["token"]
+    def __init__(self, post: HandPost) -> None:
+        self._post = post
         self._todo: SimpleQueue[Sequence[str] | None] = SimpleQueue()
         self._done: SimpleQueue[None] = SimpleQueue()
         self._thread = Thread(target=self._run, daemon=True)
@@ -37,20 +30,12 @@ class HandSender:
     def close(self) -> None:
         self._todo.put(None)
         self._thread.join()
-        self._client.close()
+        self._post.close()
 
     def _run(self) -> None:
         while (payloads := self._todo.get()) is not None:
-            self._post(self._path, f'{{"license":{self._license},"trace_transactions":[{",".join(payloads)}]}}')
+            self._post.rows(payloads)
             self._done.put(None)
-
-    def _post(self, path: str, body: str) -> bytes:
-        self._client.request("POST", path, body.encode(), self._headers)
-        answer = self._client.getresponse()
-        read = answer.read()
-        if answer.status != 200:
-            raise RuntimeError(f"{answer.status}: {read[:200]!r}")
-        return read
 
 
 class Ledger(Protocol):

@@ -8,8 +8,6 @@ transaction), ``data_version`` asked each millisecond (SQLite), a look each mill
 from __future__ import annotations
 
 import argparse
-import http.client
-import json
 import sqlite3
 import sys
 import time
@@ -17,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from threading import Event, Lock, Thread
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID
 
 import psycopg
@@ -25,6 +22,7 @@ import pymysql
 from sqlalchemy import make_url
 
 from benchmarks.hand import by_hand
+from benchmarks.hand.post import HandPost
 from benchmarks.places import LICENSE, folder_of
 
 Rows = Sequence[tuple[UUID, str]]
@@ -80,7 +78,7 @@ def delivering(kind: str, url: str, beacon: str, *, inside: bool) -> Iterator[Ca
     """A thread that delivers what is committed; the result tells it of a commit in this process (``inside``)."""
     stop, told = Event(), Event()
     ledger = by_hand(kind, url)
-    line = _Line(beacon)
+    line = HandPost(beacon, LICENSE)
     news, close = (_inside(told), _nothing) if inside else _across(kind, url)
     turn = WRITER if kind == "sqlite" else nullcontext()
 
@@ -94,7 +92,7 @@ def delivering(kind: str, url: str, beacon: str, *, inside: bool) -> Iterator[Ca
                 news()
             else:
                 settled, payloads = found
-                line.post(payloads)
+                line.rows(payloads)
 
     thread = Thread(target=deliver)
     thread.start()
@@ -106,32 +104,6 @@ def delivering(kind: str, url: str, beacon: str, *, inside: bool) -> Iterator[Ca
         close()
         line.close()
         ledger.close()
-
-
-class _Line:
-    """One connection to beacon, used by one thread."""
-
-    def __init__(self, url: str) -> None:
-        base = urlsplit(url)
-        self._path = base.path
-        self._client = http.client.HTTPConnection(base.netloc)
-        self._headers = {"Content-Type": "application/json"}
-        answer = self._send("/verify", json.dumps({"license": LICENSE}))
-        self._headers["Authorization"] = "Bearer " + json.loads(answer)["token"]
-
-    def post(self, payloads: Sequence[str]) -> None:
-        self._send("/ingest-traces", f'{{"license":"{LICENSE}","trace_transactions":[{",".join(payloads)}]}}')
-
-    def close(self) -> None:
-        self._client.close()
-
-    def _send(self, path: str, body: str) -> bytes:
-        self._client.request("POST", self._path + path, body.encode(), self._headers)
-        answer = self._client.getresponse()
-        read = answer.read()
-        if answer.status != 200:
-            raise RuntimeError(f"{answer.status}: {read[:200]!r}")
-        return read
 
 
 def _inside(told: Event) -> News:

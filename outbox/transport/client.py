@@ -77,8 +77,12 @@ class _LeanClient(httpx.Client):
     """httpx without what each request would merge from the client: there are no cookies, no defaults, one URL."""
 
     @property
-    def cookies(self) -> httpx.Cookies:  # type: ignore[misc]  # read-only: nobody sets one
+    def cookies(self) -> httpx.Cookies:
         return _NO_COOKIES
+
+    @cookies.setter
+    def cookies(self, cookies: Any) -> None:
+        raise AttributeError("beacon is sent no cookies")
 
     def build_request(self, method: str, url: Any, **given: Any) -> httpx.Request:
         """Headers are sent as they are given, and ``Host``; ``timeout`` in seconds for each step of the request."""
