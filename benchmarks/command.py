@@ -25,6 +25,7 @@ from benchmarks.places import DATABASES, Places
 BENCHMARKS = {
     "enqueue": "adding rows: single, put, bulk; sync and async",
     "drain": "delivering a backlog: sizes, workers, batch and payload sizes",
+    "scale": "a backlog of millions against a short one: speed, memory, an old snapshot",
     "steady": "inserting, delivering and purging at the same time",
     "latency": "from COMMIT to received, in process and across processes",
     "backpressure": "producers at a fixed rate while beacon is slow, limits, refuses, is down and comes back",

@@ -6,9 +6,12 @@ first claim to the last settle, and the beacon's own record must have each row o
 
 from __future__ import annotations
 
+import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from subprocess import PIPE, Popen
 
 from benchmarks.figures import Run
@@ -22,6 +25,7 @@ from outbox.core.lane import Lane
 
 FILL_ROWS = 10_000
 BATCH_ROWS = 1000
+Beside = Callable[[str], AbstractContextManager[object]]
 
 
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
@@ -79,20 +83,40 @@ def _by_workers(places: Places, kind: str, count: int, number: int) -> float:
     """Rows a second by dispatchers in processes of their own, from the word to start to the end of the last."""
     with Beacon() as beacon, places.fresh(kind) as url, outbox_in(url, settings(beacon)) as box:
         fill(box, count)
-        command = [sys.executable, "-m", "benchmarks.drain", url, beacon.url]
-        workers = [Popen(command, stdin=PIPE, stdout=PIPE, text=True) for _ in range(number)]
-        for worker in workers:
-            assert worker.stdout is not None
-            assert worker.stdout.readline() == "ready\n"
+        workers = [WorkerProcess(url, beacon.url) for _ in range(number)]
         began = time.perf_counter()
         for worker in workers:
-            assert worker.stdin is not None
-            worker.stdin.write("go\n")
-            worker.stdin.flush()
-        sent = sum(int(worker.communicate()[0]) for worker in workers)
+            worker.start()
+        sent = sum(worker.wait().sent for worker in workers)
         took = time.perf_counter() - began
         assert sent == beacon.counts["usage"]["unique"] == beacon.counts["usage"]["rows"] == count
     return count / took
+
+
+@dataclass(frozen=True)
+class Drained:
+    sent: int
+    peak_bytes: int
+    """The highest resident memory of the process."""
+
+
+class WorkerProcess:
+    """A dispatcher in a process of its own, ready to start."""
+
+    def __init__(self, url: str, beacon_url: str) -> None:
+        command = [sys.executable, "-m", "benchmarks.drain", url, beacon_url]
+        self._process = Popen(command, stdin=PIPE, stdout=PIPE, text=True)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "ready\n"
+
+    def start(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write("go\n")
+        self._process.stdin.flush()
+
+    def wait(self) -> Drained:
+        sent, kibibytes = self._process.communicate()[0].split()
+        return Drained(int(sent), int(kibibytes) * 1024)
 
 
 def _work(url: str, beacon_url: str) -> None:
@@ -104,14 +128,21 @@ def _work(url: str, beacon_url: str) -> None:
         sys.stdin.readline()
         sent = dispatcher.run_lane(Lane.USAGE).sent
         dispatcher.close()
-    print(sent)
+    print(sent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-def with_outbox(places: Places, kind: str, count: int, **changes: object) -> Callable[[], float]:
-    """Rows a second."""
+def with_outbox(
+    places: Places, kind: str, count: int, *, beside: Beside = nullcontext, **changes: object
+) -> Callable[[], float]:
+    """Rows a second. ``beside``: what is held on the database from before its first row to the end."""
 
     def measure() -> float:
-        with Beacon() as beacon, places.fresh(kind) as url, outbox_in(url, settings(beacon, **changes)) as box:
+        with (
+            Beacon() as beacon,
+            places.fresh(kind) as url,
+            outbox_in(url, settings(beacon, **changes)) as box,
+            beside(url),
+        ):
             fill(box, count)
             with BeaconTransport(box.settings) as transport:
                 transport.verify()

@@ -1,0 +1,84 @@
+"""What a long backlog costs: the speed of a row, the memory of the worker, a snapshot that a server must keep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import psycopg
+from sqlalchemy import make_url
+
+from benchmarks.drain import WorkerProcess, with_outbox
+from benchmarks.figures import Run
+from benchmarks.places import Beacon, Places, fill, outbox_in, settings
+
+ROUNDS = 3
+MILLION = 1_000_000
+MEGABYTE = 2**20
+
+
+def run(run: Run, places: Places, databases: Sequence[str]) -> None:
+    for kind in databases:
+        _longer(run, places, kind, "1M", MILLION, ROUNDS)
+        _memory(run, places, kind)
+        if kind == "postgresql":
+            _held(run, places)
+        if run.full:
+            _longer(run, places, kind, "10M", 10 * MILLION, 1)
+
+
+def _longer(run: Run, places: Places, kind: str, name: str, count: int, rounds: int) -> None:
+    run.compare(
+        f"scale/{kind}/{name}",
+        f"drain {name} rows, {kind}",
+        with_outbox(places, kind, count),
+        with_outbox(places, kind, 100_000),
+        rounds=rounds,
+        base_name="100k rows",
+    )
+
+
+def _memory(run: Run, places: Places, kind: str) -> None:
+    run.compare(
+        f"scale/{kind}/memory",
+        f"the worker's highest resident memory, 1M rows, {kind}",
+        _megabytes(places, kind, MILLION),
+        _megabytes(places, kind, 0),
+        unit="MiB",
+        better="lower",
+        rounds=ROUNDS,
+        base_name="no rows",
+    )
+
+
+def _megabytes(places: Places, kind: str, count: int) -> Callable[[], float]:
+    def measure() -> float:
+        with Beacon() as beacon, places.fresh(kind) as url, outbox_in(url, settings(beacon)) as box:
+            fill(box, count)
+            worker = WorkerProcess(url, beacon.url)
+            worker.start()
+            drained = worker.wait()
+            assert drained.sent == count
+        return drained.peak_bytes / MEGABYTE
+
+    return measure
+
+
+def _held(run: Run, places: Places) -> None:
+    run.compare(
+        "scale/postgresql/xmin",
+        "drain 1M rows, postgresql, while a session holds a snapshot from before",
+        with_outbox(places, "postgresql", MILLION, beside=_snapshot),
+        with_outbox(places, "postgresql", MILLION),
+        rounds=ROUNDS,
+        base_name="no such session",
+    )
+
+
+@contextmanager
+def _snapshot(url: str) -> Iterator[None]:
+    """Nothing that is deleted or replaced meanwhile can be vacuumed."""
+    with psycopg.connect(make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)) as session:
+        session.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        session.execute("SELECT count(*) FROM outbox_usage")
+        yield
