@@ -126,7 +126,8 @@ def fill(box: Outbox, count: int, rows: int = 10_000) -> None:
     database, table = box.store.database, LANES[Lane.USAGE].table
     for start in range(0, count, rows):
         with database.write() as connection:
-            database.dialect.insert(connection, table, prepared(min(rows, count - start)))
+            some = [(id.bytes, payload, len(payload)) for id, payload in prepared(min(rows, count - start))]
+            database.dialect.insert(connection, table, some)
 
 
 def folder_of(url: str) -> Path:

@@ -26,7 +26,7 @@ from outbox.messages import Message
 from outbox.store import bounds, migrate
 from outbox.store.audit import AuditReport
 from outbox.store.database import Database
-from outbox.store.dialects import dialect_of
+from outbox.store.dialects import Row, dialect_of
 from outbox.store.ledger import Clock
 from outbox.store.operate import Window
 from outbox.store.store import Store
@@ -169,7 +169,7 @@ class Outbox:
     def _insert(self, connection: Connection, messages: Iterable[Message]) -> tuple[EnqueueResult, set[Lane]]:
         messages = list(messages)
         result = EnqueueResult([message.id for message in messages])
-        rows: dict[Lane, dict[UUID, str]] = {}
+        rows: dict[Lane, list[Row]] = {}
         for lane in {message.lane for message in messages}:
             some = [message for message in messages if message.lane is lane]
             if self.settings.lane_enabled(lane):
@@ -180,10 +180,9 @@ class Outbox:
         inserted = 0
         try:
             self._require_room(connection, len(rows.get(Lane.USAGE, ())))
-            for lane, payloads in rows.items():
-                items = list(payloads.items())
-                for start in range(0, len(items), CHUNK_ROWS):
-                    chunk = items[start : start + CHUNK_ROWS]
+            for lane, fresh in rows.items():
+                for start in range(0, len(fresh), CHUNK_ROWS):
+                    chunk = fresh[start : start + CHUNK_ROWS]
                     inserted += dialect.insert(connection, LANES[lane].table, chunk)
         except DBAPIError as error:
             if dialect.is_missing_table(error):
@@ -260,14 +259,15 @@ class Outbox:
         return reports
 
 
-def _once_each(messages: Sequence[Message]) -> dict[UUID, str]:
-    """Payloads by id, in order. Of two messages with one id the first counts."""
-    payloads = {message.id: message.payload for message in messages}
-    if len(payloads) < len(messages):
-        payloads = {}
-        for message in messages:
-            payloads.setdefault(message.id, message.payload)
-    return payloads
+def _once_each(messages: Sequence[Message]) -> list[Row]:
+    """Rows to insert, in order. Of two messages with one id the first counts."""
+    rows = [(message.id.bytes, payload := message.payload, len(payload)) for message in messages]
+    if len({id for id, _, _ in rows}) == len(rows):
+        return rows
+    first: dict[bytes, Row] = {}
+    for row in rows:
+        first.setdefault(row[0], row)
+    return list(first.values())
 
 
 def _with_room(timeout: float, attempt: Callable[[], T]) -> T:

@@ -20,6 +20,7 @@ from outbox.errors import InvalidMessage
 JsonText = str | bytes | bytearray | memoryview
 JSON_TEXT = (str, bytes, bytearray, memoryview)
 
+_encode = msgspec.json.Encoder().encode
 _NON_ASCII = re.compile(r"[^\x00-\x7f]+")
 _TYPE_NAMES = {dict: "an object", list: "an array", type(None): "null"}
 _SHOWN = 60
@@ -110,7 +111,7 @@ def text_flaw(text: str) -> str | None:
 
 def to_json(value: Any) -> str:
     """Compact ASCII JSON. One text per value: a payload parsed and encoded again is the same text."""
-    text = msgspec.json.encode(value).decode()
+    text = _encode(value).decode()
     if text.isascii():
         return text
     return _NON_ASCII.sub(lambda run: json.dumps(run[0])[1:-1], text)

@@ -37,7 +37,8 @@ _COUNT = "num_failed_send_attempts"
 _ROWS = LANES[Lane.USAGE].root_key
 _LINE = "(line)"
 _DOCUMENT = "(document)"
-_MAX_LINE_BYTES = 16 * LANES[Lane.USAGE].max_payload_bytes
+_MAX_PAYLOAD_BYTES = LANES[Lane.USAGE].max_payload_bytes
+_MAX_LINE_BYTES = 16 * _MAX_PAYLOAD_BYTES
 
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TEXT_CHARS)]
@@ -109,7 +110,7 @@ class UsageInterval(Sealed):
         row = _row_of(fields)
         _check_order(row)
         payload = to_json(row)
-        if len(payload) > LANES[Lane.USAGE].max_payload_bytes:
+        if len(payload) > _MAX_PAYLOAD_BYTES:
             longest = max(("status", "transaction_type"), key=lambda name: len(to_json(getattr(row, name))))
             raise InvalidMessage(longest, "is too long once its characters are escaped: shorten it")
         # Without the row: its eight objects would live as long as the message, and a bulk of them wakes the collector.

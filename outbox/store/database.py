@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from sqlite3 import SQLITE_BUSY
+from sqlite3 import OperationalError as SQLiteError
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, create_engine, event, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, NoSuchModuleError, OperationalError
 
@@ -23,6 +24,7 @@ from outbox.store.dialects import Dialect, dialect_named
 from outbox.store.forks import ForkGuard
 
 _READ = "outbox_read"
+_WAITS_MS = "outbox_waits_ms"
 _USED_AT = "outbox_used_at"
 IDLE_SECONDS = 1.0
 """A connection that was idle for longer is tried before it is used: the server may have gone in between."""
@@ -86,9 +88,14 @@ class Database:
         """A transaction that only reads; with ``snapshot`` every statement in it sees the same moment."""
         self._after_fork()
         level = self.dialect.snapshot_isolation if snapshot else self.dialect.read_isolation
-        options: dict[str, Any] = {_READ: True, **({"isolation_level": level} if level else {})}
+        options: dict[str, Any] = {"isolation_level": level} if level else {}
         with self.explained(), self.engine.connect().execution_options(**options) as connection:
-            yield connection
+            pooled = connection.info
+            pooled[_READ] = True
+            try:
+                yield connection
+            finally:
+                pooled.pop(_READ, None)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -174,7 +181,9 @@ def _engine(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous: s
     event.listen(engine, "connect", _setup(dialect, synchronous))
     event.listen(engine, "do_connect", _require_store(dialect, url))
     if dialect.single_writer:
-        event.listen(engine, "begin", _begin)
+        # Not the event "begin": an engine that has any listener prepares each connection for all events, which costs
+        # a put more than its INSERT does.
+        setattr(engine.dialect, "do_begin", _begin)  # noqa: B010 - mypy: cannot assign to a method
     return engine
 
 
@@ -234,28 +243,32 @@ def _require_alive(engine: Engine, suspect: threading.Event) -> Any:
     return on_checkout
 
 
-def _begin(connection: Connection) -> None:
-    if connection.get_execution_options().get(_READ, False):
-        connection.exec_driver_sql("BEGIN")
+def _begin(pooled: PoolProxiedConnection) -> None:
+    """IMMEDIATE, unless it is the transaction of a ``read``."""
+    driver_connection: Any = pooled.driver_connection
+    if _READ in pooled.info:
+        driver_connection.execute("BEGIN")
         return
-    driver_connection: Any = connection.connection.driver_connection
-    (milliseconds,) = driver_connection.execute("PRAGMA busy_timeout").fetchone()
+    milliseconds = pooled.info.get(_WAITS_MS)
+    if milliseconds is None:
+        (milliseconds,) = driver_connection.execute("PRAGMA busy_timeout").fetchone()
+        pooled.info[_WAITS_MS] = milliseconds
     driver_connection.execute("PRAGMA busy_timeout = 0")
     try:
-        _begin_immediate(connection, milliseconds / 1000)
+        _begin_immediate(driver_connection, milliseconds / 1000)
     finally:
         driver_connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
 
 
-def _begin_immediate(connection: Connection, seconds: float) -> None:
+def _begin_immediate(driver_connection: Any, seconds: float) -> None:
     """Wait for the write lock more closely than SQLite does, which sleeps 1, 2, 5, 10 ... 100 ms for one of a few."""
     deadline, pause = time.monotonic() + seconds, FIRST_LOCK_PAUSE_SECONDS
     while True:
         try:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            driver_connection.execute("BEGIN IMMEDIATE")
             return
-        except OperationalError as error:
-            if getattr(error.orig, "sqlite_errorcode", 0) & 0xFF != SQLITE_BUSY or time.monotonic() > deadline:
+        except SQLiteError as error:
+            if error.sqlite_errorcode & 0xFF != SQLITE_BUSY or time.monotonic() > deadline:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, LOCK_PAUSE_SECONDS)

@@ -169,7 +169,11 @@ class Steps:
 
         dialect = engine.dialect
         event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, *_: self(" ".join(sql.split())[:60]))
-        commit, rollback = dialect.do_commit, dialect.do_rollback
+        begin, commit, rollback = dialect.do_begin, dialect.do_commit, dialect.do_rollback
+
+        def do_begin(connection: Any) -> None:
+            self("before BEGIN")
+            begin(connection)
 
         def do_commit(connection: Any) -> None:
             self("before COMMIT")
@@ -181,7 +185,7 @@ class Steps:
                 self("before ROLLBACK")
             rollback(connection)
 
-        dialect.do_commit, dialect.do_rollback = do_commit, do_rollback
+        dialect.do_begin, dialect.do_commit, dialect.do_rollback = do_begin, do_commit, do_rollback
 
     def client(self) -> Any:
         """An HTTP client that counts what goes over the wire."""

@@ -102,7 +102,7 @@ class Pair:
         ids = [uuid4() for _ in range(count)]
         connection = self.engine.connect()
         transaction = connection.begin()
-        self.dialect.insert(connection, log.name, [(id, PAYLOAD) for id in ids])
+        self.dialect.insert(connection, log.name, [(id.bytes, PAYLOAD, len(PAYLOAD)) for id in ids])
         rows = connection.execute(sa.select(log.c.seq, log.c.id).where(log.c.id.in_(ids)).order_by(log.c.seq)).all()
         number = self.model.begin()
         self.ledger.open[number] = [(row.seq, Entry(row.id, PAYLOAD, 0)) for row in rows]

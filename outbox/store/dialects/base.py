@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from threading import Event
 from typing import Any, ClassVar
-from uuid import UUID
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
@@ -18,8 +17,8 @@ from outbox.core.runs import Runs
 RUNS_AT_ONCE = 200
 """Runs in one WHERE: SQLite bounds the depth of an expression, at 1000."""
 
-Row = tuple[UUID, str]
-"""An entry to insert: id, payload (ASCII JSON text, so its length in characters is its size in bytes)."""
+Row = tuple[bytes, str, int]
+"""An entry to insert: the 16 bytes of its id, its payload (ASCII JSON text), the payload's size in bytes."""
 
 Announce = Callable[[Sequence[str]], None]
 """Tells whoever looks for news of the tables in which rows were committed."""

@@ -29,28 +29,39 @@ class MySQL(Dialect):
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         # A plain INSERT, and a look only when an id is there: INSERT IGNORE would also swallow truncation and
         # CHECK violations, and ON DUPLICATE KEY UPDATE counts and locks wrongly.
+        sql = f"INSERT INTO {table} (id, payload, size) VALUES (%s, %s, %s)"  # noqa: S608 - our name
         fresh = list(rows)
         for last_try in (False, False, True):
             if not fresh:
                 return 0
-            connection.exec_driver_sql("SAVEPOINT outbox_insert")
             try:
-                connection.exec_driver_sql(
-                    f"INSERT INTO {table} (id, payload, size) VALUES (%s, %s, %s)",  # noqa: S608 - our name
-                    [(id.bytes, payload, len(payload)) for id, payload in fresh],
-                )
+                with self._all_or_none(connection, len(fresh)):
+                    connection.exec_driver_sql(sql, fresh[0] if len(fresh) == 1 else fresh)
             except IntegrityError as error:
                 if self.error_code(error) != self.duplicate_key or last_try:
                     raise
-                connection.exec_driver_sql("ROLLBACK TO SAVEPOINT outbox_insert")
-                known = self._known(connection, table, [id.bytes for id, _ in fresh])
+                known = self._known(connection, table, [id for id, *_ in fresh])
                 if not known:  # the taken key is seq, not id
                     raise
-                fresh = [row for row in fresh if row[0].bytes not in known]
+                fresh = [row for row in fresh if row[0] not in known]
             else:
-                connection.exec_driver_sql("RELEASE SAVEPOINT outbox_insert")
                 return len(fresh)
         raise AssertionError("unreachable")
+
+    @staticmethod
+    @contextmanager
+    def _all_or_none(connection: Connection, rows: int) -> Iterator[None]:
+        """InnoDB undoes a statement that fails, and a row is one; drivers cut many rows into several statements."""
+        if rows == 1:
+            yield
+            return
+        connection.exec_driver_sql("SAVEPOINT outbox_insert")
+        try:
+            yield
+        except IntegrityError:
+            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT outbox_insert")
+            raise
+        connection.exec_driver_sql("RELEASE SAVEPOINT outbox_insert")
 
     @staticmethod
     def _known(connection: Connection, table: str, ids: Sequence[bytes]) -> frozenset[bytes]:

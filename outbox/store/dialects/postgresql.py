@@ -65,11 +65,11 @@ class PostgreSQL(Dialect):
         # rows in any order, and numbers follow the order of the messages.
         sql = (
             f"INSERT INTO {table} (id, payload, size) SELECT m.id, m.payload, m.size"  # noqa: S608 - our names
-            f" FROM unnest({marks[0]}::uuid[], {marks[1]}::text[], {marks[2]}::int[])"
+            f" FROM unnest({marks[0]}::text[]::uuid[], {marks[1]}::text[], {marks[2]}::int[])"
             f" WITH ORDINALITY AS m (id, payload, size, n) WHERE NOT EXISTS (SELECT 1 FROM {table} e WHERE e.id = m.id)"
             " ORDER BY m.n ON CONFLICT (id) DO NOTHING"
         )
-        columns = ([id for id, _ in rows], [p for _, p in rows], [len(p) for _, p in rows])
+        columns = ([id.hex() for id, _, _ in rows], [payload for _, payload, _ in rows], [size for *_, size in rows])
         return connection.exec_driver_sql(sql, columns).rowcount
 
     @staticmethod
@@ -86,7 +86,8 @@ class PostgreSQL(Dialect):
                 cursor.copy(f"COPY {table} (id, payload, size) FROM STDIN") as copy,
             ):
                 # Payloads are ASCII JSON without control characters: only the backslash is special to COPY.
-                copy.write("".join([f"{id}\t{p.replace(chr(92), chr(92) * 2)}\t{len(p)}\n" for id, p in rows]))
+                lines = "".join([f"{id.hex()}\t{payload}\t{size}\n" for id, payload, size in rows])
+                copy.write(lines.replace("\\", "\\\\"))
         except Error:
             connection.exec_driver_sql("ROLLBACK TO SAVEPOINT outbox_copy")
             return False

@@ -69,7 +69,7 @@ class SQLite(Dialect):
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         # The conflict target matters: without it a taken seq would silently swallow the row.
         sql = f"INSERT INTO {table} (id, payload, size) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING"  # noqa: S608
-        return connection.exec_driver_sql(sql, [(id.bytes, payload, len(payload)) for id, payload in rows]).rowcount
+        return connection.exec_driver_sql(sql, rows[0] if len(rows) == 1 else list(rows)).rowcount
 
     def sequence_position(self, connection: Connection, table: str) -> int:
         found = connection.execute(text("SELECT seq FROM sqlite_sequence WHERE name = :t"), {"t": table}).scalar()
