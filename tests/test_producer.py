@@ -90,6 +90,16 @@ def test_an_id_of_a_later_call_is_added_once(box: Outbox, engine: Engine) -> Non
     assert (result.duplicates, stored(engine)) == (1, 2)
 
 
+def test_an_id_that_is_there_takes_nothing_of_the_transaction_with_it(box: Outbox, engine: Engine) -> None:
+    message, before, after = intervals(3)
+    box.put(message)
+    with Session(engine) as session, session.begin():
+        box.enqueue(session, before)
+        result = box.enqueue(session, message)
+        box.enqueue(session, after)
+    assert (list(result), result.duplicates, stored(engine)) == ([message.id], 1, 3)
+
+
 def test_a_bulk_counts_what_was_there_already(box: Outbox, engine: Engine, beacon: Simulator) -> None:
     messages = intervals(1500)
     box.put(*messages[:10])
