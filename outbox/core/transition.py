@@ -65,7 +65,8 @@ def decide(
             return Transition(Move.RETRY, attempts, ambiguous)
         case _:
             ambiguous = ambiguous or receipt.verdict is Verdict.AMBIGUOUS
-            if receipt.counted and attempts_limit is not None and counted >= attempts_limit:
+            guilty = receipt.counted and not receipt.unreached
+            if guilty and attempts_limit is not None and counted >= attempts_limit:
                 return Transition(Move.BURY, counted, ambiguous)
             wait = full_jitter(max(counted, 1), backoff_base, backoff_max, draw)
             wait = max(wait, receipt.retry_after_seconds or 0.0)

@@ -16,7 +16,11 @@ COUNTED = {Verdict.REFUSED, Verdict.UNAVAILABLE, Verdict.AMBIGUOUS}
 
 def decided(verdict: Verdict, **changes: Any) -> Transition:
     receipt = Receipt(
-        verdict, counted=verdict in COUNTED, reason="so", retry_after_seconds=changes.pop("retry_after", None)
+        verdict,
+        counted=verdict in COUNTED,
+        reason="so",
+        status=changes.pop("status", 503),
+        retry_after_seconds=changes.pop("retry_after", None),
     )
     known: dict[str, Any] = {
         "attempts": 2,
@@ -83,6 +87,11 @@ def test_while_everything_is_refused_no_entry_dies_or_is_counted_and_a_batch_is_
 def test_the_limit_of_attempts_buries_the_batch_that_reaches_it() -> None:
     assert decided(Verdict.UNAVAILABLE, attempts_limit=4).move is Move.RETRY
     assert decided(Verdict.UNAVAILABLE, attempts_limit=3) == Transition(Move.BURY, 3, False)
+
+
+def test_what_never_reached_beacon_is_counted_and_buries_nothing() -> None:
+    assert decided(Verdict.UNAVAILABLE, attempts_limit=3, status=None) == Transition(Move.RETRY, 3, False, 4.0)
+    assert decided(Verdict.AMBIGUOUS, attempts_limit=3, status=None).move is Move.BURY
 
 
 def test_what_is_not_counted_never_buries() -> None:
