@@ -98,7 +98,7 @@ class Told:
         return next((moment - since for moment in moments if self.depth(moment) <= self.caught_up), float("inf"))
 
     def ideal(self, since: float) -> float:
-        """The same at beacon's capacity and with what was committed meanwhile: on a busy machine less than asked for."""
+        """The same at beacon's capacity, with what was committed meanwhile: on a busy machine less than asked for."""
         waiting = max(self.depth(since) - self.caught_up, 1)
         later = self.commits.times[bisect_right(self.commits.times, since) :]
         reached = ((waiting + number) / self.back_capacity for number in range(len(later)))
