@@ -114,7 +114,7 @@ class Story:
             arrivals=self._control.arrivals(),
             duplicates=self._control.duplicates(),
             limits={trouble.name: trouble.limit * self.profile.rate for trouble in TROUBLES if trouble.limit},
-            free_after_down=(BACK_CAPACITY - 1) * self.profile.rate,
+            back_capacity=BACK_CAPACITY * self.profile.rate,
             caught_up=int(CAUGHT_UP_SECONDS * self.profile.rate),
         )
 

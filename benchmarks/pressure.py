@@ -63,8 +63,8 @@ class Told:
     arrivals: Mapping[str, float]
     duplicates: Mapping[str, Sequence[str]]
     limits: Mapping[str, float]
-    free_after_down: float
-    """Rows/s that beacon takes beyond what arrives when it comes back."""
+    back_capacity: float
+    """Rows/s that beacon takes when it comes back."""
     caught_up: int
     """Rows; a backlog of no more is none."""
 
@@ -96,6 +96,14 @@ class Told:
         """Seconds from ``since`` until no backlog was left."""
         moments = (moment for moment in self._arrived if moment >= since)
         return next((moment - since for moment in moments if self.depth(moment) <= self.caught_up), float("inf"))
+
+    def ideal(self, since: float) -> float:
+        """The same at beacon's capacity, with what was committed meanwhile: on a busy machine less than asked for."""
+        waiting = max(self.depth(since) - self.caught_up, 1)
+        later = self.commits.times[bisect_right(self.commits.times, since) :]
+        reached = ((waiting + number) / self.back_capacity for number in range(len(later)))
+        met = (seconds for seconds, moment in zip(reached, later, strict=True) if since + seconds <= moment)
+        return next(met, (waiting + len(later)) / self.back_capacity)
 
     def first_after(self, since: float) -> float:
         """When the next row was received, in epoch seconds."""
@@ -160,7 +168,7 @@ def _recovery(run: Run, told: Told, back: Phase) -> None:
                 "s",
                 "lower",
                 [told.cleared(since)],
-                [max(backlog - told.caught_up, 1) / told.free_after_down],
+                [told.ideal(since)],
                 base_name="ideal",
                 note=f"{backlog} rows waited; the first was taken {first - back.since:.2f} s after beacon was back",
             )

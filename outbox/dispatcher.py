@@ -287,6 +287,7 @@ class Flight:
             landed.receipt,
             seconds=landed.seconds,
             reached=reached,
+            probe=landed.batch.probe_until is not None,
             maximum=self.dispatcher.box.settings.max_senders,
         )
         return landed

@@ -7,8 +7,8 @@ zero to the ceiling spreads a crowd of clients better than any fixed fraction. T
 from __future__ import annotations
 
 
-def ceiling(failures: int, base: float, maximum: float) -> float:
-    """Seconds: ``base * 2**(failures - 1)``, at most ``maximum``. ``failures`` counts from 1."""
+def ceiling(failures: float, base: float, maximum: float) -> float:
+    """Seconds: ``base * 2**(failures - 1)``, at most ``maximum``. ``failures`` counts from 1, and may be in between."""
     exponent = min(max(failures - 1, 0), 32)
     return float(min(maximum, base * 2**exponent))
 
@@ -18,6 +18,6 @@ def full_jitter(failures: int, base: float, maximum: float, draw: float) -> floa
     return max(base / 10, draw * ceiling(failures, base, maximum))
 
 
-def equal_jitter(failures: int, base: float, maximum: float, draw: float) -> float:
+def equal_jitter(failures: float, base: float, maximum: float, draw: float) -> float:
     """Seconds to wait: between half of the ceiling and all of it. For what is alone and must not come too often."""
     return (0.5 + draw / 2) * ceiling(failures, base, maximum)

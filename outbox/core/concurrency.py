@@ -2,6 +2,11 @@
 
     the limit was in use, latency near its mean ──▶ one more for each round of answers
     no answer, 429, 5xx, or latency far beyond  ──▶ nine tenths
+    the probe of a pause is answered            ──▶ two, then one more for each answer up to nine tenths of what was
+
+A probe is alone on the wire: when it fails, that says nothing of how many beacon takes. When it is answered, beacon may
+be another one than before the outage, so its latency is learned anew, and the limit doubles with each round of answers
+as far as is known to be good (the slow start of TCP), which no crowd of workers feels as a blow.
 
 The rules are those of Vector's adaptive request concurrency; mean and deviation are smoothed as in RFC 6298. A worker
 keeps its own limit: it finds its share of beacon beside other workers as TCP connections do.
@@ -28,29 +33,39 @@ class Concurrency:
     limit: float = 1.0
     mean: float | None = None
     deviation: float = 0.0
+    proven: float = 1.0
+    """The limit when an answer last came in time."""
+    known: float = 0.0
+    """Below it the limit grows by one for each answer."""
 
     @property
     def allowed(self) -> int:
         return int(self.limit)
 
 
-def after(state: Concurrency, receipt: Receipt, *, seconds: float, reached: bool, maximum: int) -> Concurrency:
+def after(
+    state: Concurrency, receipt: Receipt, *, seconds: float, reached: bool, maximum: int, probe: bool = False
+) -> Concurrency:
     """The limit after one answer that took ``seconds``. ``reached``: as many were on the wire as were allowed."""
     if receipt.verdict is Verdict.INTERRUPTED:
         return state
     if receipt.verdict in (Verdict.UNAVAILABLE, Verdict.AMBIGUOUS):
-        return _fewer(state)
+        return state if probe else _fewer(state)
+    if probe:
+        known = DECREASE * state.proven
+        return _measured(Concurrency(min(2.0, maximum), proven=state.proven, known=known), seconds)
     near, far = _bounds(state)
-    measured = _measured(state, seconds)
+    measured = replace(_measured(state, seconds), proven=state.limit)
     if seconds > far:
         return _fewer(measured)
     if reached and seconds <= near:
-        return replace(measured, limit=min(float(maximum), measured.limit + 1 / measured.limit))
+        more = 1.0 if state.limit < state.known else 1 / state.limit
+        return replace(measured, limit=min(float(maximum), state.limit + more))
     return measured
 
 
 def _fewer(state: Concurrency) -> Concurrency:
-    return replace(state, limit=max(1.0, state.limit * DECREASE))
+    return replace(state, limit=max(1.0, state.limit * DECREASE), known=0.0)
 
 
 def _bounds(state: Concurrency) -> tuple[float, float]:

@@ -10,6 +10,13 @@
 While a lane is paused one batch is on the wire as a probe, and its answer alone moves the lane: requests that left
 before the pause say nothing new. So an outage of a day costs a few hundred requests, a blip with many requests on
 the wire pauses no longer than one failure, and no attempt is burned on rows that were not sent.
+
+    beacon answered, or may have      ──▶ the wait doubles, from OUTBOX_BACKOFF_BASE
+    beacon was not reached at all     ──▶ it grows by a seventh, from an eighth of that, unless attempts are limited
+
+A connection that comes to nothing costs beacon nothing, so the wait for the next one is an eighth or so of what the
+outage has lasted, and beacon's return is noticed after half of that. What answers is asked less often, and so is what
+is dead after so many attempts: they would be over in seconds.
 """
 
 from __future__ import annotations
@@ -23,6 +30,10 @@ from outbox.core.verdict import Receipt, Verdict
 FAILURES_TO_OPEN_BREAKER = 3
 DEAD_IN_A_ROW = 8
 """delivery.md: every row of a batch of at least eight dead in a row means the endpoint, not the rows."""
+DOUBLING = 5
+"""Steps in which the wait doubles; an answer goes so many at once."""
+FIRST_ANSWERED = 1 + 3 * DOUBLING
+"""The step whose wait is the base. The first is an eighth of it."""
 
 
 class LaneState(StrEnum):
@@ -39,6 +50,7 @@ class Health:
     reason: str | None = None
     next_probe_at: int | None = None
     failures: int = 0
+    """Open: in a row. Paused: the step that the wait has come to, from 1."""
     dead_streak: int = 0
 
     @property
@@ -53,7 +65,7 @@ class Health:
     @property
     def fresh_first(self) -> bool:
         """The next probe takes new entries: those that were refused may be guilty, and would pause it for ever."""
-        return self.refusing and self.failures % 2 == 0
+        return self.refusing and self.failures // DOUBLING % 2 == 0
 
     def may_send(self, now: int, max_pause: int) -> bool:
         """Open, or a probe is due. A probe further ahead than ``max_pause`` µs is due: the clock was set back."""
@@ -71,9 +83,12 @@ class Backoff:
     base: float
     maximum: float
     draw: float
+    attempts_limited: bool = False
+    """A batch is dead after so many attempts, and each probe is one."""
 
-    def wait(self, failures: int) -> float:
-        return equal_jitter(failures, self.base, self.maximum, self.draw)
+    def wait(self, step: int) -> float:
+        """Seconds until the next probe: half to all of what the ``step`` allows."""
+        return equal_jitter(1 + (step - 1) / DOUBLING, self.base / 8, self.maximum, self.draw)
 
 
 def probing(health: Health, now: int, lease: int) -> Health:
@@ -95,13 +110,13 @@ def after(health: Health, receipt: Receipt, *, died: bool, probe: bool, now: int
         case Verdict.REFUSED | Verdict.TOO_LARGE:
             return _after_refusal(health, receipt, died, now, backoff)
         case Verdict.MISCONFIGURED | Verdict.UNAUTHORIZED:
-            return _paused(health, receipt.reason, now, backoff, receipt.retry_after_seconds)
+            return _paused(health, receipt, now, backoff)
         case Verdict.UNAVAILABLE | Verdict.AMBIGUOUS:  # pragma: no branch - mypy proves that no verdict is left
             failures = health.failures + 1
             passing = receipt.retry_after_seconds is None and failures < FAILURES_TO_OPEN_BREAKER
             if health.state is LaneState.OPEN and passing:
                 return replace(health, failures=failures)
-            return _paused(health, receipt.reason, now, backoff, receipt.retry_after_seconds)
+            return _paused(health, receipt, now, backoff)
 
 
 def _held(health: Health, now: int, retry_after_seconds: float | None) -> Health:
@@ -117,13 +132,15 @@ def _after_refusal(health: Health, receipt: Receipt, died: bool, now: int, backo
     if streak < DEAD_IN_A_ROW:
         return Health(dead_streak=streak)
     reason = f"endpoint refuses everything: {streak} entries in a row, last: {receipt.reason}"
-    return replace(_paused(health, reason, now, backoff, None), dead_streak=streak)
+    return replace(_paused(health, receipt, now, backoff), reason=reason, dead_streak=streak)
 
 
-def _paused(health: Health, reason: str, now: int, backoff: Backoff, at_least: float | None) -> Health:
-    failures = 1 if health.state is LaneState.OPEN else health.failures + 1  # a pause begins with the first wait
-    wait = max(backoff.wait(failures), at_least or 0.0)
-    return Health(LaneState.PAUSED, reason, now + _micros(wait), failures, health.dead_streak)
+def _paused(health: Health, receipt: Receipt, now: int, backoff: Backoff) -> Health:
+    begun = 0 if health.state is LaneState.OPEN else health.failures  # a pause begins with the first wait
+    soon = receipt.unreached and not backoff.attempts_limited
+    step = begun + 1 if soon else max(begun + DOUBLING, FIRST_ANSWERED)
+    wait = max(backoff.wait(step), receipt.retry_after_seconds or 0.0)
+    return Health(LaneState.PAUSED, receipt.reason, now + _micros(wait), step, health.dead_streak)
 
 
 def _micros(seconds: float) -> int:

@@ -75,3 +75,8 @@ class Receipt:
     """The head of the answer's body as printable text, at most 500 characters."""
     body_sha256: str | None = None
     """Hex digest of the request body that was sent."""
+
+    @property
+    def unreached(self) -> bool:
+        """No answer, and certainly nothing sent: beacon knows nothing of the batch, and no entry is to blame."""
+        return self.verdict is Verdict.UNAVAILABLE and self.status is None

@@ -154,7 +154,7 @@ def _due(lane: LockedLane, policy: Policy, probe: bool) -> Batch | None:
 def _again_at_once(lane: LockedLane, policy: Policy, row: Row[Any]) -> bool:
     """Whether a batch whose lease has expired is sent again now; if not, it waits or is halved."""
     add_to_totals(lane, failed_attempts=1)
-    jitter = backoff(policy)
+    jitter = backoff(policy, lane.lane)
     crashes = row.crash_count + 1
     crash = after_crash(
         attempts=row.attempts,

@@ -112,8 +112,9 @@ def _columns(health: Health) -> dict[str, object]:
     }
 
 
-def backoff(policy: Policy) -> Backoff:
-    return Backoff(policy.backoff_base, policy.backoff_max, random.random())  # noqa: S311 - jitter
+def backoff(policy: Policy, lane: Lane) -> Backoff:
+    limited = policy.attempts_limit(lane) is not None
+    return Backoff(policy.backoff_base, policy.backoff_max, random.random(), limited)  # noqa: S311 - jitter
 
 
 def add_to_totals(lane: LockedLane, **amounts: int) -> None:

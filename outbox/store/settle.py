@@ -41,7 +41,7 @@ def settle(lane: LockedLane, policy: Policy, settlements: Sequence[Settlement]) 
 
 def _settle_one(lane: LockedLane, policy: Policy, one: Settlement, done: Settled, delivered: frozenset[UUID]) -> None:
     batch, receipt = one.batch, one.receipt
-    jitter = backoff(policy)
+    jitter = backoff(policy, lane.lane)
     transition = decide(
         receipt,
         attempts=batch.attempts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -43,8 +44,17 @@ def test_goodput_and_refusals_are_counted_under_the_limit_alone() -> None:
 def test_the_backlog_of_an_outage_is_held_to_what_was_free() -> None:
     """100 rows waited, 100 came in a second and 200 were taken; a tenth of a second's arrival is no backlog."""
     told = _told()
-    assert _figure(told, "recovery").base == [0.9]
+    assert _figure(told, "recovery").base == [pytest.approx(0.9, abs=0.02)]
     assert _figure(told, "recovery").ratio == pytest.approx(1.0, abs=0.02)
+
+
+def test_what_producers_did_not_commit_need_not_be_cleared() -> None:
+    told = _told()
+    kept = [number for number, time in enumerate(told.commits.times) if time <= 6.0]
+    commits = Commits(
+        *([column[n] for n in kept] for column in (told.commits.ids, told.commits.times, told.commits.seconds))
+    )
+    assert replace(told, commits=commits).ideal(6.0) == pytest.approx(0.45, abs=0.01)
 
 
 def _reported(told: Told) -> Run:
@@ -82,7 +92,7 @@ def _told(*, lost: int = 0, duplicates: Mapping[str, Sequence[str]] | None = Non
         arrivals=arrivals,
         duplicates=duplicates or {},
         limits={"limited": 50.0},
-        free_after_down=100.0,
+        back_capacity=200.0,
         caught_up=10,
     )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,6 +22,10 @@ def failed(state: Concurrency, verdict: Verdict = Verdict.UNAVAILABLE) -> Concur
 
 def receipt(verdict: Verdict) -> Receipt:
     return Receipt(verdict, counted=False, reason="")
+
+
+def probed(state: Concurrency, verdict: Verdict = Verdict.DELIVERED, *, maximum: int = 8) -> Concurrency:
+    return after(state, receipt(verdict), seconds=0.1, reached=False, maximum=maximum, probe=True)
 
 
 def steady(answers: int = 100, **how: bool) -> Concurrency:
@@ -91,6 +97,50 @@ def test_a_beacon_that_has_become_slow_for_good_is_the_new_usual() -> None:
     for _ in range(60):
         state = answered(state, 0.5)
     assert state.allowed == 8
+
+
+def test_a_probe_that_fails_was_alone_and_says_nothing_of_how_many_beacon_takes() -> None:
+    state = steady()
+    for verdict in (Verdict.UNAVAILABLE, Verdict.AMBIGUOUS, Verdict.INTERRUPTED):
+        assert probed(state, verdict) == state
+
+
+def test_after_an_outage_the_limit_doubles_to_nine_tenths_of_what_was_proven_and_then_grows_by_one_a_round() -> None:
+    state = steady()
+    for _ in range(30):
+        state = failed(state)
+    assert state.allowed == 1, "all that was on the wire when it began"
+    state = probed(state)
+    assert (state.limit, state.mean, state.deviation) == (2.0, 0.1, 0.05), "a beacon that is slower now is not too slow"
+    seen = []
+    for _ in range(7):
+        state = answered(state, 0.1)
+        seen.append(state.limit)
+    assert seen == [3, 4, 5, 6, 7, 8, 8]
+    state = probed(Concurrency(limit=1.0, proven=4.0))
+    for limit in (3, 4, 4.25):
+        state = answered(state, 0.1)
+        assert state.limit == limit
+    edge = replace(probed(Concurrency(proven=5.0)), limit=4.5)
+    assert answered(edge, 0.1).limit == 4.5 + 1 / 4.5
+
+
+def test_an_outage_before_anything_was_proven_begins_at_two_or_at_the_maximum() -> None:
+    assert answered(probed(Concurrency()), 0.1).limit == 2.5
+    assert probed(Concurrency(), maximum=1).limit == 1
+
+
+def test_what_fails_after_an_outage_ends_the_doubling() -> None:
+    state = failed(probed(Concurrency(proven=8.0)))
+    assert state.limit == pytest.approx(1.8)
+    assert answered(state, 0.1).limit == pytest.approx(1.8 + 1 / 1.8)
+    slow = answered(probed(Concurrency(proven=8.0)), 1.0)
+    assert (slow.limit, slow.known) == (pytest.approx(1.8), 0.0)
+
+
+def test_what_was_proven_before_an_outage_that_comes_again_is_what_was_taken_in_between() -> None:
+    assert answered(probed(Concurrency(proven=8.0)), 0.1).proven == 2
+    assert probed(Concurrency(proven=8.0)).proven == 8
 
 
 def test_a_request_that_never_left_says_nothing() -> None:

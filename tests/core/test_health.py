@@ -8,7 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.core.health import DEAD_IN_A_ROW, FAILURES_TO_OPEN_BREAKER, Backoff, Health, LaneState, after, probing
+from outbox.core.health import (
+    DEAD_IN_A_ROW,
+    DOUBLING,
+    FAILURES_TO_OPEN_BREAKER,
+    FIRST_ANSWERED,
+    Backoff,
+    Health,
+    LaneState,
+    after,
+    probing,
+)
 from outbox.core.receipt import Receipt, Verdict
 
 NOW = 1_000_000_000
@@ -19,7 +29,8 @@ STOPPED = Health(LaneState.PAUSED, "rows are gone")
 
 
 def receipt(verdict: Verdict, **fields: float | None) -> Receipt:
-    return Receipt(verdict, counted=True, reason=f"beacon said {verdict}", **fields)  # type: ignore[arg-type]
+    answered = {"status": 503, **fields}
+    return Receipt(verdict, counted=True, reason=f"beacon said {verdict}", **answered)  # type: ignore[arg-type]
 
 
 def next_health(
@@ -34,20 +45,53 @@ def test_the_breaker_opens_at_the_last_failure_in_a_row() -> None:
         health = next_health(health, Verdict.UNAVAILABLE)
         assert health == Health(failures=failures)
     health = next_health(health, Verdict.AMBIGUOUS)
-    assert health == Health(LaneState.PAUSED, "beacon said ambiguous", NOW + 1_000_000, 1)
-    assert next_health(health, Verdict.UNAVAILABLE).next_probe_at == NOW + 2_000_000
+    assert health == Health(LaneState.PAUSED, "beacon said ambiguous", NOW + 1_000_000, FIRST_ANSWERED)
+    for wait in (2, 4, 8):
+        health = next_health(health, Verdict.UNAVAILABLE)
+        assert health.next_probe_at == NOW + wait * SECOND
+
+
+def test_while_beacon_is_not_reached_the_wait_begins_at_an_eighth_and_grows_by_a_seventh() -> None:
+    health, waits = Health(failures=FAILURES_TO_OPEN_BREAKER - 1), []
+    for _ in range(1 + 3 * DOUBLING):
+        health = next_health(health, Verdict.UNAVAILABLE, status=None)
+        assert health.next_probe_at is not None
+        waits.append((health.next_probe_at - NOW) / SECOND)
+    assert [round(wait, 3) for wait in waits[:3]] == [0.125, 0.144, 0.165]
+    assert [waits[number * DOUBLING] for number in range(4)] == [0.125, 0.25, 0.5, 1.0]
+
+
+def test_where_attempts_are_limited_the_wait_doubles_whether_beacon_is_reached_or_not() -> None:
+    health, limited = Health(failures=FAILURES_TO_OPEN_BREAKER - 1), Backoff(1.0, 300.0, 1.0, attempts_limited=True)
+    for wait in (1, 2, 4, 8):
+        unreached = receipt(Verdict.UNAVAILABLE, status=None)
+        health = after(health, unreached, died=False, probe=True, now=NOW, backoff=limited)
+        assert health.next_probe_at == NOW + wait * SECOND
+
+
+def test_an_answer_doubles_the_wait_that_unreached_probes_have_come_to_and_makes_it_a_base_at_least() -> None:
+    for unreached, wait in ((1, 1.0), (FIRST_ANSWERED - DOUBLING - 1, 1.0), (FIRST_ANSWERED + DOUBLING, 4.0)):
+        paused = Health(LaneState.PAUSED, "no connection", NOW, unreached)
+        assert next_health(paused, Verdict.UNAVAILABLE).next_probe_at == NOW + wait * SECOND
+
+
+def test_a_connection_that_fails_after_an_answer_prolongs_the_wait_by_a_seventh() -> None:
+    answered = Health(LaneState.PAUSED, "beacon answered 503", NOW, FIRST_ANSWERED)
+    unreached = next_health(answered, Verdict.UNAVAILABLE, status=None)
+    assert unreached.next_probe_at == NOW + int(2 ** (1 / DOUBLING) * SECOND)
 
 
 @pytest.mark.parametrize("verdict", [Verdict.MISCONFIGURED, Verdict.UNAUTHORIZED])
 def test_one_answer_that_needs_an_operator_pauses(verdict: Verdict) -> None:
-    assert next_health(Health(), verdict) == Health(LaneState.PAUSED, f"beacon said {verdict}", NOW + 1_000_000, 1)
+    paused = Health(LaneState.PAUSED, f"beacon said {verdict}", NOW + 1_000_000, FIRST_ANSWERED)
+    assert next_health(Health(), verdict) == paused
 
 
 @pytest.mark.parametrize("verdict", [Verdict.MISCONFIGURED, Verdict.UNAUTHORIZED, Verdict.AMBIGUOUS, Verdict.REFUSED])
 def test_a_pause_begins_with_the_first_wait_whatever_failed_before_it(verdict: Verdict) -> None:
     failing = Health(failures=FAILURES_TO_OPEN_BREAKER - 1, dead_streak=DEAD_IN_A_ROW - 1)
     paused = next_health(failing, verdict, died=verdict is Verdict.REFUSED)
-    assert (paused.state, paused.failures, paused.next_probe_at) == (LaneState.PAUSED, 1, NOW + SECOND)
+    assert (paused.state, paused.failures, paused.next_probe_at) == (LaneState.PAUSED, FIRST_ANSWERED, NOW + SECOND)
 
 
 def test_retry_after_pauses_at_the_first_answer_for_as_long_as_it_says() -> None:
@@ -59,7 +103,7 @@ def test_retry_after_pauses_at_the_first_answer_for_as_long_as_it_says() -> None
     "verdict", [Verdict.UNAVAILABLE, Verdict.AMBIGUOUS, Verdict.MISCONFIGURED, Verdict.UNAUTHORIZED]
 )
 def test_a_pause_lasts_for_the_longer_of_backoff_and_retry_after(verdict: Verdict) -> None:
-    paused = Health(LaneState.PAUSED, "down", NOW, 3)
+    paused = Health(LaneState.PAUSED, "down", NOW, FIRST_ANSWERED + 2 * DOUBLING)
     for retry_after, wait in ((None, 8.0), (0.0, 8.0), (7.0, 8.0), (9.0, 9.0)):
         assert next_health(paused, verdict, retry_after_seconds=retry_after).next_probe_at == NOW + wait * SECOND
 
@@ -99,7 +143,8 @@ def test_a_probe_that_is_refused_finds_beacon_back() -> None:
 
 
 def test_an_endpoint_that_refuses_everything_stays_paused_and_is_probed_with_fresh_entries_every_other_time() -> None:
-    refusing = Health(LaneState.PAUSED, "endpoint refuses everything", NOW, 1, DEAD_IN_A_ROW)
+    refusing = Health(LaneState.PAUSED, "endpoint refuses everything", NOW, FIRST_ANSWERED, DEAD_IN_A_ROW)
+    assert not refusing.fresh_first, "what was refused is asked again first"
     seen = []
     for _ in range(4):
         refusing = next_health(refusing, Verdict.REFUSED)

@@ -26,7 +26,8 @@ from tests.support.intervals import intervals
 ROWS = int(os.environ.get("OUTBOX_TEST_OUTAGE_ROWS", "20000"))
 DAY_SECONDS = 86_400
 A_FEW_HUNDRED = 450
-"""A pause is between half of OUTBOX_BACKOFF_MAX and all of it: 384 a day at its default of five minutes."""
+"""A pause is between half of OUTBOX_BACKOFF_MAX and all of it: 384 a day at its default of five minutes, and 430
+with those of the first hour, which come closer together."""
 GROWTH_BYTES = 20 * 1024**2
 
 

@@ -102,7 +102,7 @@ class Claiming:
     def again_at_once(self, ledger: Ledger, held: Held) -> bool:
         """A lease has expired: whether the batch is leased again now; if not, it waits or is halved."""
         ledger.totals["failed_attempts"] += 1
-        jitter = self.backoff()
+        jitter = self.backoff(ledger.lane)
         crash = self.after_crash(
             attempts=held.attempts,
             crashes=held.crashes + 1,
@@ -250,8 +250,9 @@ class Claiming:
             lines="\n".join(payloads),
         )
 
-    def backoff(self) -> Backoff:
-        return Backoff(self.policy.backoff_base, self.policy.backoff_max, self.draw())
+    def backoff(self, lane: Lane) -> Backoff:
+        limited = self.policy.attempts_limit(lane) is not None
+        return Backoff(self.policy.backoff_base, self.policy.backoff_max, self.draw(), limited)
 
     def supersede(self, ledger: Ledger, held: Held) -> None:
         ledger.live.pop(held.id, None)

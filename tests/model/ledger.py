@@ -102,7 +102,7 @@ class ModelStore(Operating):
         return Outlook(newer or first <= now or first > now + longest, max(0.0, (first - now) / MICROSECONDS))
 
     def settle(self, ledger: Ledger, one: Settlement, done: Settled) -> None:
-        batch, receipt, jitter = one.batch, one.receipt, self.backoff()
+        batch, receipt, jitter = one.batch, one.receipt, self.backoff(ledger.lane)
         to = self.decide(
             receipt,
             attempts=batch.attempts,

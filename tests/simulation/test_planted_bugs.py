@@ -10,7 +10,7 @@ from tests.simulation.planted import PLANTED
 from tests.simulation.run import simulate
 from tests.simulation.world import Violation
 
-SEEDS = 200
+SEEDS = 300
 
 
 def caught(bug: type[ModelStore]) -> int:

@@ -132,7 +132,12 @@ class Worker:
         flight.pace = pace.after(flight.pace, one.receipt, left_at=now - one.seconds, now=now)
         reached = flight.flying >= flight.limit.allowed
         flight.limit = concurrency.after(
-            flight.limit, one.receipt, seconds=one.seconds, reached=reached, maximum=self.scenario.senders
+            flight.limit,
+            one.receipt,
+            seconds=one.seconds,
+            reached=reached,
+            probe=one.batch.probe_until is not None,
+            maximum=self.scenario.senders,
         )
         flight.flying -= 1
         flight.landed.append(one)
