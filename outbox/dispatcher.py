@@ -80,6 +80,8 @@ class DispatchReport:
     """Something can be sent right now."""
     next_seconds: float | None = None
     """Until the next timer: a retry, a probe, an expiring lease. None: no timer runs."""
+    paused: bool = False
+    """A lane waits for its probe: nothing of it leaves before that timer, whatever is committed."""
 
     def __add__(self, other: DispatchReport) -> DispatchReport:
         return DispatchReport(
@@ -89,6 +91,7 @@ class DispatchReport:
             self.batches + other.batches,
             self.more or other.more,
             min((s for s in (self.next_seconds, other.next_seconds) if s is not None), default=None),
+            self.paused or other.paused,
         )
 
 
@@ -146,7 +149,9 @@ class Dispatcher:
             self._cut_off[lane] = flight
             raise
         done, more = flight.total, outlook.ready and not stop.is_set()
-        return DispatchReport(done.sent, done.failed, done.dead, done.batches, more, outlook.next_seconds)
+        return DispatchReport(
+            done.sent, done.failed, done.dead, done.batches, more, outlook.next_seconds, outlook.paused
+        )
 
     def close(self) -> None:
         """Wait for the senders and end them."""

@@ -123,7 +123,10 @@ class Worker:
             logger.exception("a job of the worker failed; it runs again at the next tick")
 
     def _drain(self, lane: Lane) -> None:
-        """Send until nothing is due, then wait for a wake until about the next tick of the scheduler."""
+        """Send until nothing is due, then wait for a wake until about the next tick of the scheduler.
+
+        In a pause wakes are not heard: each commit of a producer would cause a look in vain.
+        """
         wake = self._wakes[lane]
         pause = FIRST_PAUSE_SECONDS
         while not self._stop.is_set():
@@ -132,10 +135,10 @@ class Worker:
             report = self.dispatcher.run_lane(lane, stop=self._stop, woken=woken)
             if report.more and report.batches:
                 continue
-            if report.batches or woken:
+            if report.batches or (woken and not report.paused):
                 pause = FIRST_PAUSE_SECONDS
             due = pause if report.next_seconds is None else max(report.next_seconds, FIRST_PAUSE_SECONDS)
-            wake.wait(min(pause, due))
+            (self._stop if report.paused else wake).wait(min(pause, due))
             pause = min(2 * pause, self.box.settings.poll_seconds)
 
     def _woken(self, lanes: set[Lane]) -> None:

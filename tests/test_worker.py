@@ -14,6 +14,8 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 
 from outbox import BeaconTransport, Outbox, Settings, Worker
+from outbox.core.lane import Lane
+from outbox.core.step import Outlook
 from outbox.simulator import Simulator
 from tests.support import killable, ledger
 from tests.support.databases import Database
@@ -64,6 +66,29 @@ def test_a_commit_in_another_process_wakes_the_worker(slow_poll: Outbox, databas
         for number, way in enumerate(("put", "enqueue", "put"), 2):
             assert killable.start(way, subprocess.DEVNULL, database_url=database.url).wait(30) == 0
             beacon.wait_for("usage", number)
+
+
+def test_a_pause_is_not_disturbed_by_what_is_committed_in_it(
+    slow_poll: Outbox, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, outlook = [], slow_poll.store.outlook
+
+    def counted(lane: Lane) -> Outlook:
+        seen = outlook(lane)
+        if lane is Lane.USAGE:
+            looks.append(seen)
+        return seen
+
+    monkeypatch.setattr(slow_poll.store, "outlook", counted)
+    beacon.faults.status, beacon.faults.retry_after = 503, "3600"
+    with BeaconTransport(slow_poll.settings) as transport, Worker(slow_poll, transport):
+        slow_poll.put(interval())
+        wait_until(lambda: looks and looks[-1].paused)
+        looks.clear()
+        for _ in range(200):
+            slow_poll.put(interval())
+    assert len(looks) < 30, "a pause that doubles from a millisecond is looked at so often within the hour"
+    assert beacon.faults.fired["status"] == 1
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)

@@ -58,3 +58,5 @@ class Outlook:
 
     ready: bool
     next_seconds: float | None
+    paused: bool = False
+    """Something waits for the probe of a paused lane: what else is committed changes nothing until then."""

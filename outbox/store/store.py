@@ -82,7 +82,7 @@ class Store:
             waiting = row.newer or bool(times)
             probe = health.may_send(now, self.policy.max_wait_us)
             left = max(0.0, ((row.next_probe_at or now) - now) / 1_000_000)
-            return Outlook(waiting and probe, left if waiting else None)
+            return Outlook(waiting and probe, left if waiting else None, paused=waiting and not probe)
         first = min(times, default=None)
         overdue = first is not None and (first <= now or first > now + self.policy.max_wait_us)
         left_seconds = None if first is None else max(0.0, (first - now) / 1_000_000)

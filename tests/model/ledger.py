@@ -95,7 +95,8 @@ class ModelStore(Operating):
         if health.state is LaneState.PAUSED:
             waiting = newer or bool(times)
             left = max(0.0, ((health.next_probe_at or now) - now) / MICROSECONDS)
-            return Outlook(waiting and health.may_send(now, longest), left if waiting else None)
+            probe = health.may_send(now, longest)
+            return Outlook(waiting and probe, left if waiting else None, paused=waiting and not probe)
         first = min(times, default=None)
         if first is None:
             return Outlook(newer, None)
