@@ -9,6 +9,7 @@ import pytest
 
 from outbox.simulator import Simulator
 from tests.cli.command import EXAMPLES, Command, usage_line
+from tests.messages.documents import example
 
 TWELVE = {
     *("id", "tenant_id", "session_id", "trace_count", "start_insertion_time", "end_insertion_time"),
@@ -17,9 +18,12 @@ TWELVE = {
 }
 
 
-def test_the_examples_of_the_document_travel(outbox: Command, beacon: Simulator) -> None:
-    for lane in ("usage", "metrics", "traces"):
-        done = outbox("enqueue", lane, EXAMPLES / f"{lane}.json")
+def test_the_examples_of_the_document_travel(outbox: Command, beacon: Simulator, tmp_path: Path) -> None:
+    traces = tmp_path / "traces.json"
+    traces.write_text(example("traces"))
+    files = {"usage": EXAMPLES / "usage.json", "metrics": EXAMPLES / "metrics.json", "traces": traces}
+    for lane, file in files.items():
+        done = outbox("enqueue", lane, file)
         assert done.code == 0, done.err
         [told] = done.lines()
         assert (told["committed"], told["duplicates"], len(told["ids"])) == (1, 0, 1)
