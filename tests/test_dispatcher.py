@@ -69,6 +69,22 @@ def test_a_tick_that_reached_its_bound_says_that_there_is_more(new: New) -> None
     assert [(report.sent, report.more) for report in reports] == [(2, True), (2, True), (1, False)]
 
 
+def test_what_beacon_did_not_take_of_a_delivered_batch_is_in_the_log(
+    new: New, beacon: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    box, dispatcher = new()
+    box.put(*intervals(2))
+    assert dispatcher.run_lane(Lane.USAGE).sent == 2
+    assert caplog.messages == []
+    beacon.faults.inserted_count = "short"
+    box.put(*intervals(2))
+    assert dispatcher.run_lane(Lane.USAGE).sent == 2
+    [told] = caplog.messages
+    assert told.startswith("lane usage: batch ")
+    assert told.endswith("beacon answered 200 (delivered, 1 of 2 rows not inserted)")
+    assert box.status().lanes["usage"].shortfall == 1
+
+
 def test_a_lane_with_a_pace_sends_no_request_before_its_time_and_all_of_them(new: New, beacon: Simulator) -> None:
     box, dispatcher = new(max_senders=4, batch_max_rows=1)
     ids = box.put(*intervals(6))

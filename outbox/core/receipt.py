@@ -75,3 +75,10 @@ class Receipt:
     """The head of the answer's body as printable text, at most 500 characters."""
     body_sha256: str | None = None
     """Hex digest of the request body that was sent."""
+
+    @property
+    def remark(self) -> str | None:
+        """What an operator should hear of a delivered batch; None: beacon took all of it without a word."""
+        if self.verdict is not Verdict.DELIVERED or not (self.rejected or self.shortfall or self.warning):
+            return None
+        return f"{self.reason}: {self.warning}" if self.warning else self.reason

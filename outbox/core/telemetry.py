@@ -17,11 +17,13 @@ from outbox.core.lane import Lane
 Document = dict[str, Any]
 
 _POINTS = "dataPoints"
-_LEVELS: dict[Lane, tuple[str, ...]] = {
+LEVELS: dict[Lane, tuple[str, ...]] = {
     Lane.METRICS: ("resourceMetrics", "scopeMetrics", "metrics", _POINTS),
     Lane.TRACES: ("resourceSpans", "scopeSpans", "spans"),
     Lane.LOGS: ("resourceLogs", "scopeLogs", "logRecords"),
 }
+"""The array on each level, from the document down."""
+
 _OF_ITEMS = ((), (_POINTS,))
 """What is left of the levels below an item: nothing, or the points of a metric."""
 
@@ -30,17 +32,17 @@ _WITH_POINTS = ("gauge", "sum", "histogram", "exponentialHistogram", "summary")
 
 def leaves(lane: Lane, document: Document) -> int:
     """How many leaves the canonical ``document`` of a telemetry lane has; 0: OTLP calls it empty."""
-    return _count(document, _LEVELS[lane])
+    return _count(document, LEVELS[lane])
 
 
 def part(lane: Lane, document: Document, first: int, last: int) -> Document:
     """``document`` with the leaves from ``first`` up to, without, ``last``; at least one. Shares what it can."""
-    return _slice(document, _LEVELS[lane], first, last)
+    return _slice(document, LEVELS[lane], first, last)
 
 
 def place(lane: Lane, document: Document, leaf: int) -> str:
     """The path to a leaf, as in ``resourceSpans[0].scopeSpans[2].spans[17]``."""
-    return ".".join(_steps(document, _LEVELS[lane], leaf))
+    return ".".join(_steps(document, LEVELS[lane], leaf))
 
 
 def _below(node: Document, levels: tuple[str, ...]) -> tuple[tuple[str, ...], list[Document]] | None:
