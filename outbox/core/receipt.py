@@ -74,7 +74,9 @@ class Receipt:
     excerpt: str = ""
     """The head of the answer's body as printable text, at most 500 characters."""
     body_sha256: str | None = None
-    """Hex digest of the request body that was sent."""
+    """Hex digest of the request body that was sent; of an envelope sent in parts, as it would be in one."""
+    taken_in_part: bool = False
+    """Beacon took some parts of an envelope that is too large for it, and not all."""
 
     @property
     def remark(self) -> str | None:

@@ -46,7 +46,7 @@ def build_request(
     body = usage_body(batch, license) if spec.billing else telemetry_body(batch, spec)
     bearer = token_header.lower() == "authorization"
     headers = _headers() | {
-        "Idempotency-Key": str(batch.id),
+        "Idempotency-Key": batch.key,
         token_header: f"Bearer {token.reveal()}" if bearer else token.reveal(),
     }
     return WireRequest(base_url + spec.path, headers, body)

@@ -411,7 +411,7 @@ def test_the_published_table_says_what_differs_on_the_telemetry_lanes_and_what_i
             "refused: halve; a batch of one is dead",
             "usage no, telemetry yes",
         ),
-        "413": ("too large: halve; a batch of one is dead", "same", "no"),
+        "413": ("too large: halve; a row alone is dead, an envelope alone is sent in parts", "same", "no"),
         "500, other 5xx": (
             "unavailable: same batch again, backoff, Retry-After",
             "refused: halve; a batch of one is dead",
