@@ -46,6 +46,17 @@ def test_the_examples_of_the_document_travel(outbox: Command, beacon: Simulator,
         assert json.loads(request.content).keys() == {"metrics": {"resourceMetrics"}, "traces": {"resourceSpans"}}[lane]
 
 
+def test_a_telemetry_document_of_any_size_is_enqueued_as_several_envelopes(outbox: Command, beacon: Simulator) -> None:
+    document = json.loads(example("traces"))
+    [scope] = document["resourceSpans"][0]["scopeSpans"]
+    scope["spans"] = [{**scope["spans"][0], "name": "x" * 1_000_000} for _ in range(6)]
+    done = outbox("enqueue", "traces", stdin=json.dumps(document).encode())
+    [told] = done.lines()
+    assert told["committed"] == len(told["ids"]) == 2
+    assert outbox("drain").code == 0
+    assert beacon.received.unique("traces") == 6
+
+
 def test_a_document_on_standard_input_is_enqueued(outbox: Command) -> None:
     done = outbox("enqueue", "usage", "-", stdin=(EXAMPLES / "usage.json").read_bytes())
     assert done.lines() == [{"committed": 1, "duplicates": 0, "ids": ["af28dfea-5358-463d-a2dc-37df1da72498"]}]
