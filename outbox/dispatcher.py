@@ -264,6 +264,8 @@ class Flight:
             if one.receipt.verdict is not Verdict.DELIVERED:
                 self.troubled = True
                 logger.warning("lane %s: batch %s: %s", self.lane, one.batch.id, one.receipt.reason)
+            elif one.receipt.remark is not None:
+                logger.warning("lane %s: batch %s: %s", self.lane, one.batch.id, one.receipt.remark)
         return step
 
     def _leave(self, batches: Sequence[Batch]) -> None:

@@ -12,8 +12,17 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select
 
-from outbox import BeaconTransport, DatabaseUnavailable, Dispatcher, DispatchReport, Outbox, Settings
+from outbox import (
+    BeaconTransport,
+    DatabaseUnavailable,
+    Dispatcher,
+    DispatchReport,
+    Outbox,
+    Settings,
+    TelemetryEnvelope,
+)
 from outbox.core.lane import Lane
+from outbox.core.lifecycle import Status
 from outbox.core.pace import Pace
 from outbox.core.step import Settlement, Step
 from outbox.simulator import Simulator
@@ -67,6 +76,56 @@ def test_a_tick_that_reached_its_bound_says_that_there_is_more(new: New) -> None
     box.put(*intervals(5))
     reports = [dispatcher.run_once() for _ in range(3)]
     assert [(report.sent, report.more) for report in reports] == [(2, True), (2, True), (1, False)]
+
+
+def test_what_beacon_did_not_take_of_a_delivered_batch_is_in_the_log(
+    new: New, beacon: Simulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    box, dispatcher = new()
+    box.put(*intervals(2))
+    assert dispatcher.run_lane(Lane.USAGE).sent == 2
+    assert caplog.messages == []
+    beacon.faults.inserted_count = "short"
+    box.put(*intervals(2))
+    assert dispatcher.run_lane(Lane.USAGE).sent == 2
+    [told] = caplog.messages
+    assert told.startswith("lane usage: batch ")
+    assert told.endswith("beacon answered 200 (delivered, 1 of 2 rows not inserted)")
+    assert box.status().lanes["usage"].shortfall == 1
+
+
+def traces_of(count: int, name: str = "x" * 50) -> TelemetryEnvelope:
+    trace = "71699b6fe85982c7c8995ea3d9c95df2"
+    spans = [{"traceId": trace, "spanId": f"{n:016x}", "name": f"{n} {name}"} for n in range(1, count + 1)]
+    return TelemetryEnvelope("traces", {"resourceSpans": [{"scopeSpans": [{"spans": spans}]}]})
+
+
+def test_an_envelope_that_is_too_large_for_beacon_is_delivered_in_parts(new: New, beacon: Simulator) -> None:
+    box, dispatcher = new()
+    ids = box.put(traces_of(40), traces_of(2))
+    beacon.faults.max_body_bytes = 2000
+    wait_until(lambda: dispatcher.run_lane(Lane.TRACES).next_seconds is None and box.status().unfinished == 0)
+    assert beacon.faults.fired["max_body_bytes"] >= 2
+    counts = beacon.received.counts()["traces"]
+    assert (counts["rows"], counts["unique"], counts["conflicting_keys"]) == (42, 42, 0)
+    assert box.status().lanes["traces"].sent == len(ids)
+    view = box.find(ids[0])
+    assert view is not None
+    assert view.receipt is not None
+    assert "parts (delivered)" in view.receipt["reason"]
+
+
+def test_an_envelope_whose_one_span_is_too_large_is_dead_and_says_which(new: New, beacon: Simulator) -> None:
+    box, dispatcher = new()
+    [id] = box.put(traces_of(1, "x" * 3000))
+    beacon.faults.max_body_bytes = 2000
+    wait_until(lambda: dispatcher.run_lane(Lane.TRACES).next_seconds is None and box.status().unfinished == 0)
+    assert beacon.faults.fired["max_body_bytes"] >= 1
+    view = box.find(id)
+    assert view is not None
+    assert (view.status, view.maybe_delivered) == (Status.DEAD, False)
+    assert view.last_error is not None
+    assert view.last_error.startswith("resourceSpans[0].scopeSpans[0].spans[0] alone is refused: ")
 
 
 def test_a_lane_with_a_pace_sends_no_request_before_its_time_and_all_of_them(new: New, beacon: Simulator) -> None:

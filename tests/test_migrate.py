@@ -80,14 +80,16 @@ def test_down_to_base_leaves_no_table_and_up_again_works(box: Outbox, engine: En
 
 
 FIRST = "outbox_0001"
+LAST = "outbox_0002"
+"""The newest that there is."""
 SECOND = "outbox_00005"
-"""Later than FIRST by its ``down_revision``, before it as text."""
+"""Later than LAST by its ``down_revision``, before it as text."""
 SECOND_REVISION = f"""
 import sqlalchemy as sa
 from alembic import op
 
 revision = "{SECOND}"
-down_revision = "{FIRST}"
+down_revision = "{LAST}"
 branch_labels = None
 depends_on = None
 
@@ -112,6 +114,36 @@ def second_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("cut_off", ["up", "down"])
+def test_columns_that_an_upgrade_cut_short_has_left_are_no_obstacle(box: Outbox, engine: Engine, cut_off: str) -> None:
+    columns = "rejected", "shortfall", "last_warning_at", "last_warning"
+    if cut_off == "up":
+        box.migrate(FIRST)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE outbox_lane ADD COLUMN rejected BIGINT NOT NULL DEFAULT 0")
+    else:
+        with engine.begin() as connection:
+            connection.exec_driver_sql("ALTER TABLE outbox_lane DROP COLUMN last_warning")
+        box.migrate(FIRST)
+        with engine.connect() as connection:
+            left = {each["name"] for each in inspect(connection).get_columns("outbox_lane")}
+        assert left.isdisjoint(columns)
+    box.migrate()
+    with engine.connect() as connection:
+        assert {each["name"] for each in inspect(connection).get_columns("outbox_lane")} >= set(columns)
+    box.put(interval())
+    assert box.status().lanes["usage"].rejected == 0
+
+
+def test_totals_survive_the_upgrade_that_adds_to_them(box: Outbox, engine: Engine) -> None:
+    box.migrate(FIRST)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE outbox_lane SET sent = 7 WHERE lane = 'usage'")
+    box.migrate()
+    seen = box.status().lanes["usage"]
+    assert (seen.sent, seen.rejected, seen.shortfall, seen.last_warning) == (7, 0, 0, None)
+
+
 def revision_of(box: Outbox) -> str | None:
     return box.store.schema().current
 
@@ -129,12 +161,13 @@ def test_a_revision_may_be_named_up_and_down_in_full_in_part_or_in_steps(second_
     moves = (
         (FIRST, FIRST),
         ("outbox_0000", SECOND),
-        ("-1", FIRST),
+        ("-1", LAST),
         ("+1", SECOND),
+        ("-2", FIRST),
         ("base", None),
-        (FIRST, FIRST),
+        (LAST, LAST),
         ("head", SECOND),
-        ("-1", FIRST),
+        ("-1", LAST),
         ("heads", SECOND),
     )
     for revision, arrived in moves:
@@ -144,8 +177,8 @@ def test_a_revision_may_be_named_up_and_down_in_full_in_part_or_in_steps(second_
 
 
 def test_an_unknown_revision_is_named_with_those_that_there_are(second_revision: Path, box: Outbox) -> None:
-    known = f"Known: head, base, {FIRST}, {SECOND}"
-    for unknown in ("outbox_9999", "outbox_0", "+3", "-7", ""):
+    known = f"Known: head, base, {FIRST}, {LAST}, {SECOND}"
+    for unknown in ("outbox_9999", "outbox_0", "+4", "-7", ""):
         with pytest.raises(ConfigError, match=rf"--revision {re.escape(unknown)}: .+\. {known}\."):
             box.migrate(unknown)
         with pytest.raises(ConfigError, match=known):
@@ -283,7 +316,7 @@ def test_a_host_that_is_behind_is_told_so_whatever_its_own_heads_are(
         box.store.require_schema()
         host.downgrade("host_1")
         host.downgrade(f"{SECOND}-1")
-        assert revision_of(box) == FIRST
+        assert revision_of(box) == LAST
         host.downgrade("base")
         assert revision_of(box) is None
 

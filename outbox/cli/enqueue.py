@@ -122,10 +122,10 @@ class Intake:
 
 
 def messages_of(lane: Lane, text: bytes) -> list[Message]:
-    """The messages of one JSON text: a usage row or a whole usage document, or an OTLP document."""
+    """The messages of one JSON text: a usage row or a whole usage document, or an OTLP document of any size."""
     if lane is not Lane.USAGE:
         signal: Signal = lane.value  # type: ignore[assignment]  # the other lanes are the signals
-        return [TelemetryEnvelope(signal, text)]
+        return list(TelemetryEnvelope.split(signal, text))
     if _ROWS_KEY in text:
         return list(usage_from_document(text))
     return [UsageInterval.from_json(text)]

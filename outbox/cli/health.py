@@ -20,7 +20,10 @@ from outbox.core.entry import OutboxStatus
 from outbox.core.health import LaneState
 from outbox.errors import ConfigError, OutboxError
 
-GAUGES = ("pending", "in_flight", "waiting", "sent", "dead", "shed", "failed_attempts", "senders", "strays")
+GAUGES = (
+    *("pending", "in_flight", "waiting", "sent", "dead", "shed"),
+    *("failed_attempts", "senders", "strays", "rejected", "shortfall"),
+)
 ASKING_SECONDS = 5
 """How long a client may take for its request; a slow one holds a thread, nothing else."""
 

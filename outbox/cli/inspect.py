@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Annotated, Any
 from uuid import UUID
@@ -11,7 +12,7 @@ import typer
 
 from outbox.cli.context import FAILURE, NOT_FOUND, box_of, settings_of
 from outbox.cli.output import Form, Output, show_document, show_rows, table, tell, write
-from outbox.core.entry import EntryView, OutboxStatus
+from outbox.core.entry import EntryView, LaneStatus, OutboxStatus
 from outbox.core.lane import Lane
 
 LANE_COLUMNS = (
@@ -57,9 +58,22 @@ def status(context: typer.Context, output: Output = Form.TABLE) -> None:
 
 def _status_tables(seen: OutboxStatus) -> None:
     table(("lane", *LANE_COLUMNS), [[name, *_fields(lane, LANE_COLUMNS)] for name, lane in seen.lanes.items()])
+    for name, lane in seen.lanes.items():
+        for line in _warnings(name, lane):
+            tell(line)
     license = "present" if seen.license.present else "none: set OUTBOX_LICENSE_KEY or OUTBOX_LICENSE_FILE"
     tell(f"license: {license}{'; offline' if seen.license.offline else ''}")
     tell(f"schema: {seen.schema.current} (this version needs {seen.schema.head})")
+
+
+def _warnings(name: str, lane: LaneStatus) -> Iterator[str]:
+    """What beacon did not take of batches that it accepted: it is recorded and never sent again."""
+    if lane.rejected:
+        yield f"{name}: beacon accepted requests and rejected {lane.rejected:,} items in them; they are not sent again"
+    if lane.shortfall:
+        yield f"{name}: beacon counted {lane.shortfall:,} rows fewer than were sent: it had them, or did not take them"
+    if lane.last_warning:
+        yield f"{name}: at {lane.last_warning_at:%Y-%m-%d %H:%M:%S} UTC: {lane.last_warning}"
 
 
 def _fields(item: object, names: tuple[str, ...]) -> list[Any]:

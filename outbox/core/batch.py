@@ -15,7 +15,6 @@ class Batch:
     """A leased batch: frozen members, one request, one key."""
 
     id: UUID
-    """The Idempotency-Key."""
     lane: Lane
     members: Runs
     rows: int
@@ -32,6 +31,14 @@ class Batch:
     probe_until: int | None = None
     """Sent to a paused lane to see whether beacon is back, and how long the lane waits for its answer: its
     ``next_probe_at``. While that stands this is the lane's probe; None: it is none."""
+
+    part: str = ""
+    """Of a batch of one envelope that is sent in parts: which of them this is, as in "/2/1"."""
+
+    @property
+    def key(self) -> str:
+        """The Idempotency-Key: the same whenever the same is sent."""
+        return f"{self.id}{self.part}"
 
     @property
     def payloads(self) -> Sequence[str]:

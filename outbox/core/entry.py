@@ -93,6 +93,13 @@ class LaneStatus:
     """Rows that only the auditor found."""
     next_probe_seconds: float | None
     """While paused: until a batch may probe. None while paused: it needs mending."""
+    rejected: int = 0
+    """Spans, data points and log records of delivered batches that beacon says it rejected. They are not sent again."""
+    shortfall: int = 0
+    """Usage rows of delivered batches beyond beacon's ``inserted_count``: it had them already, or did not take them."""
+    last_warning: str | None = None
+    """What beacon said last of a delivered batch that it did not take as a whole, or took with a message."""
+    last_warning_at: datetime | None = None
 
     @property
     def unfinished(self) -> int:

@@ -15,7 +15,10 @@ from outbox.core.receipt import Answer
 EXCERPT_CHARS = 500
 RETRY_AFTER_MAX_SECONDS = 3600.0
 
-_MAX_INT64 = 2**63 - 1  # receipts are stored in BIGINT columns
+_MAX_INT64 = 2**63 - 1
+_MOST_REJECTED = 2**31 - 1
+"""No request holds more items. A larger count is cut to it: lanes add them up, in BIGINT columns."""
+
 _REJECTED_KEYS = ("rejectedSpans", "rejectedDataPoints", "rejectedLogRecords")
 _DUPLICATE = re.compile(rb"(?<![a-z])duplicate", re.IGNORECASE)
 # "Duplicate request in progress" is a lock on the key, not rows in a table: the first one may yet fail.
@@ -124,7 +127,7 @@ def _read_otlp(document: dict[str, object]) -> Reading:
     counts = [_int64(partial[key]) for key in _REJECTED_KEYS if key in partial]
     if None in counts:
         return Reading(Body.ACCEPTED, warning=warning or "partialSuccess has a count that cannot be read")
-    rejected = min(sum(count for count in counts if count is not None), _MAX_INT64)
+    rejected = min(sum(count for count in counts if count is not None), _MOST_REJECTED)
     return Reading(Body.ACCEPTED, f", {rejected} rejected" if rejected else "", None, rejected, warning)
 
 

@@ -74,9 +74,18 @@ class Receipt:
     excerpt: str = ""
     """The head of the answer's body as printable text, at most 500 characters."""
     body_sha256: str | None = None
-    """Hex digest of the request body that was sent."""
+    """Hex digest of the request body that was sent; of an envelope sent in parts, as it would be in one."""
+    taken_in_part: bool = False
+    """Beacon took some parts of an envelope that is too large for it, and not all."""
+
+    @property
+    def remark(self) -> str | None:
+        """What an operator should hear of a delivered batch; None: beacon took all of it without a word."""
+        if self.verdict is not Verdict.DELIVERED or not (self.rejected or self.shortfall or self.warning):
+            return None
+        return f"{self.reason}: {self.warning}" if self.warning else self.reason
 
     @property
     def unreached(self) -> bool:
-        """No answer, and certainly nothing sent: beacon knows nothing of the batch, and no entry is to blame."""
+        """No answer, and certainly nothing sent: beacon knows nothing of the batch."""
         return self.verdict is Verdict.UNAVAILABLE and self.status is None

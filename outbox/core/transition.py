@@ -51,6 +51,7 @@ def decide(
     ``refusing``: the lane is paused because everything is refused, so a refusal says nothing of this entry.
     """
     counted = attempts + receipt.counted
+    ambiguous = ambiguous or receipt.taken_in_part
     match receipt.verdict:
         case Verdict.DELIVERED:
             return Transition(Move.DELIVER, attempts, ambiguous)

@@ -27,7 +27,7 @@ COUNTED = frozenset({Verdict.REFUSED, Verdict.UNAVAILABLE, Verdict.AMBIGUOUS})
 ACTIONS = {
     Verdict.DELIVERED: "delivered",
     Verdict.REFUSED: "refused: halve; a batch of one is dead",
-    Verdict.TOO_LARGE: "too large: halve; a batch of one is dead",
+    Verdict.TOO_LARGE: "too large: halve; a row alone is dead, an envelope alone is sent in parts",
     Verdict.UNAVAILABLE: "unavailable: same batch again, backoff, Retry-After",
     Verdict.AMBIGUOUS: "ambiguous: same batch again, same Idempotency-Key",
     Verdict.MISCONFIGURED: "misconfigured: the lane pauses and is re-probed",

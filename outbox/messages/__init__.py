@@ -9,7 +9,9 @@ somebody can mend it. Later it would be a dead letter.
 """
 
 from outbox.messages.message import Message
-from outbox.messages.otlp import TelemetryEnvelope, normalise
+from outbox.messages.otlp import TelemetryEnvelope
+from outbox.messages.otlp_normalise import normalise
+from outbox.messages.otlp_split import split_document
 from outbox.messages.usage import UsageFields, UsageInterval, usage_from_document
 
 __all__ = [
@@ -18,5 +20,6 @@ __all__ = [
     "UsageFields",
     "UsageInterval",
     "normalise",
+    "split_document",
     "usage_from_document",
 ]

@@ -6,24 +6,11 @@ from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
-from outbox.core.lane import LANES, SIGNALS, Lane, Signal
+from outbox.core.lane import LANES, Lane, Signal
 from outbox.errors import InvalidMessage
-from outbox.messages.message import (
-    JSON_TEXT,
-    JsonText,
-    Sealed,
-    new_id,
-    parse_json,
-    to_json,
-    to_uuid,
-    type_name,
-)
-from outbox.messages.otlp_check import checks
-from outbox.messages.otlp_scalars import Refused
-
-_DOCUMENT = "(document)"
-_SPACE = 4
-"""Text of a document may be this many times longer than its compact form (indentation), not more."""
+from outbox.messages.message import JsonText, Sealed, new_id, to_json, to_uuid
+from outbox.messages.otlp_normalise import DOCUMENT, normalise
+from outbox.messages.otlp_split import split_document
 
 
 class TelemetryEnvelope(Sealed):
@@ -40,26 +27,34 @@ class TelemetryEnvelope(Sealed):
 
     Everything else raises :class:`InvalidMessage` with the path, as in
     ``resourceSpans[0].scopeSpans[0].spans[0].kind``. That includes a field that OTLP does not have: a receiver
-    may ignore it or refuse the body for it, and which one cannot be known here.
-
-    ``strict_ids`` also refuses trace and span ids that are malformed; see ``otlp_check._lenient_id``.
+    may ignore it or refuse the body for it, and which one cannot be known here. So are ids that are malformed or
+    missing, and a document with no span, metric or log record in it. One that is too large: :meth:`split`.
     """
 
     __slots__ = ()
 
-    def __init__(
-        self,
-        signal: Signal,
-        document: dict[str, Any] | JsonText,
-        id: UUID | str | None = None,
-        *,
-        strict_ids: bool = False,
-    ) -> None:
-        canonical = normalise(signal, document, strict_ids=strict_ids)
-        lane = Lane(signal)
+    def __init__(self, signal: Signal, document: dict[str, Any] | JsonText, id: UUID | str | None = None) -> None:
+        canonical = normalise(signal, document)
+        self._hold(Lane(signal), canonical, new_id() if id is None else id)
+
+    @classmethod
+    def split(cls, signal: Signal, document: dict[str, Any] | JsonText) -> list[TelemetryEnvelope]:
+        """``document``, of any size, as one envelope or as many as it takes, in its order; each has a fresh id.
+
+        Raises :class:`InvalidMessage` where the constructor does, but for the size of the whole. The cut is that of
+        :func:`outbox.messages.split_document`.
+        """
+        envelopes = []
+        for part in split_document(signal, document):
+            envelope = cls.__new__(cls)
+            envelope._hold(Lane(signal), part, new_id())
+            envelopes.append(envelope)
+        return envelopes
+
+    def _hold(self, lane: Lane, canonical: dict[str, Any], id: UUID | str) -> None:
         payload = to_json(canonical)
         _check_size(len(payload), LANES[lane].max_payload_bytes)
-        self._seal(to_uuid("id", new_id() if id is None else id), lane, payload)
+        self._seal(to_uuid("id", id), lane, payload)
 
     @property
     def signal(self) -> Signal:
@@ -69,40 +64,7 @@ class TelemetryEnvelope(Sealed):
         return TelemetryEnvelope, (self.signal, self.payload, self.id)
 
 
-def normalise(signal: Signal, document: dict[str, Any] | JsonText, *, strict_ids: bool = False) -> dict[str, Any]:
-    """The canonical form of ``document`` as new objects; normalising it again changes nothing.
-
-    Raises :class:`InvalidMessage` with the path to what is wrong.
-    """
-    if signal not in SIGNALS:
-        raise InvalidMessage("signal", f"expected one of {', '.join(SIGNALS)}")
-    spec = LANES[Lane(signal)]
-    parsed = document
-    if isinstance(document, JSON_TEXT):
-        parsed = parse_json(document, _DOCUMENT, _SPACE * spec.max_payload_bytes)
-    _check_root(parsed, spec.root_key)
-    try:
-        canonical: dict[str, Any] = checks(strict_ids=strict_ids)[signal](parsed, 1)
-    except Refused as refused:
-        raise InvalidMessage(_path(refused.steps), refused.reason) from None
-    return canonical
-
-
-def _check_root(document: object, root_key: str) -> None:
-    if not isinstance(document, dict):
-        raise InvalidMessage(_DOCUMENT, f"expected an object, got {type_name(document)}")
-    for lane in (Lane(signal) for signal in SIGNALS):
-        if LANES[lane].root_key != root_key and LANES[lane].root_key in document:
-            raise InvalidMessage(LANES[lane].root_key, f"belongs in a document of {lane}; expected {root_key}")
-    if document.get(root_key) in (None, [], ()):
-        raise InvalidMessage(root_key, "is missing or empty: OTLP sends no empty documents")
-
-
 def _check_size(size: int, limit: int) -> None:
     if size > limit:
-        raise InvalidMessage(_DOCUMENT, f"is {size} bytes in compact form, more than {limit}: split it")
-
-
-def _path(steps: list[str]) -> str:
-    """``["kind", "[0]", "spans"]`` as ``spans[0].kind``."""
-    return ".".join(reversed(steps)).replace(".[", "[")
+        several = "make several envelopes of it by TelemetryEnvelope.split"
+        raise InvalidMessage(DOCUMENT, f"is {size} bytes in compact form, more than {limit}: {several}")

@@ -52,40 +52,22 @@ _TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
 
 
 @cache
-def checks(*, strict_ids: bool) -> dict[str, Check]:
+def checks() -> dict[str, Check]:
     """The check of every kind, the three documents (``metrics``, ``traces``, ``logs``) among them."""
-    known = dict(_SCALARS)
-    known |= _IDS if strict_ids else {kind: _lenient_id(check) for kind, check in _IDS.items()}
+    known = _SCALARS | _IDS
     known |= {name: enum(names) for name, names in ENUMS.items()}
     # Messages hold each other (an AnyValue an AnyValue): first all of them, empty, then their fields.
     fields: dict[str, dict[str, Check]] = {name: {} for name in MESSAGES}
-    known |= {name: _message(name, fields[name], strict_ids=strict_ids) for name in MESSAGES}
+    known |= {name: _message(name, fields[name]) for name in MESSAGES}
     for name, kinds in MESSAGES.items():
         for field, kind in kinds.items():
             fields[name][field] = _array(known[kind[1:-1]]) if kind.startswith("[") else known[kind]
     return known
 
 
-def _lenient_id(strict: Check) -> Check:
-    """Carry a malformed id exactly as it was given, instead of refusing it.
-
-    The traces example of the beacon document itself has a spanId of 14 digits and one that is not hex, so
-    beacon's own producers write such ids. ``strict_ids=True`` refuses them.
-    """
-
-    def check(value: Any, depth: int = 0) -> Any:
-        text = string(value)
-        try:
-            return strict(text, depth)
-        except Refused:
-            return text
-
-    return check
-
-
-def _message(name: str, fields: dict[str, Check], *, strict_ids: bool) -> Check:
+def _message(name: str, fields: dict[str, Check]) -> Check:
     oneof = ONEOFS.get(name, frozenset())
-    required = [field for field, kind in MESSAGES[name].items() if strict_ids and kind in _REQUIRED]
+    required = [field for field, kind in MESSAGES[name].items() if kind in _REQUIRED]
 
     def check(value: Any, depth: int) -> dict[str, Any]:
         if not isinstance(value, dict):

@@ -135,10 +135,19 @@ def hex_id(digits: int, *, may_be_empty: bool) -> Check:
         text = string(value)
         if text == "" and may_be_empty:
             return text
-        if len(text) != digits or not _HEX.fullmatch(text):
-            raise Refused(f"expected {digits} hex digits")
-        if text.count("0") == digits:
-            raise Refused("is all zeros, which OTLP calls invalid")
+        if flaw := _flaw_of_hex(text, digits):
+            raise Refused(flaw)
         return text.lower()
 
     return check
+
+
+def _flaw_of_hex(text: str, digits: int) -> str | None:
+    if not text:
+        return f"is empty; it takes {digits} hex digits"
+    if not _HEX.fullmatch(text):
+        where = next(index for index, digit in enumerate(text) if not _HEX.fullmatch(digit))
+        return f"is not hex at character {where + 1}; it takes {digits} hex digits"
+    if len(text) != digits:
+        return f"has {len(text)} hex digits, not {digits}"
+    return "is all zeros, which OTLP calls invalid" if text.count("0") == digits else None

@@ -18,7 +18,6 @@ from outbox.core.lane import Lane
 from outbox.simulator.encodings import decoded
 from outbox.simulator.exchange import LANE_NAMES, VERIFY
 from outbox.simulator.journal import JournalLine
-from outbox.simulator.shapes import Telemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +49,6 @@ class _LaneRecord:
         self.body_bytes = 0
         self.malformed = 0
         self.rows = 0
-        self.items = 0
         self.unique = 0
         self.keyless = 0
         self.duplicate_requests = 0
@@ -92,7 +90,6 @@ class _LaneRecord:
             "requests": self.requests,
             "accepted": self.accepted,
             "rows": self.rows,
-            "items": self.items,
             "unique": self.unique,
             "duplicates": len(self.again),
             "duplicate_requests": self.duplicate_requests,
@@ -125,11 +122,11 @@ class Received:
     def counts(self) -> dict[str, Any]:
         """Counts as plain values: one dict a lane (verify too), and ``connections``, ``garbage``, ``followed``.
 
-        rows: usage rows, or elements of a telemetry body's root array, in all accepted requests; unique: the
-        same without repetitions; items: rows, data points, spans or log records; duplicates: ids (telemetry:
-        requests) accepted more than once; duplicate_requests: accepted requests under a key accepted before;
-        conflicting_keys: requests under a known key with other contents; statuses: answers by status ("0": none
-        given); peak_in_flight: most requests held at one time (by ``latency_ms``: else each is answered at once).
+        rows: usage rows, data points, spans or log records in all accepted requests; unique: the same without
+        repetitions; duplicates: ids (telemetry: requests) accepted more than once; duplicate_requests: accepted
+        requests under a key accepted before; conflicting_keys: requests under a known key with other contents;
+        statuses: answers by status ("0": none given); peak_in_flight: most requests held at one time (by
+        ``latency_ms``: else each is answered at once).
         """
         with self._changed:
             lanes = {name: lane.counts() for name, lane in self._lanes.items()}
@@ -191,21 +188,19 @@ class Received:
                 lane.attempts.update(zip(ids, attempts, strict=True))
             lane.accepted += 1
             lane.rows += len(ids)
-            lane.items += len(ids)
             lane.unique += new
             lane.duplicate_requests += bool(key) and key in lane.contents
             lane.keyed(key, hash(tuple(ids)))
             return new
 
-    def accept_telemetry(self, name: Lane, key: str, body: bytes, held: Telemetry, *, now: float) -> None:
+    def accept_telemetry(self, name: Lane, key: str, body: bytes, items: int, *, now: float) -> None:
         digest = hashlib.sha256(body).digest()
         with self._changed:
             lane = self._lanes[name]
             new = lane.arrived(key or f"sha256:{digest.hex()}", (key, now))
             lane.accepted += 1
-            lane.rows += held.envelopes
-            lane.items += held.items
-            lane.unique += held.envelopes if new else 0
+            lane.rows += items
+            lane.unique += items if new else 0
             lane.duplicate_requests += not new
             lane.keyed(key, hash(digest))
 

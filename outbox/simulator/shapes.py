@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -119,15 +119,6 @@ class _LogsBody(Struct, rename="camel", forbid_unknown_fields=True):
     resource_logs: list[_ResourceLogs]
 
 
-class Telemetry(NamedTuple):
-    """How much one telemetry body holds."""
-
-    envelopes: int
-    """Elements of the root array."""
-    items: int
-    """Data points, spans or log records."""
-
-
 _verify = msgspec.json.Decoder(VerifyBody)
 _usage = msgspec.json.Decoder(UsageBody)
 _lax_usage = msgspec.json.Decoder(LaxUsageBody)
@@ -151,17 +142,17 @@ def read_usage(body: bytes, *, strict: bool) -> UsageBody | LaxUsageBody:
         raise _row_by_row(body) or error from None
 
 
-def read_telemetry(lane: Lane, body: bytes) -> Telemetry:
-    """How much a telemetry request holds. Raises BodyError."""
+def read_telemetry(lane: Lane, body: bytes) -> int:
+    """How many data points, spans or log records a telemetry request holds. Raises BodyError."""
     match lane:
         case Lane.METRICS:
             return _count_metrics(_decoded(_metrics.decode, body))
         case Lane.TRACES:
             spans = _decoded(_traces.decode, body).resource_spans
-            return Telemetry(len(spans), sum(len(s.spans) for r in spans for s in r.scope_spans))
+            return sum(len(s.spans) for r in spans for s in r.scope_spans)
         case Lane.LOGS:
             logs = _decoded(_logs.decode, body).resource_logs
-            return Telemetry(len(logs), sum(len(s.log_records) for r in logs for s in r.scope_logs))
+            return sum(len(s.log_records) for r in logs for s in r.scope_logs)
     raise AssertionError(f"{lane} is not a telemetry lane")
 
 
@@ -175,7 +166,7 @@ def _decoded(decode: Callable[[bytes], Body], body: bytes) -> Body:
         raise BodyError(str(error), "$") from None
 
 
-def _count_metrics(body: _MetricsBody) -> Telemetry:
+def _count_metrics(body: _MetricsBody) -> int:
     metrics = [m for r in body.resource_metrics for s in r.scope_metrics for m in s.metrics]
     kinds = [
         kind
@@ -183,7 +174,7 @@ def _count_metrics(body: _MetricsBody) -> Telemetry:
         for kind in (m.gauge, m.sum, m.histogram, m.exponential_histogram, m.summary)
         if kind is not None
     ]
-    return Telemetry(len(body.resource_metrics), sum(len(kind.data_points) for kind in kinds))
+    return sum(len(kind.data_points) for kind in kinds)
 
 
 _ROW_FIELDS = frozenset(UsageRow.__struct_fields__)

@@ -144,6 +144,11 @@ LANE = Table(
     Column("shed", BigInteger, nullable=False, server_default="0"),
     Column("failed_attempts", BigInteger, nullable=False, server_default="0"),
     Column("strays", BigInteger, nullable=False, server_default="0"),
+    # of delivered batches: items that beacon rejected, usage rows that it did not count, and what it said last
+    Column("rejected", BigInteger, nullable=False, server_default="0"),
+    Column("shortfall", BigInteger, nullable=False, server_default="0"),
+    Column("last_warning_at", BigInteger, nullable=True),
+    Column("last_warning", LONG_TEXT, nullable=True),
     # Columns, not text: CURSOR is a reserved word of MySQL and MariaDB and must be quoted there.
     CheckConstraint(
         and_(column("floor") <= column("cursor"), column("folded_version") <= column("version")),

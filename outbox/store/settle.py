@@ -25,7 +25,7 @@ from outbox.core.transition import Move, Transition, decide
 from outbox.core.verdict import Receipt, Verdict
 from outbox.store.dialects import RUNS_AT_ONCE
 from outbox.store.ledger import LockedLane, add_to_totals, backoff, insert_batch
-from outbox.store.schema import BATCH, LOGS
+from outbox.store.schema import BATCH, LANE, LOGS
 
 _NEW = "new_"
 
@@ -63,6 +63,7 @@ def _settle_one(lane: LockedLane, policy: Policy, one: Settlement, done: Settled
     died = transition.move is Move.BURY
     if transition.move is Move.DELIVER:
         done.sent += batch.rows
+        _note_remark(lane, receipt)
     elif died:
         done.dead += batch.rows
     elif transition.move is Move.RETRY and receipt.counted:
@@ -72,6 +73,13 @@ def _settle_one(lane: LockedLane, policy: Policy, one: Settlement, done: Settled
     lane.health = after(lane.health, receipt, died=died, probe=_is_probe(lane, batch), now=lane.now, backoff=jitter)
     if not was_open and lane.health.state is LaneState.OPEN:
         _due_now(lane)
+
+
+def _note_remark(lane: LockedLane, receipt: Receipt) -> None:
+    if receipt.remark is not None:
+        add_to_totals(lane, rejected=receipt.rejected, shortfall=receipt.shortfall)
+        said = {"last_warning": receipt.remark, "last_warning_at": lane.now}
+        lane.connection.execute(update(LANE).where(LANE.c.lane == lane.key).values(said))
 
 
 def _is_probe(lane: LockedLane, batch: Batch) -> bool:

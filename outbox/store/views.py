@@ -150,6 +150,10 @@ def lane_status(connection: Connection, lane: Lane, clock: Clock | None = None) 
         senders=int(row.senders),
         strays=row.strays,
         next_probe_seconds=None if row.next_probe_at is None else max(0.0, (row.next_probe_at - now) / 1_000_000),
+        rejected=row.rejected,
+        shortfall=row.shortfall,
+        last_warning=row.last_warning,
+        last_warning_at=moment(row.last_warning_at),
     )
 
 

@@ -2,7 +2,8 @@
 
     send ─ licence? ─ token? ─ POST ─▶ judge ─▶ Receipt
              │          │        ├─ 401, 403: a fresh token, the same POST once more
-             │          │        └─ compressed, and 415 or refused as unknown: once more as it is (compression.py)
+             │          │        ├─ compressed, and 415 or refused as unknown: once more as it is (compression.py)
+             │          │        └─ 413 for a single envelope: in parts (parts.py)
              │          └─ verify refused or unavailable: its receipt; nothing was sent, nothing is counted
              └─ none: unauthorized; nothing was sent
 
@@ -34,6 +35,7 @@ from outbox.transport.config import (
     checked_token_header,
 )
 from outbox.transport.deadline import deadline, expired
+from outbox.transport.parts import Parts
 from outbox.transport.request import WireRequest, build_request, build_verify
 from outbox.transport.secret import Secret, mask
 from outbox.transport.token import TokenSource
@@ -83,6 +85,7 @@ class BeaconTransport:
         self._token_header = checked_token_header(settings)
         self._timeout = checked_timeout(settings)
         self._compression = Compression(settings)
+        self._parts = Parts()
         self._tls = tls_context(settings)
         self._tokens = TokenSource(self._ask_for_token, public_key=settings.token_public_key)
         self._stopping = threading.Event()
@@ -93,8 +96,14 @@ class BeaconTransport:
     def send(self, batch: Batch) -> Receipt:
         """Posts ``batch`` and says what came of it. Does not change the batch.
 
-        Once; after a 401 or 403 again, and again as it is while an endpoint's compression is found out.
+        Once; after a 401 or 403 again, and again as it is while an endpoint's compression is found out. An envelope
+        that is too large for beacon goes in parts; no request begins after the batch's ``lease_deadline``.
         """
+        if batch.rows == 1 and not LANES[batch.lane].billing:
+            return self._parts.send(batch, self._send)
+        return self._send(batch)
+
+    def _send(self, batch: Batch) -> Receipt:
         license = self._license()
         if isinstance(license, Receipt):
             return license

@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 from outbox.core.batch import Batch
 from outbox.core.lane import LaneSpec
+from outbox.transport.merge import merged
 from outbox.transport.secret import Secret
 
 USER_AGENT = f"beacon-outbox/{version('beacon-outbox')}"
@@ -45,7 +46,7 @@ def build_request(
     body = usage_body(batch, license) if spec.billing else telemetry_body(batch, spec)
     bearer = token_header.lower() == "authorization"
     headers = _headers() | {
-        "Idempotency-Key": str(batch.id),
+        "Idempotency-Key": batch.key,
         token_header: f"Bearer {token.reveal()}" if bearer else token.reveal(),
     }
     return WireRequest(base_url + spec.path, headers, body)
@@ -67,9 +68,7 @@ def usage_body(batch: Batch, license: Secret) -> bytes:
 
 def telemetry_body(batch: Batch, spec: LaneSpec) -> bytes:
     """The payloads, each ``{"<root_key>":[one element or more]}``, as one document of the same form."""
-    # Sound without parsing: compact JSON holds no line break.
-    joint = f']}}\n{{"{spec.root_key}":['
-    return batch.lines.replace(joint, ",").encode()
+    return merged(spec.lane, batch.lines).encode()
 
 
 def _headers() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """A ``console`` block of a document, run as a person would run it: one shell, line by line.
 
     $ outbox migrate                                a line after "$ " is a command
-    sqlite:///outbox.db: at revision outbox_0001    the lines after it are all it writes, on either stream
+    sqlite:///outbox.db: at revision outbox_0002    the lines after it are all it writes, on either stream
 
 A command that ends in ``&`` goes on in the background; what it writes may come late, and it is killed at the end.
 """

@@ -9,6 +9,7 @@ import pytest
 
 from outbox.simulator import Simulator
 from tests.cli.command import EXAMPLES, Command, usage_line
+from tests.messages.documents import example
 
 TWELVE = {
     *("id", "tenant_id", "session_id", "trace_count", "start_insertion_time", "end_insertion_time"),
@@ -17,9 +18,12 @@ TWELVE = {
 }
 
 
-def test_the_examples_of_the_document_travel(outbox: Command, beacon: Simulator) -> None:
-    for lane in ("usage", "metrics", "traces"):
-        done = outbox("enqueue", lane, EXAMPLES / f"{lane}.json")
+def test_the_examples_of_the_document_travel(outbox: Command, beacon: Simulator, tmp_path: Path) -> None:
+    traces = tmp_path / "traces.json"
+    traces.write_text(example("traces"))
+    files = {"usage": EXAMPLES / "usage.json", "metrics": EXAMPLES / "metrics.json", "traces": traces}
+    for lane, file in files.items():
+        done = outbox("enqueue", lane, file)
         assert done.code == 0, done.err
         [told] = done.lines()
         assert (told["committed"], told["duplicates"], len(told["ids"])) == (1, 0, 1)
@@ -31,7 +35,7 @@ def test_the_examples_of_the_document_travel(outbox: Command, beacon: Simulator)
     for lane in ("usage", "metrics", "traces"):
         assert lanes[lane]["sent"] == 1
         assert [lanes[lane][count] for count in ("pending", "in_flight", "waiting", "dead", "shed")] == [0] * 5
-        assert beacon.received.unique(lane) == 1
+        assert beacon.received.unique(lane) == {"usage": 1, "metrics": 2, "traces": 2}[lane]
 
     [request] = beacon.received.bodies("usage")
     body = json.loads(request.body)
@@ -40,6 +44,17 @@ def test_the_examples_of_the_document_travel(outbox: Command, beacon: Simulator)
     for lane in ("metrics", "traces"):
         [request] = beacon.received.bodies(lane)
         assert json.loads(request.content).keys() == {"metrics": {"resourceMetrics"}, "traces": {"resourceSpans"}}[lane]
+
+
+def test_a_telemetry_document_of_any_size_is_enqueued_as_several_envelopes(outbox: Command, beacon: Simulator) -> None:
+    document = json.loads(example("traces"))
+    [scope] = document["resourceSpans"][0]["scopeSpans"]
+    scope["spans"] = [{**scope["spans"][0], "name": "x" * 1_000_000} for _ in range(6)]
+    done = outbox("enqueue", "traces", stdin=json.dumps(document).encode())
+    [told] = done.lines()
+    assert told["committed"] == len(told["ids"]) == 2
+    assert outbox("drain").code == 0
+    assert beacon.received.unique("traces") == 6
 
 
 def test_a_document_on_standard_input_is_enqueued(outbox: Command) -> None:

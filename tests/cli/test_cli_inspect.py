@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from outbox.simulator import Simulator
 from tests.cli.command import ENTRY, EXAMPLES, Command
 
 PROMISED = {
@@ -41,6 +42,29 @@ def test_an_entry_is_shown_with_its_payload_as_a_document(outbox: Command) -> No
     assert sent["status"] == "sent"
     assert sent["batch_id"]
     assert sent["receipt"]["verdict"] == "delivered"
+
+
+def test_what_beacon_rejected_of_delivered_telemetry_is_shown(outbox: Command, beacon: Simulator) -> None:
+    assert "reject" not in outbox("status").err
+    beacon.faults.reject_items, beacon.faults.warning = 2, "too old"
+    outbox("enqueue", "metrics", EXAMPLES / "metrics.json")
+    assert outbox("drain").code == 0
+    seen = outbox("status", "--output", "json").json()["lanes"]["metrics"]
+    assert (seen["sent"], seen["rejected"], seen["shortfall"]) == (1, 2, 0)
+    assert seen["last_warning"] == "beacon answered 200 (delivered, 2 rejected): too old"
+    told = outbox("status").err
+    assert "metrics: beacon accepted requests and rejected 2 items in them; they are not sent again" in told
+    assert f"metrics: at {seen['last_warning_at'][:10]} " in told
+    assert told.count("beacon answered") == 1
+
+
+def test_usage_rows_that_beacon_did_not_count_are_shown(outbox: Command, beacon: Simulator) -> None:
+    beacon.faults.inserted_count = "short"
+    outbox("enqueue", "usage", EXAMPLES / "usage.json")
+    assert outbox("drain").code == 0
+    receipt = outbox("show", ENTRY, "--output", "json").json()["receipt"]
+    assert receipt["shortfall"] == 1
+    assert "usage: beacon counted 1 rows fewer than were sent" in outbox("status").err
 
 
 def test_settings_are_shown_with_their_source_and_without_secrets(outbox: Command) -> None:

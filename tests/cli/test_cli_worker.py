@@ -46,7 +46,9 @@ def test_a_worker_sends_answers_probes_and_ends_at_sigterm(outbox: Command, beac
         assert client.get(f"{health}/livez").status_code == 200
         assert client.get(f"{health}/readyz").status_code == 200
         assert client.get(f"{health}/nothing").status_code == 404
-        assert 'outbox_pending{lane="usage"} 0' in client.get(f"{health}/metrics").text
+        metrics = client.get(f"{health}/metrics").text
+        for gauge in ("pending", "rejected", "shortfall"):
+            assert f'outbox_{gauge}{{lane="usage"}} 0' in metrics
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (0, b"")

@@ -16,7 +16,11 @@ COUNTED = {Verdict.REFUSED, Verdict.UNAVAILABLE, Verdict.AMBIGUOUS}
 
 def decided(verdict: Verdict, **changes: Any) -> Transition:
     receipt = Receipt(
-        verdict, counted=verdict in COUNTED, reason="so", retry_after_seconds=changes.pop("retry_after", None)
+        verdict,
+        counted=verdict in COUNTED,
+        reason="so",
+        retry_after_seconds=changes.pop("retry_after", None),
+        taken_in_part=changes.pop("taken_in_part", False),
     )
     known: dict[str, Any] = {
         "attempts": 2,
@@ -47,6 +51,12 @@ def decided(verdict: Verdict, **changes: Any) -> Transition:
 )
 def test_a_verdict_has_one_outcome(verdict: Verdict, entries: int, expected: Transition) -> None:
     assert decided(verdict, entries=entries) == expected
+
+
+@pytest.mark.parametrize("verdict", [Verdict.TOO_LARGE, Verdict.REFUSED, Verdict.UNAVAILABLE, Verdict.INTERRUPTED])
+def test_an_envelope_that_was_taken_in_part_may_have_been_delivered(verdict: Verdict) -> None:
+    assert not decided(verdict, entries=1).ambiguous
+    assert decided(verdict, entries=1, taken_in_part=True).ambiguous
 
 
 def test_a_longer_retry_after_wins_over_the_backoff_and_a_shorter_one_does_not() -> None:

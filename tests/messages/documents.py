@@ -18,7 +18,19 @@ SPAN_PATH = "resourceSpans[0].scopeSpans[0].spans[0]"
 METRIC_PATH = "resourceMetrics[0].scopeMetrics[0].metrics[0]"
 
 
+MENDED = {"3c191d03fa8be0": SPAN["spanId"], "0932ksdka12345": "0932ad5da1234567"}
+"""The two span ids of the traces example that are none, and what stands for each of them in ``example``."""
+
+
 def example(signal: Signal) -> str:
+    """The example of the beacon document, its two malformed span ids mended."""
+    text = as_it_stands(signal)
+    for malformed, mended in MENDED.items():
+        text = text.replace(f'"{malformed}"', f'"{mended}"')
+    return text
+
+
+def as_it_stands(signal: Signal) -> str:
     return (EXAMPLES / f"{signal}.json").read_text()
 
 

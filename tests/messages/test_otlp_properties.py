@@ -26,7 +26,8 @@ def as_number_or_text(numbers: st.SearchStrategy[int]) -> st.SearchStrategy[int 
 
 
 def hex_digits(count: int) -> st.SearchStrategy[str]:
-    return st.text("0123456789abcdefABCDEF", min_size=count, max_size=count) | texts
+    digits = st.text("0123456789abcdefABCDEF", min_size=count, max_size=count)
+    return digits.map(lambda text: text if text.strip("0") else "1" * count)
 
 
 SCALARS: dict[str, st.SearchStrategy[Any]] = {
@@ -40,8 +41,15 @@ SCALARS: dict[str, st.SearchStrategy[Any]] = {
     "int64": as_number_or_text(st.integers(-(2**63), 2**63 - 1)),
     "trace id": hex_digits(32),
     "span id": hex_digits(16),
-    "trace id or empty": hex_digits(32),
-    "span id or empty": hex_digits(16),
+    "trace id or empty": hex_digits(32) | st.just(""),
+    "span id or empty": hex_digits(16) | st.just(""),
+}
+
+
+ITEMS: dict[Signal, tuple[str, str]] = {
+    "metrics": ("scopeMetrics", "metrics"),
+    "traces": ("scopeSpans", "spans"),
+    "logs": ("scopeLogs", "logRecords"),
 }
 
 
@@ -57,11 +65,13 @@ def kind_of(kind: str) -> st.SearchStrategy[Any]:
 
 @cache
 def message(name: str) -> st.SearchStrategy[dict[str, Any]]:
-    fields = {field: kind_of(kind) | st.none() for field, kind in MESSAGES[name].items()}
+    kinds = MESSAGES[name]
+    required = {field: kind_of(kind) for field, kind in kinds.items() if kind in ("trace id", "span id")}
+    fields = {field: kind_of(kind) | st.none() for field, kind in kinds.items()}
     oneof = ONEOFS.get(name, frozenset())
-    common = {field: value for field, value in fields.items() if field not in oneof}
-    variants = [st.fixed_dictionaries({}, optional=common)] + [
-        st.fixed_dictionaries({field: fields[field]}, optional=common) for field in sorted(oneof)
+    common = {field: value for field, value in fields.items() if field not in oneof and field not in required}
+    variants = [st.fixed_dictionaries(required, optional=common)] + [
+        st.fixed_dictionaries({**required, field: fields[field]}, optional=common) for field in sorted(oneof)
     ]
     return st.one_of(variants)
 
@@ -71,7 +81,12 @@ def documents(draw: st.DrawFn) -> tuple[Signal, dict[str, Any]]:
     signal = draw(signals)
     root = LANES[Lane(signal)].root_key
     element = MESSAGES[signal][root][1:-1]
-    return signal, {root: draw(st.lists(message(element), min_size=1, max_size=2))}
+    document = {root: draw(st.lists(message(element), min_size=1, max_size=2))}
+    scopes, items = ITEMS[signal]
+    if not any(scope.get(items) for each in document[root] for scope in each.get(scopes) or ()):
+        kind = MESSAGES[MESSAGES[element][scopes][1:-1]][items][1:-1]
+        document[root].append({scopes: [{items: [draw(message(kind))]}]})
+    return signal, document
 
 
 def without_nulls(value: Any) -> Any:

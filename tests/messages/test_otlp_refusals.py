@@ -23,6 +23,7 @@ from tests.messages.documents import (
     span_refusal,
 )
 
+SEVERAL = "make several envelopes of it by TelemetryEnvelope.split"
 ROOTS = {signal: LANES[Lane(signal)].root_key for signal in SIGNALS}
 
 # -- the document --------------------------------------------------------------------------------------
@@ -36,6 +37,26 @@ def test_an_empty_document_is_refused(signal: Signal) -> None:
         error = refusal(signal, empty)
         assert error.field == root
         assert "empty" in error.reason
+
+
+@pytest.mark.parametrize(
+    ("signal", "resource", "item"),
+    [
+        ("traces", {}, "span"),
+        ("traces", {"scopeSpans": [{}, {"spans": []}]}, "span"),
+        ("metrics", {"resource": {}, "scopeMetrics": []}, "metric"),
+        ("logs", {"scopeLogs": [{"scope": {"name": "s"}}]}, "log record"),
+    ],
+)
+def test_a_document_that_holds_no_item_is_as_empty(signal: Signal, resource: dict[str, Any], item: str) -> None:
+    error = refusal(signal, {ROOTS[signal]: [resource, {}]})
+    assert (error.field, error.reason) == (ROOTS[signal], f"holds no {item}: OTLP sends no empty documents")
+
+
+def test_an_empty_scope_beside_one_that_holds_a_span_travels() -> None:
+    document = of_span()
+    document["resourceSpans"] = [{}, {"scopeSpans": [{}]}, *document["resourceSpans"]]
+    assert TelemetryEnvelope("traces", document).payload == compact(document)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +114,7 @@ def test_a_payload_may_be_as_long_as_its_lane_takes_and_no_longer() -> None:
     assert len(TelemetryEnvelope("traces", of_span(name="x" * room)).payload) == limit
     error = refusal("traces", of_span(name="x" * (room + 1)))
     assert error.field == "(document)"
-    assert error.reason == f"is {limit + 1} bytes in compact form, more than {limit}: split it"
+    assert error.reason == f"is {limit + 1} bytes in compact form, more than {limit}: {SEVERAL}"
 
 
 def test_a_payload_is_measured_as_it_is_written() -> None:
@@ -256,7 +277,7 @@ def test_bytes_that_are_not_base64_are_refused(bad: object) -> None:
 @pytest.mark.parametrize("bad", ["text", 5, [], True])
 def test_what_is_not_an_object_is_refused(bad: object) -> None:
     assert span_refusal(status=bad)[0] == "status"
-    assert span_refusal(links=[{}, bad])[0] == "links[1]"
+    assert span_refusal(links=[SPAN, bad])[0] == "links[1]"
 
 
 @pytest.mark.parametrize("bad", [{}, "text", 5])
@@ -278,24 +299,46 @@ def test_two_values_where_one_can_be_are_refused() -> None:
     assert metric_refusal(gauge={"dataPoints": [{"asInt": 1, "asDouble": 1}]})[0] == "gauge.dataPoints[0].asDouble"
 
 
-# -- ids, when strict ----------------------------------------------------------------------------------
+# -- ids ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("field", ["traceId", "spanId"])
 @pytest.mark.parametrize("bad", ["", "3c191d03fa8be0", "0932ksdka12345xx", "0" * 16, "0" * 32, "３" * 16, None])
-def test_strictness_refuses_a_malformed_id(field: str, bad: object) -> None:
-    assert refusal("traces", of_span(**{field: bad}), strict_ids=True).field == f"{SPAN_PATH}.{field}"
-    assert refusal("traces", of_span(links=[{**SPAN, field: bad}]), strict_ids=True).field == (
-        f"{SPAN_PATH}.links[0].{field}"
-    )
+def test_a_malformed_or_missing_id_is_refused(field: str, bad: object) -> None:
+    assert refusal("traces", of_span(**{field: bad})).field == f"{SPAN_PATH}.{field}"
+    assert refusal("traces", of_span(links=[{**SPAN, field: bad}])).field == f"{SPAN_PATH}.links[0].{field}"
 
 
-def test_strictness_accepts_well_formed_ids_and_an_empty_parent() -> None:
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        ("", "is empty; it takes 16 hex digits"),
+        ("3c191d03fa8be0", "has 14 hex digits, not 16"),
+        ("3c191d03fa8be06500", "has 18 hex digits, not 16"),
+        ("3c191d03fa8be06g", "is not hex at character 16; it takes 16 hex digits"),
+        ("x", "is not hex at character 1; it takes 16 hex digits"),
+        ("0" * 16, "is all zeros, which OTLP calls invalid"),
+        (None, "is missing"),
+        (5, "expected a string, got int"),
+    ],
+)
+def test_a_refused_id_says_what_is_wrong_with_it(bad: object, reason: str) -> None:
+    assert span_refusal(spanId=bad) == ("spanId", reason)
+
+
+@pytest.mark.parametrize("bad", ["3c191d03fa8be0", "0" * 16, "x"])
+def test_an_id_that_may_be_empty_must_still_be_one(bad: str) -> None:
+    assert span_refusal(parentSpanId=bad)[0] == "parentSpanId"
+    assert refusal("logs", of_record(spanId=bad)).field.endswith("logRecords[0].spanId")
+    point = {"exemplars": [{"spanId": bad}]}
+    assert metric_refusal(gauge={"dataPoints": [point]})[0] == "gauge.dataPoints[0].exemplars[0].spanId"
+
+
+def test_well_formed_ids_and_an_empty_parent_are_accepted() -> None:
     document = of_span(parentSpanId="", links=[SPAN])
-    assert TelemetryEnvelope("traces", document, strict_ids=True).payload == compact(document)
+    assert TelemetryEnvelope("traces", document).payload == compact(document)
     record = of_record(traceId="", spanId="")
-    assert TelemetryEnvelope("logs", record, strict_ids=True).payload == compact(record)
-    assert refusal("traces", of_span(parentSpanId="x"), strict_ids=True).field == f"{SPAN_PATH}.parentSpanId"
+    assert TelemetryEnvelope("logs", record).payload == compact(record)
 
 
 @pytest.mark.parametrize("bad", [5, {}, [], True])

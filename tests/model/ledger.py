@@ -135,6 +135,8 @@ class ModelStore(Operating):
         done.dead += batch.rows * died
         done.failed += batch.rows * (to.move is Move.RETRY and receipt.counted)
         ledger.totals["failed_attempts"] += to.attempts - batch.attempts
+        ledger.totals["rejected"] += receipt.rejected
+        ledger.totals["shortfall"] += receipt.shortfall
         was_open = ledger.health.state is LaneState.OPEN
         ledger.health = self.after(
             ledger.health, receipt, died=died, probe=self.is_probe(ledger, batch), now=ledger.now, backoff=jitter

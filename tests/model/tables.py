@@ -69,7 +69,9 @@ class Ledger:
     now: int = 0
     health: Health = field(default_factory=Health)
     totals: dict[str, int] = field(
-        default_factory=lambda: dict.fromkeys(("sent", "dead", "shed", "failed_attempts", "strays"), 0)
+        default_factory=lambda: dict.fromkeys(
+            ("sent", "dead", "shed", "failed_attempts", "strays", "rejected", "shortfall"), 0
+        )
     )
 
     def above(self, limit: int) -> list[int]:

@@ -155,7 +155,7 @@ def test_a_request_that_breaks_off_is_not_taken(caller: Caller, wire: socket.soc
 
 def test_a_body_of_several_megabytes_is_taken(caller: Caller) -> None:
     assert caller.post("traces", telemetry("traces", items=200_000)).status_code == 200
-    assert caller.simulator.received.counts()["traces"]["items"] == 200_000
+    assert caller.simulator.received.counts()["traces"]["rows"] == 200_000
 
 
 def test_a_port_in_use_is_told_with_what_to_do(simulator: Simulator) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from uuid import UUID
 
 from outbox import Receipt
@@ -212,6 +213,42 @@ def test_failed_attempts_add_up_in_the_status(worker: Worker) -> None:
     worker.due_now()
     worker.settle(worker.must_claim(), AMBIGUOUS)
     assert worker.status.failed_attempts == 2
+
+
+def test_what_beacon_did_not_take_of_delivered_batches_adds_up_and_is_never_resent(tracer: Worker) -> None:
+    assert (tracer.status.rejected, tracer.status.last_warning, tracer.status.last_warning_at) == (0, None, None)
+    partly = replace(DELIVERED, rejected=2, warning="too old")
+    ids = tracer.put(2)
+    assert tracer.settle(tracer.must_claim(), partly).sent == 2
+    assert tracer.statuses(ids) == [Status.SENT] * 2
+    receipt = tracer.find(ids[0]).receipt
+    assert receipt is not None
+    assert (receipt["rejected"], receipt["warning"]) == (2, "too old")
+
+    tracer.put(1)
+    tracer.clock.advance(seconds=5)
+    tracer.settle(tracer.must_claim(), replace(DELIVERED, rejected=3))
+    tracer.put(1)
+    tracer.settle(tracer.must_claim(), DELIVERED)
+    status = tracer.status
+    assert (status.rejected, status.shortfall, status.last_warning) == (5, 0, "beacon took it")
+    assert status.last_warning_at == tracer.find(ids[0]).settled_at + timedelta(seconds=5)
+    assert tracer.claim() is None
+
+
+def test_usage_rows_that_beacon_did_not_count_add_up(worker: Worker) -> None:
+    for shortfall in (1, 0, 2):
+        worker.put(3)
+        worker.settle(worker.must_claim(), replace(DELIVERED, inserted_count=3 - shortfall, shortfall=shortfall))
+    assert (worker.status.shortfall, worker.status.rejected, worker.status.sent) == (3, 0, 9)
+
+
+def test_a_lost_lease_adds_nothing_to_what_beacon_did_not_take(tracer: Worker) -> None:
+    tracer.put(1)
+    batch = tracer.must_claim()
+    tracer.settle(batch, replace(DELIVERED, rejected=1))
+    assert tracer.settle(batch, replace(DELIVERED, rejected=1)).lost == [batch.id]
+    assert tracer.status.rejected == 1
 
 
 def test_ids_of_entries_never_change(worker: Worker) -> None:

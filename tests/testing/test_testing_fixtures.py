@@ -60,7 +60,7 @@ def test_telemetry_goes_to_its_lane(outbox_box: Outbox, beacon: Simulator) -> No
     outbox_box.put(TelemetryEnvelope(signal="traces", document=document))
     assert_enqueued(outbox_box, lane="traces", count=1)
     drain(outbox_box, beacon)
-    assert beacon.received.counts()["traces"]["items"] == 1
+    assert beacon.received.counts()["traces"]["rows"] == 1
 
 
 def test_draining_outlasts_an_outage_and_sums_what_happened(outbox_box: Outbox, beacon: Simulator) -> None:

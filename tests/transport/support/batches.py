@@ -11,6 +11,7 @@ from uuid import UUID
 
 from outbox.core.batch import Batch
 from outbox.core.lane import LANES, Lane
+from outbox.core.telemetry import LEVELS
 from outbox.transport.beacon import BeaconTransport
 
 MakeTransport = Callable[..., BeaconTransport]
@@ -51,6 +52,14 @@ def envelope(lane: Lane, *elements: object) -> str:
     return json.dumps({LANES[lane].root_key: elements}, separators=(",", ":"))
 
 
+def item(lane: Lane, number: int, **resource: object) -> str:
+    """An envelope of one span, log record or data point, in a scope of its own."""
+    _, scopes, items, *points = LEVELS[lane]
+    one: dict[str, object] = {"name": f"item-{number}"}
+    held = {"gauge": {points[0]: [one]}} if points else one
+    return envelope(lane, {**resource, scopes: [{"scope": {"name": f"scope-{number}"}, items: [held]}]})
+
+
 def batch_of(
     payloads: Sequence[str] | None = None,
     *,
@@ -59,7 +68,7 @@ def batch_of(
     lease_seconds: float = 600.0,
 ) -> Batch:
     if payloads is None:
-        payloads = [row(1), row(2)] if lane is Lane.USAGE else [envelope(lane, {"n": 1}), envelope(lane, {"n": 2})]
+        payloads = [row(1), row(2)] if lane is Lane.USAGE else [item(lane, 1), item(lane, 2)]
     return Batch(
         id=BATCH_ID,
         lane=lane,
