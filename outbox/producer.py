@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -21,8 +22,10 @@ from sqlalchemy.orm import Session
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LicenseStatus, OutboxStatus, micros
 from outbox.core.lane import LANES, Lane
 from outbox.core.policy import Policy
+from outbox.core.privacy import Removed
 from outbox.errors import OutboxFull
 from outbox.messages import Message
+from outbox.producer_door import Door
 from outbox.store import bounds, migrate
 from outbox.store.audit import AuditReport
 from outbox.store.database import Database
@@ -75,6 +78,7 @@ class Outbox:
             synchronous=self.settings.sqlite_synchronous,
         )
         self.store = Store(database, _policy(self.settings), clock)
+        self._door = Door(self.settings)
         self._announcer = Announcer(database) if self.settings.notify and database.dialect.announces else None
         self.wake = Wake(self._announcer)
 
@@ -98,6 +102,7 @@ class Outbox:
         """Close the outbox's own connections; the host's are the host's."""
         if self._announcer is not None:
             self._announcer.close()
+        self._door.save(self.store)
         self.store.close()
 
     # --- schema ------------------------------------------------------------------------------------------
@@ -158,6 +163,7 @@ class Outbox:
         with self.store.database.write() as connection:
             result, lanes = self._insert(connection, messages)
         self.wake.set(lanes)
+        self._door.save_some(self.store)
         return result
 
     async def put_async(self, *messages: Message, timeout: float = 0) -> EnqueueResult:
@@ -173,7 +179,7 @@ class Outbox:
         for lane in {message.lane for message in messages}:
             some = [message for message in messages if message.lane is lane]
             if self.settings.lane_enabled(lane):
-                rows[lane] = _once_each(some)
+                rows[lane] = _once_each(some, self._door.text_of)
             else:
                 result.duplicates -= len(some)  # neither added nor duplicates
         dialect = dialect_of(connection)
@@ -215,6 +221,16 @@ class Outbox:
             license=LicenseStatus(present=self.settings.license() is not None, offline=self.settings.offline),
             schema=self.store.schema(),
         )
+
+    def removed(self) -> list[Removed]:
+        """What was taken out of telemetry before it was stored, and how often: by all processes that have saved their
+        counts, and by this one. Never a value.
+        """
+        counts = {replace(each, count=0): each.count for each in self.store.removed()}
+        for removal, times in self._door.unsaved.items():
+            each = Removed(removal.lane, removal.place, removal.key, removal.why, 0)
+            counts[each] = counts.get(each, 0) + times
+        return [replace(each, count=count) for each, count in counts.items()]
 
     # --- dead letters ------------------------------------------------------------------------------------
 
@@ -260,14 +276,14 @@ class Outbox:
         return reports
 
 
-def _once_each(messages: Sequence[Message]) -> dict[UUID, str]:
-    """Payloads by id, in order. Of two messages with one id the first counts."""
-    payloads = {message.id: message.payload for message in messages}
-    if len(payloads) < len(messages):
-        payloads = {}
+def _once_each(messages: Sequence[Message], text_of: Callable[[Message], str]) -> dict[UUID, str]:
+    """Texts to store by id, in order. Of two messages with one id the first counts."""
+    texts = {message.id: text_of(message) for message in messages}
+    if len(texts) < len(messages):
+        texts = {}
         for message in messages:
-            payloads.setdefault(message.id, message.payload)
-    return payloads
+            texts.setdefault(message.id, text_of(message))
+    return texts
 
 
 def _with_room(timeout: float, attempt: Callable[[], T]) -> T:

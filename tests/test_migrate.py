@@ -79,7 +79,8 @@ def test_down_to_base_leaves_no_table_and_up_again_works(box: Outbox, engine: En
     assert box.status().lanes["usage"].pending == 1
 
 
-FIRST = "outbox_0001"
+FIRST = "outbox_0002"
+"""The newest of ours."""
 SECOND = "outbox_00005"
 """Later than FIRST by its ``down_revision``, before it as text."""
 SECOND_REVISION = f"""
@@ -190,14 +191,14 @@ context.configure(
 with context.begin_transaction():
     context.run_migrations()
 """
-HOST_REVISION = """
+HOST_REVISION = f"""
 import sqlalchemy as sa
 from alembic import op
 
 revision = "host_1"
 down_revision = None
 branch_labels = ("host",)
-depends_on = "outbox_0001"
+depends_on = "{FIRST}"
 
 
 def upgrade():

@@ -93,6 +93,8 @@ class LaneStatus:
     """Rows that only the auditor found."""
     next_probe_seconds: float | None
     """While paused: until a batch may probe. None while paused: it needs mending."""
+    removed: int = 0
+    """Attributes, fields and parts of them taken out of telemetry before it was stored; see ``outbox preview``."""
 
     @property
     def unfinished(self) -> int:

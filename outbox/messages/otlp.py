@@ -20,6 +20,7 @@ from outbox.messages.message import (
 )
 from outbox.messages.otlp_check import checks
 from outbox.messages.otlp_scalars import Refused
+from outbox.messages.privacy_filter import Filter, Taken
 
 _DOCUMENT = "(document)"
 _SPACE = 4
@@ -45,7 +46,10 @@ class TelemetryEnvelope(Sealed):
     ``strict_ids`` also refuses trace and span ids that are malformed; see ``otlp_check._lenient_id``.
     """
 
-    __slots__ = ()
+    __slots__ = ("_left",)
+
+    _left: tuple[Filter, str]
+    """What a filter left of the payload, once one was asked."""
 
     def __init__(
         self,
@@ -65,8 +69,20 @@ class TelemetryEnvelope(Sealed):
     def signal(self) -> Signal:
         return self.lane.value  # type: ignore[return-value]  # never Lane.USAGE
 
+    def left_by(self, filter: Filter) -> tuple[str, Taken]:
+        """The payload as a filter leaves it, and what it took. One that is put again is not looked at again."""
+        known, text = getattr(self, "_left", (None, ""))
+        if known is filter:
+            return text, {}
+        text, taken = filter.filtered(self.lane, self.payload)
+        _set_left(self, (filter, text))
+        return text, taken
+
     def __reduce__(self) -> tuple[Callable[..., TelemetryEnvelope], tuple[Signal, str, UUID]]:
         return TelemetryEnvelope, (self.signal, self.payload, self.id)
+
+
+_set_left = TelemetryEnvelope.__dict__["_left"].__set__
 
 
 def normalise(signal: Signal, document: dict[str, Any] | JsonText, *, strict_ids: bool = False) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from outbox.core.removed import Place
-from outbox.messages.privacy_defaults import ALLOWED, MAX_VALUE_LENGTH
+from outbox.core.privacy import MAX_VALUE_LENGTH, Place
+from outbox.messages.privacy_defaults import ALLOWED
 
 ANY_KEY = ".*"
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from outbox.core.removed import Place
+from outbox.core.privacy import Place
 
 _OF_A_RESOURCE = frozenset(
     {
@@ -67,5 +67,3 @@ ALLOWED: Mapping[Place, frozenset[str]] = {
 OF_MACHINES = frozenset({"service.instance.id", "service.version", "container.image.tags", "k8s.job.name"})
 """Keys whose values may be a UUID or a hash: an instance of a service, a build. Without the first, the counters of two
 instances could not be told apart."""
-
-MAX_VALUE_LENGTH = 256

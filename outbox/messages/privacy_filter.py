@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from outbox.core.lane import SIGNALS, Lane
-from outbox.core.removed import Place, Why
+from outbox.core.privacy import Place, Why
 from outbox.messages.message import to_json
 from outbox.messages.otlp_schema import MESSAGES
 from outbox.messages.privacy import PrivacyPolicy

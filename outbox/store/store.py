@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 from uuid import UUID
+
+from sqlalchemy.exc import IntegrityError
 
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, SchemaStatus
 from outbox.core.health import Health, LaneState
 from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import Ending
 from outbox.core.policy import Bounds, Policy, Retention
+from outbox.core.privacy import Removal, Removed
 from outbox.core.step import Outlook, Settled, Settlement, Step
 from outbox.errors import DatabaseUnavailable
-from outbox.store import audit, bounds, migrate, operate, retention, views
+from outbox.store import audit, bounds, migrate, operate, removed, retention, views
 from outbox.store.audit import AuditReport
 from outbox.store.claim import MembersMissing, claim
 from outbox.store.database import Database
@@ -123,6 +126,23 @@ class Store:
         """Open a lane that is off. Writes only then: a worker starts on a full disk too."""
         if self.lane_status(lane).state == LaneState.OFF:
             self._on(lane, operate.switch_on)
+
+    # --- what was taken out ------------------------------------------------------------------------------
+
+    def add_removed(self, counts: Mapping[Removal, int]) -> None:
+        """Add to the counts of what was taken out of telemetry."""
+        try:
+            self._add_removed(counts)
+        except IntegrityError:  # another process was the first with one of them
+            self._add_removed(counts)
+
+    def _add_removed(self, counts: Mapping[Removal, int]) -> None:
+        with self.database.write() as connection:
+            removed.add(connection, counts)
+
+    def removed(self) -> list[Removed]:
+        with self.database.read() as connection:
+            return removed.read(connection)
 
     # --- upkeep ------------------------------------------------------------------------------------------
 

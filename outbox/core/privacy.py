@@ -1,4 +1,4 @@
-"""What was taken out of telemetry before it was stored: where, which key, why, and how often. Never a value."""
+"""What may leave in telemetry, in words: places, what was taken out there, why, and how often. Never a value."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from enum import StrEnum
 
 from outbox.core.lane import Lane
 
+MAX_VALUE_LENGTH = 256
+"""Characters of a value or a name that are kept by default."""
 OTHER = "(other)"
 """In place of a key that looks like personal data itself, and of all keys beyond what is kept apart."""
 
