@@ -145,7 +145,7 @@ def test_a_revision_may_be_named_up_and_down_in_full_in_part_or_in_steps(second_
 
 
 def test_an_unknown_revision_is_named_with_those_that_there_are(second_revision: Path, box: Outbox) -> None:
-    known = f"Known: head, base, {FIRST}, {SECOND}"
+    known = f"Known: head, base, outbox_0001, {FIRST}, {SECOND}"
     for unknown in ("outbox_9999", "outbox_0", "+3", "-7", ""):
         with pytest.raises(ConfigError, match=rf"--revision {re.escape(unknown)}: .+\. {known}\."):
             box.migrate(unknown)

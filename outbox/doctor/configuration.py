@@ -141,7 +141,7 @@ def _privacy(patient: Patient) -> Iterator[Finding]:
     if settings.telemetry_privacy == "off":
         yield warning(
             "off: telemetry is stored and sent as it is given, against what beacon's document promises",
-            "OUTBOX_TELEMETRY_PRIVACY=standard; keys that may leave: OUTBOX_TELEMETRY_ALLOW_ATTRIBUTES",
+            "OUTBOX_TELEMETRY_PRIVACY=standard",
         )
         return
     wider = [f"{env_name('telemetry_allow_attributes')} adds {', '.join(settings.telemetry_allow_attributes)}"]

@@ -97,11 +97,9 @@ def _masked_once(text: str) -> str:
     statement = _SQL.fullmatch(text)
     if statement:
         return statement[1]
-    text = _PARTS_OF_URL.sub(_path_of, text)
-    text = _CUT_QUERY.sub("", text)
-    for name, pattern in _MASKS:
+    for name, pattern in _MASKS:  # before anything is cut off, or one half of them would stay
         text = pattern.sub(f"{{{name}}}", text)
-    return text
+    return _CUT_QUERY.sub("", _PARTS_OF_URL.sub(_path_of, text))
 
 
 def _path_of(url: re.Match[str]) -> str:

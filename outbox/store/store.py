@@ -9,6 +9,7 @@ from uuid import UUID
 
 from sqlalchemy.exc import IntegrityError
 
+from outbox.core.batch import Batch
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, SchemaStatus
 from outbox.core.health import Health, LaneState
 from outbox.core.lane import LANES, Lane
@@ -16,7 +17,7 @@ from outbox.core.lifecycle import Ending
 from outbox.core.policy import Bounds, Policy, Retention
 from outbox.core.privacy import Removal, Removed
 from outbox.core.step import Outlook, Settled, Settlement, Step
-from outbox.errors import DatabaseUnavailable
+from outbox.errors import DatabaseUnavailable, LaneStopped
 from outbox.store import audit, bounds, migrate, operate, removed, retention, views
 from outbox.store.audit import AuditReport
 from outbox.store.claim import MembersMissing, claim
@@ -33,6 +34,10 @@ T = TypeVar("T")
 
 _TRIES = 5
 """How often a step that lost to another worker is tried before the database's own error is shown."""
+
+
+class _Undone(Exception):
+    """Ends a transaction whose changes are not wanted."""
 
 
 class Store:
@@ -71,6 +76,21 @@ class Store:
                 raise
         done = self._on(lane, lambda row: settle(row, self.policy, settlements)) if settlements else Settled()
         return Step(settled=done)
+
+    def preview(self, lane: Lane, want: int) -> Sequence[Batch]:
+        """The batches that the next step would lease. It leases them, and rolls back: nothing else is as exact.
+
+        Raises ``LaneStopped`` where that step would stop the lane.
+        """
+        batches: Sequence[Batch] = ()
+        try:
+            with self.database.write() as connection, locked(connection, lane, self.clock) as row:
+                batches = claim(row, self.policy, want=want, look_due=True, eager_holes=True)
+                raise _Undone
+        except MembersMissing as missing:
+            raise LaneStopped(str(missing)) from missing
+        except _Undone:
+            return batches
 
     def outlook(self, lane: Lane) -> Outlook:
         """Whether a step would find something; reading only, so that an idle worker writes nothing."""
