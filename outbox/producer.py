@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from outbox.settings import Settings
 
 T = TypeVar("T")
+Rows = dict[Lane, dict[UUID, str]]
+"""Texts to store, by lane and id."""
 
 CHUNK_ROWS = 10_000
 """Rows of one statement of ``enqueue_many``."""
@@ -128,9 +130,10 @@ class Outbox:
     def enqueue_many(self, where: Session | Connection, messages: Iterable[Message]) -> EnqueueResult:
         """As :meth:`enqueue`, for many: one statement a chunk, by the driver's fastest way in."""
         connection = where.connection() if isinstance(where, Session) else where
-        result, lanes = self._insert(connection, messages)
-        if lanes:
-            self.wake.after_commit(where, lanes)
+        result, rows = self._prepared(messages)
+        self._insert(connection, result, rows)
+        if rows:
+            self.wake.after_commit(where, set(rows))
         return result
 
     async def enqueue_async(self, where: AsyncSession | AsyncConnection, *messages: Message) -> EnqueueResult:
@@ -150,7 +153,8 @@ class Outbox:
         ``DatabaseUnavailable`` (nothing was written), or ``OutcomeUnknown`` (the COMMIT itself failed: put the same
         messages again).
         """
-        return _with_room(timeout, lambda: self._put(messages))
+        result, rows = self._prepared(messages)  # before the transaction, which keeps others waiting on SQLite
+        return _with_room(timeout, lambda: self._put(result, rows))
 
     def wait_for_room(self, entries: int = 1, timeout: float = 0) -> None:
         """Wait up to ``timeout`` seconds until the usage lane has room; call it before a transaction of your own.
@@ -159,10 +163,10 @@ class Outbox:
         """
         _with_room(timeout, lambda: self._look_for_room(entries))
 
-    def _put(self, messages: Iterable[Message]) -> EnqueueResult:
+    def _put(self, result: EnqueueResult, rows: Rows) -> EnqueueResult:
         with self.store.database.write() as connection:
-            result, lanes = self._insert(connection, messages)
-        self.wake.set(lanes)
+            self._insert(connection, result, rows)
+        self.wake.set(set(rows))
         self._door.save_some(self.store)
         return result
 
@@ -172,16 +176,20 @@ class Outbox:
 
         return await asyncio.to_thread(self.put, *messages, timeout=timeout)
 
-    def _insert(self, connection: Connection, messages: Iterable[Message]) -> tuple[EnqueueResult, set[Lane]]:
+    def _prepared(self, messages: Iterable[Message]) -> tuple[EnqueueResult, Rows]:
+        """The ids of the messages, and what is to be stored of them."""
         messages = list(messages)
         result = EnqueueResult([message.id for message in messages])
-        rows: dict[Lane, dict[UUID, str]] = {}
+        rows: Rows = {}
         for lane in {message.lane for message in messages}:
             some = [message for message in messages if message.lane is lane]
             if self.settings.lane_enabled(lane):
                 rows[lane] = _once_each(some, self._door.text_of)
             else:
                 result.duplicates -= len(some)  # neither added nor duplicates
+        return result, rows
+
+    def _insert(self, connection: Connection, result: EnqueueResult, rows: Rows) -> None:
         dialect = dialect_of(connection)
         inserted = 0
         try:
@@ -196,7 +204,6 @@ class Outbox:
                 raise self.store.database.explain(error) from error
             raise
         result.duplicates += len(result) - inserted
-        return result, set(rows)
 
     def _look_for_room(self, entries: int) -> None:
         with self.store.database.read() as connection:
