@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -21,8 +22,10 @@ from sqlalchemy.orm import Session
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LicenseStatus, OutboxStatus, micros
 from outbox.core.lane import LANES, Lane
 from outbox.core.policy import Policy
+from outbox.core.privacy import Removed
 from outbox.errors import OutboxFull
 from outbox.messages import Message
+from outbox.producer_door import Door
 from outbox.store import bounds, migrate
 from outbox.store.audit import AuditReport
 from outbox.store.database import Database
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from outbox.settings import Settings
 
 T = TypeVar("T")
+Rows = dict[Lane, list[Row]]
+"""Texts to store, by lane and id."""
 
 CHUNK_ROWS = 10_000
 """Rows of one statement of ``enqueue_many``."""
@@ -75,6 +80,7 @@ class Outbox:
             synchronous=self.settings.sqlite_synchronous,
         )
         self.store = Store(database, _policy(self.settings), clock)
+        self._door = Door(self.settings)
         self._announcer = Announcer(database) if self.settings.notify and database.dialect.announces else None
         self.wake = Wake(self._announcer)
 
@@ -98,6 +104,7 @@ class Outbox:
         """Close the outbox's own connections; the host's are the host's."""
         if self._announcer is not None:
             self._announcer.close()
+        self._door.save(self.store)
         self.store.close()
 
     # --- schema ------------------------------------------------------------------------------------------
@@ -123,9 +130,10 @@ class Outbox:
     def enqueue_many(self, where: Session | Connection, messages: Iterable[Message]) -> EnqueueResult:
         """As :meth:`enqueue`, for many: one statement a chunk, by the driver's fastest way in."""
         connection = where.connection() if isinstance(where, Session) else where
-        result, lanes = self._insert(connection, messages)
-        if lanes:
-            self.wake.after_commit(where, lanes)
+        result, rows = self._prepared(messages)
+        self._insert(connection, result, rows)
+        if rows:
+            self.wake.after_commit(where, set(rows))
         return result
 
     async def enqueue_async(self, where: AsyncSession | AsyncConnection, *messages: Message) -> EnqueueResult:
@@ -145,7 +153,8 @@ class Outbox:
         ``DatabaseUnavailable`` (nothing was written), or ``OutcomeUnknown`` (the COMMIT itself failed: put the same
         messages again).
         """
-        return _with_room(timeout, lambda: self._put(messages))
+        result, rows = self._prepared(messages)  # before the transaction, which keeps others waiting on SQLite
+        return _with_room(timeout, lambda: self._put(result, rows))
 
     def wait_for_room(self, entries: int = 1, timeout: float = 0) -> None:
         """Wait up to ``timeout`` seconds until the usage lane has room; call it before a transaction of your own.
@@ -154,10 +163,11 @@ class Outbox:
         """
         _with_room(timeout, lambda: self._look_for_room(entries))
 
-    def _put(self, messages: Iterable[Message]) -> EnqueueResult:
+    def _put(self, result: EnqueueResult, rows: Rows) -> EnqueueResult:
         with self.store.database.write() as connection:
-            result, lanes = self._insert(connection, messages)
-        self.wake.set(lanes)
+            self._insert(connection, result, rows)
+        self.wake.set(set(rows))
+        self._door.save_some(self.store)
         return result
 
     async def put_async(self, *messages: Message, timeout: float = 0) -> EnqueueResult:
@@ -166,16 +176,20 @@ class Outbox:
 
         return await asyncio.to_thread(self.put, *messages, timeout=timeout)
 
-    def _insert(self, connection: Connection, messages: Iterable[Message]) -> tuple[EnqueueResult, set[Lane]]:
+    def _prepared(self, messages: Iterable[Message]) -> tuple[EnqueueResult, Rows]:
+        """The ids of the messages, and what is to be stored of them."""
         messages = list(messages)
         result = EnqueueResult([message.id for message in messages])
-        rows: dict[Lane, list[Row]] = {}
+        rows: Rows = {}
         for lane in {message.lane for message in messages}:
             some = [message for message in messages if message.lane is lane]
             if self.settings.lane_enabled(lane):
-                rows[lane] = _once_each(some)
+                rows[lane] = _once_each(some, self._door.text_of)
             else:
                 result.duplicates -= len(some)  # neither added nor duplicates
+        return result, rows
+
+    def _insert(self, connection: Connection, result: EnqueueResult, rows: Rows) -> None:
         dialect = dialect_of(connection)
         inserted = 0
         try:
@@ -189,7 +203,6 @@ class Outbox:
                 raise self.store.database.explain(error) from error
             raise
         result.duplicates += len(result) - inserted
-        return result, set(rows)
 
     def _look_for_room(self, entries: int) -> None:
         with self.store.database.read() as connection:
@@ -214,6 +227,16 @@ class Outbox:
             license=LicenseStatus(present=self.settings.license() is not None, offline=self.settings.offline),
             schema=self.store.schema(),
         )
+
+    def removed(self) -> list[Removed]:
+        """What was taken out of telemetry before it was stored, and how often: by all processes that have saved their
+        counts, and by this one. Never a value.
+        """
+        counts = {replace(each, count=0): each.count for each in self.store.removed()}
+        for removal, times in self._door.unsaved.items():
+            each = Removed(removal.lane, removal.place, removal.key, removal.why, 0)
+            counts[each] = counts.get(each, 0) + times
+        return [replace(each, count=count) for each, count in counts.items()]
 
     # --- dead letters ------------------------------------------------------------------------------------
 
@@ -259,9 +282,9 @@ class Outbox:
         return reports
 
 
-def _once_each(messages: Sequence[Message]) -> list[Row]:
+def _once_each(messages: Sequence[Message], text_of: Callable[[Message], str]) -> list[Row]:
     """Rows to insert, in order. Of two messages with one id the first counts."""
-    rows = [(message.id.bytes, payload := message.payload, len(payload)) for message in messages]
+    rows = [(message.id.bytes, text := text_of(message), len(text)) for message in messages]
     if len({id for id, _, _ in rows}) == len(rows):
         return rows
     first: dict[bytes, Row] = {}

@@ -25,6 +25,7 @@ from pydantic_core.core_schema import ValidationInfo
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from outbox.core.lane import LANES, Lane
+from outbox.core.privacy import MAX_VALUE_LENGTH
 from outbox.errors import ConfigError
 from outbox.settings_secrets import clean_licence, mask_password, public_key, read_secret_file
 from outbox.settings_sources import Found, env_name, merge, read_layers
@@ -35,6 +36,7 @@ from outbox.settings_values import (
     human_bytes,
     human_seconds,
     not_a_switch,
+    parse_attributes,
     parse_bytes,
     parse_seconds,
 )
@@ -49,6 +51,7 @@ _BIGINT = 2**63 - 1
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(allow_inf_nan=False, le=_CENTURY)]
 Bytes = Annotated[int, BeforeValidator(parse_bytes), Field(le=_BIGINT)]
 Count = Annotated[int, BeforeValidator(not_a_switch), Field(le=_BIGINT)]
+Attributes = Annotated[tuple[str, ...], BeforeValidator(parse_attributes)]
 Encoding = Literal["none", "gzip", "zstd"]
 
 
@@ -95,6 +98,21 @@ class Settings(BaseSettings):
     telemetry_metrics: bool = _setting(True, "false: the metrics lane is off (nothing stored or sent)")
     telemetry_traces: bool = _setting(True, "false: the traces lane is off (nothing stored or sent)")
     telemetry_logs: bool = _setting(True, "false: the logs lane is off (nothing stored or sent)")
+    telemetry_privacy: Literal["standard", "off"] = _setting(
+        "standard",
+        "off: telemetry is stored and sent as it is given, whatever it holds, against what beacon's document promises",
+    )
+    telemetry_allow_attributes: Attributes = _setting(
+        (),
+        "more attribute keys that may leave, with commas: http.target, app.*, or in one place span:http.target;"
+        " their values are looked at all the same",
+    )
+    telemetry_allow_log_bodies: bool = _setting(
+        False, "true: the bodies of logs may leave, with placeholders for what looks like addresses, ids and secrets"
+    )
+    telemetry_max_value_length: Count = _setting(
+        MAX_VALUE_LENGTH, "longer values and names in telemetry are cut, in characters (16 to 65536)", ge=16, le=65_536
+    )
     batch_max_rows: Count = _setting(1000, "a batch is cut at this many entries (1 to 100000)", ge=1, le=100_000)
     batch_max_bytes: Bytes | None = _setting(
         None,
@@ -328,6 +346,8 @@ def _for_display(name: str, value: object) -> str:
             return str(extra["unset"]) if isinstance(extra, dict) else "-"
         case SecretStr():
             return "(set)"
+        case tuple():
+            return ", ".join(value) or "-"
         case bool():
             return str(value).lower()
         case float():

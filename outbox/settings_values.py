@@ -17,6 +17,8 @@ from decimal import Decimal
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
+from outbox.core.privacy import Place
+
 _SECONDS: dict[str, int | Decimal] = {
     "w": 604_800,
     "d": 86_400,
@@ -31,6 +33,7 @@ _BYTES: dict[str, int] = {
     "Gi": 1024**3, "Mi": 1024**2, "Ki": 1024,  # as Kubernetes writes them
 }  # fmt: skip
 _QUANTITY = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
+_ATTRIBUTE = re.compile(rf"(?:(?:{'|'.join(Place)}):)?[^\s:*,]+(?:\.\*)?")
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 """``field-name`` of RFC 9110 section 5.1."""
 
@@ -52,6 +55,20 @@ def parse_bytes(value: object) -> object:
     if size != size.to_integral_value():
         raise ValueError("must be a whole number of bytes")
     return int(size)
+
+
+def parse_attributes(value: object) -> object:
+    """Keys of attributes, from a list or text with commas; what each may look like: ``PrivacyPolicy.widened``."""
+    if isinstance(value, str):
+        value = [part.strip() for part in value.split(",") if part.strip()]
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        return value
+    if not all(_ATTRIBUTE.fullmatch(each) for each in value):
+        raise ValueError(
+            "must be keys with commas between them: http.target, app.*, or in one place span:http.target"
+            f" (places: {', '.join(Place)})"
+        )
+    return tuple(value)
 
 
 def not_a_switch(value: object) -> object:

@@ -80,7 +80,7 @@ def test_down_to_base_leaves_no_table_and_up_again_works(box: Outbox, engine: En
 
 
 FIRST = "outbox_0001"
-LAST = "outbox_0002"
+LAST = "outbox_0003"
 """The newest that there is."""
 SECOND = "outbox_00005"
 """Later than LAST by its ``down_revision``, before it as text."""
@@ -163,7 +163,7 @@ def test_a_revision_may_be_named_up_and_down_in_full_in_part_or_in_steps(second_
         ("outbox_0000", SECOND),
         ("-1", LAST),
         ("+1", SECOND),
-        ("-2", FIRST),
+        ("-3", FIRST),
         ("base", None),
         (LAST, LAST),
         ("head", SECOND),
@@ -177,8 +177,8 @@ def test_a_revision_may_be_named_up_and_down_in_full_in_part_or_in_steps(second_
 
 
 def test_an_unknown_revision_is_named_with_those_that_there_are(second_revision: Path, box: Outbox) -> None:
-    known = f"Known: head, base, {FIRST}, {LAST}, {SECOND}"
-    for unknown in ("outbox_9999", "outbox_0", "+4", "-7", ""):
+    known = f"Known: head, base, {FIRST}, outbox_0002, {LAST}, {SECOND}"
+    for unknown in ("outbox_9999", "outbox_0", "+5", "-7", ""):
         with pytest.raises(ConfigError, match=rf"--revision {re.escape(unknown)}: .+\. {known}\."):
             box.migrate(unknown)
         with pytest.raises(ConfigError, match=known):
@@ -223,14 +223,14 @@ context.configure(
 with context.begin_transaction():
     context.run_migrations()
 """
-HOST_REVISION = """
+HOST_REVISION = f"""
 import sqlalchemy as sa
 from alembic import op
 
 revision = "host_1"
 down_revision = None
 branch_labels = ("host",)
-depends_on = "outbox_0001"
+depends_on = "{FIRST}"
 
 
 def upgrade():

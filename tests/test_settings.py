@@ -629,3 +629,34 @@ class TestDocumentation:
         assert again == settings
         assert again.sources() == settings.sources()
         assert hash(again) == hash(settings)
+
+
+class TestWhatTelemetryMayHold:
+    def test_keys_come_as_text_with_commas_or_as_a_list(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        expected = ("http.target", "app.*", "span:user.id")
+        assert Settings().telemetry_allow_attributes == ()
+        (directory / "outbox.toml").write_text(
+            'telemetry_allow_attributes = ["http.target", "app.*", "span:user.id"]\n'
+        )
+        assert Settings().telemetry_allow_attributes == expected
+        monkeypatch.setenv("OUTBOX_TELEMETRY_ALLOW_ATTRIBUTES", " http.target, app.*,span:user.id,")
+        settings = Settings()
+        assert settings.telemetry_allow_attributes == expected
+        shown = {each.name: each.value_for_display for each in settings.sources()}
+        assert shown["telemetry_allow_attributes"] == "http.target, app.*, span:user.id"
+
+    @pytest.mark.parametrize("wrong", ["*", "app*", "a b", "body:x", "span:", "span:*", "a:b:c"])
+    def test_what_is_no_key_is_refused_with_what_one_looks_like(
+        self, monkeypatch: pytest.MonkeyPatch, wrong: str
+    ) -> None:
+        monkeypatch.setenv("OUTBOX_TELEMETRY_ALLOW_ATTRIBUTES", f"http.target,{wrong}")
+        with pytest.raises(
+            ConfigError, match=r"OUTBOX_TELEMETRY_ALLOW_ATTRIBUTES.*span:http\.target.*places: resource"
+        ):
+            Settings()
+
+    def test_privacy_is_standard_or_off(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert Settings().telemetry_privacy == "standard"
+        monkeypatch.setenv("OUTBOX_TELEMETRY_PRIVACY", "some")
+        with pytest.raises(ConfigError, match="OUTBOX_TELEMETRY_PRIVACY = 'some'"):
+            Settings()

@@ -3,6 +3,7 @@
     main ── app ─┬─ enqueue    JSON Lines in
                  ├─ dispatch   worker, drain
                  ├─ inspect    migrate, status, show, audit, config show
+                 ├─ preview    what would leave next
                  ├─ dead       list, show, requeue, discard
                  ├─ doctor     every problem at once, with what mends it
                  ├─ simulate   beacon
@@ -23,7 +24,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from outbox.cli import bench, dead, demo, dispatch, doctor, enqueue, inspect, simulate
+from outbox.cli import bench, dead, demo, dispatch, doctor, enqueue, inspect, preview, simulate
 from outbox.cli.context import INTERRUPTED, Globals
 from outbox.errors import OutboxError
 
@@ -50,7 +51,7 @@ app = typer.Typer(
     rich_markup_mode=None,  # plain help and errors: they are read in logs too
     pretty_exceptions_enable=False,  # would show the values of variables, a licence among them
 )
-for _commands in (enqueue, dispatch, inspect, dead, doctor, simulate, demo, bench):
+for _commands in (enqueue, dispatch, inspect, preview, dead, doctor, simulate, demo, bench):
     _commands.register(app)
 
 

@@ -16,7 +16,7 @@ from outbox.core.entry import EntryView, LaneStatus, OutboxStatus
 from outbox.core.lane import Lane
 
 LANE_COLUMNS = (
-    *("state", "pending", "in_flight", "waiting", "sent", "dead", "shed"),
+    *("state", "pending", "in_flight", "waiting", "sent", "dead", "shed", "removed"),
     *("oldest_pending_seconds", "failed_attempts", "senders", "reason"),
 )
 AUDIT_COLUMNS = ("lane", "strays", "renumbered", "copies", "missing", "discarded", "problem")

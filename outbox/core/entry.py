@@ -100,6 +100,8 @@ class LaneStatus:
     last_warning: str | None = None
     """What beacon said last of a delivered batch that it did not take as a whole, or took with a message."""
     last_warning_at: datetime | None = None
+    removed: int = 0
+    """Attributes, fields and parts of them taken out of telemetry before it was stored; see ``outbox preview``."""
 
     @property
     def unfinished(self) -> int:

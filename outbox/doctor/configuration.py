@@ -136,6 +136,21 @@ def _licence(patient: Patient) -> Iterator[Finding]:
         yield from modes([settings.license_file])
 
 
+def _privacy(patient: Patient) -> Iterator[Finding]:
+    settings = patient.settings
+    if settings.telemetry_privacy == "off":
+        yield warning(
+            "off: telemetry is stored and sent as it is given, against what beacon's document promises",
+            "OUTBOX_TELEMETRY_PRIVACY=standard",
+        )
+        return
+    wider = [f"{env_name('telemetry_allow_attributes')} adds {', '.join(settings.telemetry_allow_attributes)}"]
+    wider = wider if settings.telemetry_allow_attributes else []
+    if settings.telemetry_allow_log_bodies:
+        wider.append("bodies of logs may leave")
+    yield ok(f"standard; {'; '.join(wider) or 'nothing is added to what may leave'}")
+
+
 def _secret_files(patient: Patient) -> Iterator[Finding]:
     key = patient.settings.client_key_file or patient.settings.client_cert_file
     if key is None:
@@ -150,5 +165,6 @@ CHECKS = (
     Check("settings", None, _settings),
     Check("lease", Need.SETTINGS, _lease),
     Check("licence", Need.SETTINGS, _licence),
+    Check("privacy", Need.SETTINGS, _privacy),
     Check("client key", Need.SETTINGS, _secret_files),
 )

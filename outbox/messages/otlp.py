@@ -11,6 +11,7 @@ from outbox.errors import InvalidMessage
 from outbox.messages.message import JsonText, Sealed, new_id, to_json, to_uuid
 from outbox.messages.otlp_normalise import DOCUMENT, normalise
 from outbox.messages.otlp_split import split_document
+from outbox.messages.privacy_filter import Filter, Taken
 
 
 class TelemetryEnvelope(Sealed):
@@ -31,7 +32,10 @@ class TelemetryEnvelope(Sealed):
     missing, and a document with no span, metric or log record in it. One that is too large: :meth:`split`.
     """
 
-    __slots__ = ()
+    __slots__ = ("_left",)
+
+    _left: tuple[Filter, str]
+    """What a filter left of the payload, once one was asked."""
 
     def __init__(self, signal: Signal, document: dict[str, Any] | JsonText, id: UUID | str | None = None) -> None:
         canonical = normalise(signal, document)
@@ -60,8 +64,20 @@ class TelemetryEnvelope(Sealed):
     def signal(self) -> Signal:
         return self.lane.value  # type: ignore[return-value]  # never Lane.USAGE
 
+    def left_by(self, filter: Filter) -> tuple[str, Taken]:
+        """The payload as a filter leaves it, and what it took. One that is put again is not looked at again."""
+        known, text = getattr(self, "_left", (None, ""))
+        if known is filter:
+            return text, {}
+        text, taken = filter.filtered(self.lane, self.payload)
+        _set_left(self, (filter, text))
+        return text, taken
+
     def __reduce__(self) -> tuple[Callable[..., TelemetryEnvelope], tuple[Signal, str, UUID]]:
         return TelemetryEnvelope, (self.signal, self.payload, self.id)
+
+
+_set_left = TelemetryEnvelope.__dict__["_left"].__set__
 
 
 def _check_size(size: int, limit: int) -> None:

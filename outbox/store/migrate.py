@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 VERSION_TABLE = "outbox_alembic_version"
 SCRIPTS = str(files("outbox") / "migrations")
-LANDMARKS = {"outbox_0001": "outbox_lane", "outbox_0002": "outbox_lane.last_warning"}
+LANDMARKS = {
+    "outbox_0001": "outbox_lane",
+    "outbox_0002": "outbox_lane.last_warning",
+    "outbox_0003": "outbox_removed",
+}
 """Our revisions, oldest first, and the ``table`` or ``table.column`` that each makes last.
 
 As the script directory has them (a test compares): here too, because every process asks at its start whether the

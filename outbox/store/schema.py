@@ -4,6 +4,7 @@
     outbox_batch    a frozen set of entries = one request; its id is the Idempotency-Key
     outbox_hole     numbers at or below the cursor that were not there when a claim looked
     outbox_lane     one row a lane: floor, cursor, version, health, totals
+    outbox_removed  what was taken out of telemetry before it was stored, by lane, place, key and why
 
 Ledger invariant: at every commit each number in (floor, cursor] of a lane is exactly one of: a member of one
 batch that is not superseded, inside a hole, or inside a forgotten hole.
@@ -33,7 +34,7 @@ from sqlalchemy import (
 
 from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import BatchState, Ending
-from outbox.store.dialects import LONG_TEXT, SEQ, EntryId, now_us
+from outbox.store.dialects import EXACT_NAME, LONG_TEXT, SEQ, EntryId, now_us
 
 metadata = MetaData()
 
@@ -159,4 +160,14 @@ LANE = Table(
         "(state = 'paused' OR next_probe_at IS NULL) AND (state = 'open' OR reason IS NOT NULL)",
         name="ck_outbox_lane_reason",
     ),
+)
+
+REMOVED = Table(
+    "outbox_removed",
+    metadata,
+    Column("lane", String(16), primary_key=True),
+    Column("place", String(16), primary_key=True),
+    Column("attribute", EXACT_NAME, primary_key=True),
+    Column("why", String(16), primary_key=True),
+    Column("times", BigInteger, nullable=False),
 )

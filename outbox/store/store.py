@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 from uuid import UUID
 
+from sqlalchemy.exc import IntegrityError
+
+from outbox.core.batch import Batch
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, SchemaStatus
 from outbox.core.health import Health, LaneState
 from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import Ending
 from outbox.core.policy import Bounds, Policy, Retention
+from outbox.core.privacy import Removal, Removed
 from outbox.core.step import Outlook, Settled, Settlement, Step
-from outbox.errors import DatabaseUnavailable
-from outbox.store import audit, bounds, migrate, operate, retention, views
+from outbox.errors import DatabaseUnavailable, LaneStopped
+from outbox.store import audit, bounds, migrate, operate, removed, retention, views
 from outbox.store.audit import AuditReport
 from outbox.store.claim import MembersMissing, claim
 from outbox.store.database import Database
@@ -30,6 +34,10 @@ T = TypeVar("T")
 
 _TRIES = 5
 """How often a step that lost to another worker is tried before the database's own error is shown."""
+
+
+class _Undone(Exception):
+    """Ends a transaction whose changes are not wanted."""
 
 
 class Store:
@@ -68,6 +76,21 @@ class Store:
                 raise
         done = self._on(lane, lambda row: settle(row, self.policy, settlements)) if settlements else Settled()
         return Step(settled=done)
+
+    def preview(self, lane: Lane, want: int) -> Sequence[Batch]:
+        """The batches that the next step would lease. It leases them, and rolls back: nothing else is as exact.
+
+        Raises ``LaneStopped`` where that step would stop the lane.
+        """
+        batches: Sequence[Batch] = ()
+        try:
+            with self.database.write() as connection, locked(connection, lane, self.clock) as row:
+                batches = claim(row, self.policy, want=want, look_due=True, eager_holes=True)
+                raise _Undone
+        except MembersMissing as missing:
+            raise LaneStopped(str(missing)) from missing
+        except _Undone:
+            return batches
 
     def outlook(self, lane: Lane) -> Outlook:
         """Whether a step would find something; reading only, so that an idle worker writes nothing."""
@@ -123,6 +146,23 @@ class Store:
         """Open a lane that is off. Writes only then: a worker starts on a full disk too."""
         if self.lane_status(lane).state == LaneState.OFF:
             self._on(lane, operate.switch_on)
+
+    # --- what was taken out ------------------------------------------------------------------------------
+
+    def add_removed(self, counts: Mapping[Removal, int]) -> None:
+        """Add to the counts of what was taken out of telemetry."""
+        try:
+            self._add_removed(counts)
+        except IntegrityError:  # another process was the first with one of them
+            self._add_removed(counts)
+
+    def _add_removed(self, counts: Mapping[Removal, int]) -> None:
+        with self.database.write() as connection:
+            removed.add(connection, counts)
+
+    def removed(self) -> list[Removed]:
+        with self.database.read() as connection:
+            return removed.read(connection)
 
     # --- upkeep ------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from outbox.core.lifecycle import BatchState, Ending, Status, status_of
 from outbox.store.dialects import now_us
 from outbox.store.ledger import Clock
 from outbox.store.operate import Window, dead_letters
-from outbox.store.schema import BATCH, HOLE, LANE, LOGS
+from outbox.store.schema import BATCH, HOLE, LANE, LOGS, REMOVED
 
 PENDING_COUNTED_EXACTLY = 10_000
 """Up to here pending rows are counted; beyond it the distance of the numbers is told, which is never less."""
@@ -128,6 +128,10 @@ _STATUS = select(
     (LANE.c.sent + _unfolded(Ending.DELIVERED)).label("all_sent"),
     (LANE.c.dead + _unfolded(Ending.REFUSED)).label("all_dead"),
     (LANE.c.shed + _unfolded(Ending.SHED, Ending.DISCARDED)).label("all_shed"),
+    select(func.coalesce(func.sum(REMOVED.c.times), 0))
+    .where(REMOVED.c.lane == LANE.c.lane)
+    .scalar_subquery()
+    .label("removed"),
 )
 """One statement, so one moment: a batch settled in between is neither lost nor told twice."""
 
@@ -149,6 +153,7 @@ def lane_status(connection: Connection, lane: Lane, clock: Clock | None = None) 
         failed_attempts=row.failed_attempts,
         senders=int(row.senders),
         strays=row.strays,
+        removed=int(row.removed),
         next_probe_seconds=None if row.next_probe_at is None else max(0.0, (row.next_probe_at - now) / 1_000_000),
         rejected=row.rejected,
         shortfall=row.shortfall,

@@ -21,7 +21,8 @@ def outbox(tmp_path: Path, beacon: Simulator) -> Command:
 def test_an_outbox_that_is_well_has_no_problem(outbox: Command, beacon: Simulator) -> None:
     report = examined(outbox)
     assert report.problems == []
-    for check in ("settings", "lease", "licence", "database", "schema", "files", "lanes", "ledger", "beacon", "token"):
+    of_settings = ("settings", "lease", "licence", "privacy")
+    for check in (*of_settings, "database", "schema", "files", "lanes", "ledger", "beacon", "token"):
         assert report.is_well(check), report.of(check)
     assert report.done.err == ""
 
@@ -157,3 +158,16 @@ def test_a_client_key_that_others_may_read_is_a_warning(outbox: Command) -> None
     assert "0640" in report.the("client key", "warning").found
     run(keyed, report.mend("client key"))
     assert examined(keyed).is_well("client key")
+
+
+def test_telemetry_without_its_filter_is_a_warning_and_what_it_names_mends_it(outbox: Command) -> None:
+    assert examined(outbox).the("privacy", "ok").found == "standard; nothing is added to what may leave"
+    report = examined(outbox.but(telemetry_privacy="off"))
+    assert "stored and sent as it is given" in report.the("privacy", "warning").found
+    assert examined(with_setting(outbox, report.mend("privacy"))).is_well("privacy")
+
+
+def test_what_the_settings_add_to_what_may_leave_is_told(outbox: Command) -> None:
+    wider = outbox.but(telemetry_allow_attributes="app.*,span:user.id", telemetry_allow_log_bodies="true")
+    found = examined(wider).the("privacy", "ok").found
+    assert found == "standard; OUTBOX_TELEMETRY_ALLOW_ATTRIBUTES adds app.*, span:user.id; bodies of logs may leave"

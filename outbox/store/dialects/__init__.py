@@ -11,9 +11,10 @@ from outbox.store.dialects.base import RUNS_AT_ONCE, Dialect, Row
 from outbox.store.dialects.mysql import MySQL
 from outbox.store.dialects.postgresql import PostgreSQL
 from outbox.store.dialects.sqlite import SQLite
-from outbox.store.dialects.types import LONG_TEXT, SEQ, EntryId, lines_of, now_us
+from outbox.store.dialects.types import EXACT_NAME, LONG_TEXT, SEQ, EntryId, lines_of, now_us
 
 __all__ = [
+    "EXACT_NAME",
     "LONG_TEXT",
     "RUNS_AT_ONCE",
     "SEQ",

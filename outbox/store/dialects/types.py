@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Integer, LargeBinary, Text, TypeDecorator
+from sqlalchemy import BigInteger, Integer, LargeBinary, String, Text, TypeDecorator
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.engine import Dialect as DriverDialect
 from sqlalchemy.ext.compiler import compiles
@@ -13,6 +13,9 @@ from sqlalchemy.sql.functions import FunctionElement
 
 SEQ = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER PRIMARY KEY may be AUTOINCREMENT there
 LONG_TEXT = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")  # TEXT ends at 64 KiB there
+
+EXACT_NAME = String(128).with_variant(mysql.VARCHAR(128, collation="utf8mb4_bin"), "mysql", "mariadb")
+"""Names that differ in case alone are two; MySQL and MariaDB would take them for one."""
 
 
 class EntryId(TypeDecorator[UUID]):

@@ -1,0 +1,150 @@
+"""The door of an outbox: telemetry passes it before it is stored, and what must not leave stays outside.
+
+    message ──▶ filter ──▶ the text to store
+                  └──▶ counts by lane, place, key and why ──▶ outbox_removed, in a transaction of their own
+
+Counts are of what this process filtered, whether its transaction was committed or not. They are kept in memory until
+they are saved; when that fails, they are only late, and at worst lost. Values are never kept, logged or counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Mapping
+from threading import Lock
+from typing import TYPE_CHECKING, Protocol
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from outbox.core.lane import LANES, Lane
+from outbox.core.privacy import OTHER, Place, Removal, Why
+from outbox.errors import InvalidMessage, OutboxError
+from outbox.messages import Message, TelemetryEnvelope
+from outbox.messages.privacy import PrivacyPolicy
+from outbox.messages.privacy_filter import Filter, Taken
+from outbox.messages.privacy_values import refused
+
+if TYPE_CHECKING:
+    from outbox.settings import Settings
+
+logger = logging.getLogger("outbox.privacy")
+
+SAVE_SECONDS = 10.0
+"""Counts are saved this often at most, but for the last time."""
+KEPT_APART = 500
+"""Keys counted by name in one process; what comes after them is counted as ``(other)``."""
+
+_NAME = re.compile(r"(?!.*\d{4})[\w./:-]{1,100}", re.ASCII)
+"""A key that may be told. Four digits in a row are more likely somebody's number than a name."""
+_MENDS = {
+    Why.KEY: "OUTBOX_TELEMETRY_ALLOW_ATTRIBUTES={place}:{key} lets it through",
+    Why.VALUE: "a value looked like an address, an id or a secret; only OUTBOX_TELEMETRY_PRIVACY=off lets it through",
+    Why.LENGTH: "it was longer than OUTBOX_TELEMETRY_MAX_VALUE_LENGTH, and was cut",
+}
+_MEND_BODIES = "OUTBOX_TELEMETRY_ALLOW_LOG_BODIES=true lets it through"
+
+
+class CountsStore(Protocol):
+    """Where counts are saved."""
+
+    def add_removed(self, counts: Mapping[Removal, int]) -> None: ...
+
+
+class Door:
+    """Of one outbox. Threads may share it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._filter = Filter(policy_of(settings)) if settings.telemetry_privacy == "standard" else None
+        self._lock = Lock()
+        self._unsaved: Counter[Removal] = Counter()
+        self._known: dict[tuple[Lane, str, str, str], Removal] = {}
+        self._saved_at = float("-inf")
+        self._pid = os.getpid()
+        if self._filter is None:
+            logger.warning("OUTBOX_TELEMETRY_PRIVACY is off: telemetry is stored and sent as it is given")
+
+    @property
+    def unsaved(self) -> Mapping[Removal, int]:
+        """Counts that are in no database yet."""
+        with self._lock:
+            self._after_fork()
+            return dict(self._unsaved)
+
+    def text_of(self, message: Message) -> str:
+        """The text to store. Raises ``InvalidMessage`` for a message of a telemetry lane that is no OTLP."""
+        if self._filter is None or LANES[message.lane].billing:
+            return message.payload
+        if not isinstance(message, TelemetryEnvelope):
+            message = TelemetryEnvelope(message.lane.value, message.payload, message.id)  # type: ignore[arg-type]
+        text, taken = message.left_by(self._filter)
+        if taken:
+            self._count(message.lane, taken)
+            if len(text) > LANES[message.lane].max_payload_bytes:  # placeholders may be longer than what they replace
+                raise InvalidMessage("(document)", f"is {len(text)} bytes without what must not leave: split it")
+        return text
+
+    def save_some(self, store: CountsStore) -> None:
+        """Save the counts, unless that was done a moment ago."""
+        if self._unsaved and time.monotonic() - self._saved_at >= SAVE_SECONDS:
+            self.save(store)
+
+    def save(self, store: CountsStore) -> None:
+        """Save the counts. Raises nothing: they are no reason to disturb a producer."""
+        with self._lock:
+            self._after_fork()
+            counts, self._unsaved = self._unsaved, Counter()
+            self._saved_at = time.monotonic()
+        if not counts:
+            return
+        try:
+            store.add_removed(counts)
+        except (OutboxError, SQLAlchemyError) as error:
+            with self._lock:
+                self._unsaved.update(counts)
+            why = str(error) if isinstance(error, OutboxError) else type(error).__name__
+            logger.warning("counts of what was taken out of telemetry could not be saved: %s", why)
+
+    def _count(self, lane: Lane, taken: Taken) -> None:
+        fresh: list[Removal] = []
+        with self._lock:
+            self._after_fork()
+            for (place, key, why), times in taken.items():
+                removal = self._known.get((lane, place, key, why))
+                self._unsaved[removal or self._named(lane, place, key, why, fresh)] += times
+        for each in fresh:  # without the lock: a handler of logs may enqueue what it is told
+            _tell(each)
+
+    def _named(self, lane: Lane, place: str, key: str, why: str, fresh: list[Removal]) -> Removal:
+        """How a removal is counted. The first of its kind is ``fresh``."""
+        may_be_told = len(self._known) < KEPT_APART and _NAME.fullmatch(key) and not refused(key)
+        name = key if may_be_told else OTHER
+        removal = Removal(lane, Place(place), name, Why(why))
+        if self._known.setdefault((lane, place, name, why), removal) is removal:
+            fresh.append(removal)
+        return removal
+
+    def _after_fork(self) -> None:
+        """What the parent counted is the parent's to save."""
+        if self._pid != os.getpid():
+            self._unsaved.clear()
+            self._pid = os.getpid()
+
+
+def policy_of(settings: Settings) -> PrivacyPolicy:
+    """The standard policy, as wide as the settings make it."""
+    policy = PrivacyPolicy(
+        log_bodies=settings.telemetry_allow_log_bodies, max_value_length=settings.telemetry_max_value_length
+    )
+    return policy.widened(settings.telemetry_allow_attributes)
+
+
+def _tell(removal: Removal) -> None:
+    is_body = removal.place is Place.LOG and removal.key == "body" and removal.why is Why.KEY
+    mend = _MEND_BODIES if is_body else _MENDS[removal.why].format(place=removal.place, key=removal.key)
+    if removal.key == OTHER:
+        mend = "keys that look like personal data, or too many, are not named"
+    logger.info("lane %s: %s %s was taken out: %s", removal.lane, removal.place, removal.key, mend)

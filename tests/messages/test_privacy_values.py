@@ -1,0 +1,116 @@
+"""What a text may give away: found in values and names, and hardly anything else is."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from outbox.messages.privacy_values import masked, refused
+from tests.messages.filtering import name_left, text_left
+
+GIVEN_AWAY = {
+    "jane.doe@example.com": "{email}",
+    "jane%40example.com": "{email}",
+    "Jürgen@exämple.de": "{email}",
+    '"jane doe"@example.com': '"jane {email}',
+    "203.0.113.77": "{address}",
+    "203.0.113.77:8080": "{address}:8080",
+    "by 203.0.113.77.": "by {address}.",
+    "ip-10-1-2-3": "{address}",
+    "2001:db8::8a2e:370:7334": "{address}",
+    "[2001:db8:0:0:0:0:0:1]:443": "[{address}]:443",
+    "::ffff:203.0.113.77": "{address}:{address}",
+    "addr:fe80::1%eth0": "addr:{address}%eth0",
+    "00:1b:44:11:3a:b7": "{id}",
+    "550e8400-e29b-41d4-a716-446655440000": "{id}",
+    "user-550E8400-E29B-41D4-A716-446655440000": "user-{id}",
+    "6c1f0ab16dd04b419b1c1c6f7b9d3d10": "{id}",
+    "507f1f77bcf86cd799439011": "{id}",
+    "kJ8sd7FhQ2lmN5vB9xC3zR1t": "{id}",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln": "{secret}",
+    "Bearer abc.def-ghi": "{secret}",
+    "authorization: Basic dXNlcjpwdw==": "authorization: {secret}",
+    "lsv2_pt_1234abcd": "{secret}",
+    "sk-proj-abcdefgh": "{secret}",
+    "ghp_abcdefghij": "{secret}",
+    "AKIAABCDEFGH": "{secret}",
+    "password=hunter2": "{secret}",
+    "token: hunter2": "{secret}",
+    "+49 170 1234567": "{phone}",
+    "+1 (555) 010-9999": "{phone}",
+}
+HARMLESS = (
+    *("receive_request", "langsmith_http_requests_latency", "opentelemetry.instrumentation.asgi"),
+    *("@opentelemetry/instrumentation-http", "java.lang.NullPointerException", "std::bad_alloc", "Net::ReadTimeout"),
+    *("GET /sessions", "POST /v1/traces", "/runs/{run_id}/share", "SELECT users", "SELECT public.orders"),
+    *("1.2.3", "3.11.2-rc1+local.7", "application/json; charset=utf-8", "HTTP/1.1", "500", "12:30:45", "2025-01-06"),
+    *("langsmith-backend-7d9f8b6c5d-x2x4z", "status-cancelled", "{By}", "a = b", "what? no", "don't", "C#", ""),
+)
+PATHS = {
+    "/sessions": "/sessions",
+    "/users/4711": "/users/{id}",
+    "/users/4711/orders/12": "/users/{id}/orders/{id}",
+    "/users/jane@example.com/runs": "/users/{email}/runs",
+    "/runs/550e8400-e29b-41d4-a716-446655440000": "/runs/{id}",
+    "/search?q=jane": "/search",
+    "/search#name=jane": "/search",
+    "https://jane:pw@host.example:8443/users/4711?q=jane#top": "/users/{id}",
+    "http://customer.example": "/",
+    "postgresql://svc:pw@db.internal/tenant": "/tenant",
+}
+NAMES = {
+    "GET /users/4711?q=jane": "GET /users/{id}",
+    "GET https://host.example/users/4711": "GET /users/{id}",
+    "SELECT * FROM users WHERE name = 'Jane'": "SELECT",
+    "insert into users values ('Jane')": "insert",
+    "greeted 'Jane Doe'": "greeted {text}",
+}
+
+
+@pytest.mark.parametrize(("text", "left"), GIVEN_AWAY.items())
+def test_what_gives_somebody_away_goes_from_values_and_is_replaced_in_names(text: str, left: str) -> None:
+    assert text_left(text) is None
+    assert text_left(f"before {text}") is None
+    assert name_left(text) == left
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_what_is_harmless_stays_as_it_is(text: str) -> None:
+    assert text_left(text) == text
+    assert name_left(text) == text
+
+
+@pytest.mark.parametrize(("text", "left"), PATHS.items())
+def test_a_path_keeps_its_form_and_loses_what_is_particular(text: str, left: str) -> None:
+    assert text_left(text) == left
+    assert name_left(text) == left
+
+
+@pytest.mark.parametrize(("name", "left"), NAMES.items())
+def test_a_name_keeps_what_is_general(name: str, left: str) -> None:
+    assert name_left(name) == left
+
+
+def test_a_machine_may_have_a_uuid_and_a_build_a_hash() -> None:
+    uuid = "550e8400-e29b-41d4-a716-446655440000"
+    assert text_left(uuid, "service.instance.id") == uuid
+    assert text_left("6c1f0ab16dd04b419b1c1c6f7b9d3d10", "service.version") == "6c1f0ab16dd04b419b1c1c6f7b9d3d10"
+    assert text_left(uuid, "service.name") is None
+    for given_away in ("jane@example.com", "203.0.113.77", "Bearer abcdefgh", "http://customer.example/x"):
+        assert text_left(given_away, "service.instance.id") is None
+
+
+@pytest.mark.parametrize(
+    "part", ["a", "1", "a1", "?a", "#", "'", "::", "1.", "a://", "+1", "%4", "eyJ", "token", "a-", "'a"]
+)
+def test_a_text_of_megabytes_is_looked_at_once(part: str) -> None:
+    """A pattern that looks again from each place takes hours for this, one that does not takes no second."""
+    short, long = part * 4000, part * 64_000
+    times = []
+    for text in (short, long):
+        began = time.thread_time()
+        refused(text)
+        masked(text, 256)
+        times.append(time.thread_time() - began)
+    assert times[1] < 16 * 8 * max(times[0], 0.001)
