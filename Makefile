@@ -20,6 +20,8 @@ BIN    := $(VENV)/bin
 
 export UV_CUSTOM_COMPILE_COMMAND := make lock
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# The suite starts processes by the hundred: without bytecode each of them would compile SQLAlchemy and Alembic anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-lowest lint bench torture mutants lock clean
 .DELETE_ON_ERROR:
