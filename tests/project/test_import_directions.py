@@ -53,11 +53,12 @@ ONLY_IN: dict[str, set[str]] = {
     "apscheduler": {"worker"},
     "httptools": {"simulator"},
     "httpx": {"transport", "simulator", "testing", "cli", "doctor"},
+    "opentelemetry": {"otel"},
     "jwt": {"transport", "simulator", "testing", "cli", "doctor"},
     "pydantic": {"settings", "doctor"},
     "pydantic_core": {"settings"},
     "pydantic_settings": {"settings"},
-    "sqlalchemy": {"store", "producer", "wiring", "testing", "migrations", "doctor"},
+    "sqlalchemy": {"store", "producer", "wiring", "testing", "migrations", "doctor", "otel"},
 }
 """The layers that may know a library."""
 
