@@ -1,21 +1,38 @@
-"""OpenTelemetry into the outbox. Needs ``beacon-outbox[otel]``."""
+"""OpenTelemetry into the outbox: what the SDK hands over is on disk before it is called exported.
+
+    TracerProvider ── OutboxSpanProcessor ─────────────────────────┐
+    TracerProvider ── BatchSpanProcessor ── OutboxSpanExporter ────┤
+    MeterProvider ─── PeriodicExportingMetricReader ── OutboxMetricExporter ──▶ Outbox.put ──▶ a worker sends it
+    LoggerProvider ── BatchLogRecordProcessor ── OutboxLogExporter ┘
+
+``OutboxSpanProcessor`` is the durable way for spans: ``BatchSpanProcessor`` drops what its queue cannot hold, and what
+it holds is gone with the process. ``SlowOrFailedSpanProcessor`` before it keeps the traces of slow and failed requests
+only, and ``instrument`` puts all of it on a service. Needs ``beacon-outbox[otel]``.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from outbox.errors import ConfigError
+
 if TYPE_CHECKING:
+    from outbox.otel.exporters import OutboxLogExporter, OutboxMetricExporter, OutboxSpanExporter
     from outbox.otel.selection import SlowOrFailedSpanProcessor
     from outbox.otel.slowness import Percentile
 
 _HOMES = {
+    "outbox.otel.exporters": ("OutboxLogExporter", "OutboxMetricExporter", "OutboxSpanExporter"),
     "outbox.otel.selection": ("SlowOrFailedSpanProcessor",),
     "outbox.otel.slowness": ("Percentile",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "OutboxLogExporter",
+    "OutboxMetricExporter",
+    "OutboxSpanExporter",
     "Percentile",
     "SlowOrFailedSpanProcessor",
 ]
@@ -25,7 +42,12 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name not in _HOME_OF:
         raise AttributeError(f"module 'outbox.otel' has no attribute {name!r}")
-    value = getattr(import_module(_HOME_OF[name]), name)
+    try:
+        value = getattr(import_module(_HOME_OF[name]), name)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("opentelemetry"):
+            raise
+        raise ConfigError("outbox.otel needs OpenTelemetry. Run: pip install 'beacon-outbox[otel]'") from error
     globals()[name] = value
     return value
 
