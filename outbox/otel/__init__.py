@@ -19,22 +19,26 @@ from outbox.errors import ConfigError
 
 if TYPE_CHECKING:
     from outbox.otel.exporters import OutboxLogExporter, OutboxMetricExporter, OutboxSpanExporter
+    from outbox.otel.instruments import Instruments, instrument
     from outbox.otel.selection import SlowOrFailedSpanProcessor
     from outbox.otel.slowness import Percentile
 
 _HOMES = {
     "outbox.otel.exporters": ("OutboxLogExporter", "OutboxMetricExporter", "OutboxSpanExporter"),
+    "outbox.otel.instruments": ("Instruments", "instrument"),
     "outbox.otel.selection": ("SlowOrFailedSpanProcessor",),
     "outbox.otel.slowness": ("Percentile",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "Instruments",
     "OutboxLogExporter",
     "OutboxMetricExporter",
     "OutboxSpanExporter",
     "Percentile",
     "SlowOrFailedSpanProcessor",
+    "instrument",
 ]
 
 

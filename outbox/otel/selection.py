@@ -29,7 +29,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import StatusCode
 
 from outbox.errors import ConfigError
-from outbox.otel.quiet import unobserved
+from outbox.observe import uninstrumented
 from outbox.otel.slowness import Percentile, slowness
 
 logger = logging.getLogger("outbox.otel")
@@ -90,6 +90,7 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         self._threshold = threshold
         self._max_traces, self._max_spans, self._max_age, self._remember = max_traces, max_spans, max_age, remember
         self._clock = clock
+        self._closed = False
         self._begin()
         _begin_again_after_fork(weakref.WeakMethod(self._begin))
 
@@ -121,6 +122,8 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
     # --- what the SDK calls ------------------------------------------------------------------------------
 
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        if self._closed:
+            return
         id, parent = span.context.span_id, span.parent
         early: list[Spans] = []
         with self._lock:
@@ -137,6 +140,8 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         assert span.context is not None
+        if self._closed:
+            return
         id = span.context.span_id
         with self._lock:
             trace = self._trace_of.pop(id, None)
@@ -155,8 +160,9 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         return self._next.force_flush(timeout_millis) is not False
 
     def shutdown(self) -> None:
-        """Decide what is open by what is known, and shut ``next`` down."""
+        """Decide what is open by what is known, and shut ``next`` down. Spans that end later are not looked at."""
         with self._lock:
+            self._closed = True
             early = [self._decide_early(trace) for trace in list(self._open.values())]
         for spans in early:
             self._hand_on(spans)
@@ -240,7 +246,7 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
             for span in spans:
                 self._next.on_end(span)
             return True
-        with unobserved():
+        with uninstrumented():
             return self._next.export(spans) is SpanExportResult.SUCCESS
 
 
