@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from outbox.otel.exporters import OutboxLogExporter, OutboxMetricExporter, OutboxSpanExporter
+    from outbox.otel.processor import OutboxSpanProcessor
 
 _HOMES = {
     "outbox.otel.exporters": ("OutboxLogExporter", "OutboxMetricExporter", "OutboxSpanExporter"),
+    "outbox.otel.processor": ("OutboxSpanProcessor",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -26,6 +28,7 @@ __all__ = [
     "OutboxLogExporter",
     "OutboxMetricExporter",
     "OutboxSpanExporter",
+    "OutboxSpanProcessor",
 ]
 
 
