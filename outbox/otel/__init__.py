@@ -20,12 +20,14 @@ from outbox.errors import ConfigError
 if TYPE_CHECKING:
     from outbox.otel.exporters import OutboxLogExporter, OutboxMetricExporter, OutboxSpanExporter
     from outbox.otel.instruments import Instruments, instrument
+    from outbox.otel.processor import OutboxSpanProcessor
     from outbox.otel.selection import SlowOrFailedSpanProcessor
     from outbox.otel.slowness import Percentile
 
 _HOMES = {
     "outbox.otel.exporters": ("OutboxLogExporter", "OutboxMetricExporter", "OutboxSpanExporter"),
     "outbox.otel.instruments": ("Instruments", "instrument"),
+    "outbox.otel.processor": ("OutboxSpanProcessor",),
     "outbox.otel.selection": ("SlowOrFailedSpanProcessor",),
     "outbox.otel.slowness": ("Percentile",),
 }
@@ -36,6 +38,7 @@ __all__ = [
     "OutboxLogExporter",
     "OutboxMetricExporter",
     "OutboxSpanExporter",
+    "OutboxSpanProcessor",
     "Percentile",
     "SlowOrFailedSpanProcessor",
     "instrument",

@@ -19,6 +19,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, NoSuchModuleError, OperationalError
 
 from outbox.errors import ConfigError, DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
+from outbox.observe import uninstrumented
 from outbox.store.dialects import Dialect, dialect_named
 from outbox.store.forks import ForkGuard
 
@@ -42,7 +43,8 @@ class Database:
         self.dialect = _dialect(self.url)
         self._suspect = threading.Event()
         """Set: the pool's connections are not to be used again."""
-        self.engine = _engine(bind, self.url, self.dialect, synchronous)
+        with uninstrumented():
+            self.engine = _engine(bind, self.url, self.dialect, synchronous)
         if not self.dialect.single_writer:
             event.listen(self.engine, "checkin", _note_use)
             event.listen(self.engine, "checkout", _require_alive(self.engine, self._suspect))
@@ -66,6 +68,7 @@ class Database:
         """
         self._after_fork()
         with (
+            uninstrumented(),
             self._guard.writer if self._guard else nullcontext(),
             self.explained(),
             self.engine.connect() as connection,
@@ -87,7 +90,7 @@ class Database:
         self._after_fork()
         level = self.dialect.snapshot_isolation if snapshot else self.dialect.read_isolation
         options: dict[str, Any] = {_READ: True, **({"isolation_level": level} if level else {})}
-        with self.explained(), self.engine.connect().execution_options(**options) as connection:
+        with uninstrumented(), self.explained(), self.engine.connect().execution_options(**options) as connection:
             yield connection
 
     @contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sqlite3
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +11,6 @@ from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricExportResult, PeriodicExportingMetricReader
-from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
 
@@ -23,8 +21,7 @@ from outbox.otel import OutboxLogExporter, OutboxMetricExporter, OutboxSpanExpor
 from outbox.otel.documents import Packer
 from tests.otel import made, stored
 from tests.otel.conftest import OpenBox
-
-SHOP = Resource({"service.name": "shop"})
+from tests.otel.spanning import SHOP, ended
 
 
 @pytest.fixture
@@ -34,16 +31,7 @@ def box(open_box: OpenBox) -> Outbox:
 
 @pytest.fixture
 def spans() -> list[ReadableSpan]:
-    return list(_spans("a", "b"))
-
-
-def _spans(*names: str, **attributes: Any) -> Iterator[ReadableSpan]:
-    tracer = TracerProvider(resource=SHOP, shutdown_on_exit=False).get_tracer("shop")
-    for name in names:
-        span = tracer.start_span(name, attributes=attributes)
-        span.end()
-        assert isinstance(span, ReadableSpan)
-        yield span
+    return ended("a", "b")
 
 
 def test_spans_of_a_batch_processor_are_one_entry(box: Outbox) -> None:
@@ -132,7 +120,7 @@ def test_a_lane_that_is_paused_loses_nothing(box: Outbox, spans: list[ReadableSp
 
 
 def test_what_is_too_large_for_one_envelope_is_several_in_one_transaction(box: Outbox) -> None:
-    large = list(_spans("a", "b", "c", "d", text="x" * (LANES[Lane.TRACES].max_payload_bytes // 3)))
+    large = ended("a", "b", "c", "d", text="x" * (LANES[Lane.TRACES].max_payload_bytes // 3))
     assert OutboxSpanExporter(box).export(large) is SpanExportResult.SUCCESS
     assert stored.names(box) == ["a", "b", "c", "d"]
     assert box.status().lanes["traces"].pending == 2
@@ -141,7 +129,7 @@ def test_what_is_too_large_for_one_envelope_is_several_in_one_transaction(box: O
 def test_a_span_too_large_for_any_envelope_is_a_failure_and_the_others_are_stored(
     box: Outbox, spans: list[ReadableSpan], caplog: pytest.LogCaptureFixture
 ) -> None:
-    [large] = _spans("huge", text="x" * LANES[Lane.TRACES].max_payload_bytes)
+    [large] = ended("huge", text="x" * LANES[Lane.TRACES].max_payload_bytes)
     assert OutboxSpanExporter(box).export([spans[0], large, spans[1]]) is SpanExportResult.FAILURE
     assert stored.names(box) == ["a", "b"]
     assert "lost, huge has" in caplog.text

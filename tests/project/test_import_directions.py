@@ -21,8 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {"errors"},
     "observe": {"core", "errors"},
     "messages": {"core", "errors"},
-    "store": {"core", "errors"},
-    "transport": {"core", "errors"},
+    "store": {"core", "errors", "observe"},
+    "transport": {"core", "errors", "observe"},
     "settings": {"core", "errors"},
     "dispatcher": {"core", "errors", "observe"},
     "producer": {"store", "messages", "core", "errors", "observe", "settings"},  # late: see the test of slow imports
