@@ -52,6 +52,7 @@ torture: $(VENV)/.ready
 	OUTBOX_TEST_OUTAGE_ROWS=1000000 $(TORTURE) tests/faults/test_outage.py
 	OUTBOX_TEST_POISON_ROWS=100000 $(TORTURE) tests/faults/test_poison.py
 	OUTBOX_TEST_SEEDS=5000 $(TORTURE) tests/simulation
+	OUTBOX_TEST_BODIES=25000 $(TORTURE) tests/otel/test_otel_bodies.py
 
 # From scratch: mutmut would not try its survivors again against tests that have changed.
 mutants: WORKERS := 1

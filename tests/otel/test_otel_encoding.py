@@ -15,69 +15,37 @@ from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.metrics import export as sdk
 from opentelemetry.sdk.trace import ReadableSpan
 
-from outbox.core.lane import Signal
 from outbox.messages import TelemetryEnvelope
 from outbox.otel.envelopes import Packed, of_logs, of_metrics, of_spans
 from tests.otel import made
-from tests.otel.protobuf import parse
+from tests.otel.protobuf import flat, parse
 
 lists_of_spans = st.lists(made.spans, min_size=1, max_size=4)
 lists_of_logs = st.lists(made.logs, min_size=1, max_size=4)
 generous = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-W3C_FLAGS = 0xFF
 
 
 @generous
 @given(lists_of_spans)
 def test_spans_are_what_the_official_encoder_makes_of_them(spans: Sequence[ReadableSpan]) -> None:
-    assert _flat("traces", _only(of_spans(spans))) == _flat("traces", encode_spans(spans))
+    assert flat("traces", _only(of_spans(spans))) == flat("traces", encode_spans(spans))
 
 
 @generous
 @given(lists_of_logs)
 def test_log_records_are_what_the_official_encoder_makes_of_them(batch: Sequence[Any]) -> None:
-    assert _flat("logs", _only(of_logs(batch))) == _flat("logs", encode_logs(batch))
+    assert flat("logs", _only(of_logs(batch))) == flat("logs", encode_logs(batch))
 
 
 @generous
 @given(made.collections)
 def test_metrics_are_what_the_official_encoder_makes_of_them(data: sdk.MetricsData) -> None:
-    assert _flat("metrics", _only(of_metrics(data))) == _flat("metrics", encode_metrics(data))
+    assert flat("metrics", _only(of_metrics(data))) == flat("metrics", encode_metrics(data))
 
 
 def _only(packed: Packed) -> Any:
     [envelope] = packed.envelopes
     return parse(envelope.signal, envelope.payload)
-
-
-def _flat(signal: Signal, request: Any) -> list[Any]:
-    """Every item with its resource and scope, in an order of its own, less what the official encoder leaves out:
-    the flags of W3C, the state of a link, the start of a gauge."""
-    found = []
-    key, inner, leaf = {
-        "traces": ("resource_spans", "scope_spans", "spans"),
-        "logs": ("resource_logs", "scope_logs", "log_records"),
-        "metrics": ("resource_metrics", "scope_metrics", "metrics"),
-    }[signal]
-    for resource in getattr(request, key):
-        for scope in getattr(resource, inner):
-            for item in getattr(scope, leaf):
-                around = (resource.resource, resource.schema_url, scope.scope, scope.schema_url)
-                found.append((*map(str, around), str(_comparable(signal, item))))
-    return sorted(found)
-
-
-def _comparable(signal: Signal, item: Any) -> Any:
-    if signal == "traces":
-        item.flags &= ~W3C_FLAGS
-        item.status.SetInParent()
-        for link in item.links:
-            link.flags &= ~W3C_FLAGS
-            link.trace_state = ""
-    elif signal == "metrics":
-        for point in item.gauge.data_points:
-            point.ClearField("start_time_unix_nano")
-    return item
 
 
 @generous
