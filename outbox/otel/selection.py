@@ -195,7 +195,7 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         """What can be handed on now that ``span`` has ended."""
         if trace.kept is not None:
             return (span,) if trace.kept else ()
-        trace.failed = trace.failed or span.status.status_code is StatusCode.ERROR
+        trace.failed = trace.failed or _failed(span)
         if is_root:
             slow = self._slowness.observe(_route(span), _seconds(span))
             return self._decide(trace, slow or trace.failed or _answered_500(span), span)
@@ -207,8 +207,8 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
 
     def _decide_early(self, trace: _Trace) -> Spans:
         assert trace.root is not None
-        age = self._clock() - trace.opened
-        return self._decide(trace, trace.failed or age > self._slowness.limit(_route(trace.root)))
+        slow = self._clock() - trace.opened > self._slowness.limit(_route(trace.root))
+        return self._decide(trace, slow or trace.failed or _failed(trace.root) or _answered_500(trace.root))
 
     def _decide(self, trace: _Trace, keep: bool, *last: ReadableSpan) -> Spans:
         del self._open[trace.root_id]
@@ -267,6 +267,10 @@ def _seconds(span: ReadableSpan) -> float:
 
 def _route(root: ReadableSpan) -> str:
     return str((root.attributes or {}).get("http.route", root.name))
+
+
+def _failed(span: ReadableSpan) -> bool:
+    return span.status.status_code is StatusCode.ERROR
 
 
 def _answered_500(root: ReadableSpan) -> bool:

@@ -12,7 +12,7 @@ WSGIApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 
 class MeasuredWSGI:
-    """WSGI middleware, to be the outermost. A request ends when its answer is closed."""
+    """WSGI middleware, to be the outermost. A request ends with the last piece of its answer, or when it is closed."""
 
     def __init__(self, app: WSGIApp, requests: Requests) -> None:
         self.app = app
@@ -52,6 +52,7 @@ class _Answer:
             with self._exchange.current():
                 piece = next(self._next)
         except StopIteration:
+            self._exchange.finish()
             raise
         except BaseException as error:
             self._exchange.failed(error)

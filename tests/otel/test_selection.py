@@ -232,6 +232,18 @@ def test_a_trace_that_has_failed_is_kept_when_it_is_evicted() -> None:
     assert service.kept.names == ["child", "root"]
 
 
+@pytest.mark.parametrize("failure", [{"http.response.status_code": 500}, {}])
+def test_a_root_that_has_failed_is_kept_when_it_is_evicted(failure: dict[str, int]) -> None:
+    service = Service(max_traces=1)
+    root = service.start("root", **failure)
+    if not failure:
+        root.set_status(StatusCode.ERROR)
+    service.start("another")
+    assert (service.counts(), service.selection.evicted) == ((1, 0), 1)
+    end(root)
+    assert service.kept.names == ["root"]
+
+
 def test_a_trace_that_is_slow_already_is_kept_when_it_is_evicted() -> None:
     service = Service(threshold=1.0, max_traces=1)
     root = service.start("root")
