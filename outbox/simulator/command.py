@@ -31,7 +31,8 @@ def run_simulator(
     """
     stop = threading.Event()
     simulator = Simulator(
-        port, host, license=license, any_license=license is None, strict=strict, journal=journal, record_bodies=record_bodies,
+        port, host, license=license, any_license=license is None, strict=strict, journal=journal,
+        record_bodies=record_bodies,
         **(faults.as_dict() if faults else {}),
     )  # fmt: skip
     before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGINT, signal.SIGTERM)}
@@ -62,6 +63,8 @@ def serve(
         sys.stderr.write(f"beacon simulator on {url}\n")
         sys.stderr.flush()
 
-    counts = run_simulator(host, port, license, faults, ready, journal=journal, strict=strict, record_bodies=record_bodies)
+    counts = run_simulator(
+        host, port, license, faults, ready, journal=journal, strict=strict, record_bodies=record_bodies
+    )
     sys.stdout.write(json.dumps(counts) + "\n")
     sys.stdout.flush()
