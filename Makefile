@@ -54,6 +54,8 @@ torture: $(VENV)/.ready
 	OUTBOX_TEST_OUTAGE_ROWS=1000000 $(TORTURE) tests/faults/test_outage.py
 	OUTBOX_TEST_POISON_ROWS=100000 $(TORTURE) tests/faults/test_poison.py
 	OUTBOX_TEST_SEEDS=5000 $(TORTURE) tests/simulation
+	OUTBOX_TEST_BODIES=25000 $(TORTURE) tests/otel/test_otel_bodies.py
+	OUTBOX_TEST_BEACON_DOWN_SECONDS=60 $(TORTURE) tests/otel/test_example_service.py
 
 # From scratch: mutmut would not try its survivors again against tests that have changed.
 mutants: WORKERS := 1

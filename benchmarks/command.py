@@ -29,11 +29,12 @@ BENCHMARKS = {
     "steady": "inserting, delivering and purging at the same time",
     "latency": "from COMMIT to received, in process and across processes",
     "backpressure": "producers at a fixed rate while beacon is slow, limits, refuses, is down and comes back",
+    "otel": "spans of an application: what they cost it, and what arrives of a burst",
     "compression": "gzip and zstd over a line of 20 Mbit/s",
     "soak": "a steady rate with mixed faults for a long time",
     "peers": "the same rows through other queues",
 }
-QUICK = ("enqueue", "drain", "steady", "latency", "backpressure")
+QUICK = ("enqueue", "drain", "steady", "latency", "backpressure", "otel")
 """What ``make bench`` runs."""
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"

@@ -94,7 +94,9 @@ class Settings(BaseSettings):
     )
     license_key: SecretStr | None = _setting(None, "the licence; wins over OUTBOX_LICENSE_FILE of the same source")
     license_file: Path | None = _setting(None, "a file that holds the licence, read when it is needed")
-    offline: bool = _setting(False, "true: no egress, no HTTP client is built; usage waits for export")
+    offline: bool = _setting(
+        False, "true: no egress, no HTTP client is built; usage waits for export, telemetry is not stored"
+    )
     telemetry_metrics: bool = _setting(True, "false: the metrics lane is off (nothing stored or sent)")
     telemetry_traces: bool = _setting(True, "false: the traces lane is off (nothing stored or sent)")
     telemetry_logs: bool = _setting(True, "false: the logs lane is off (nothing stored or sent)")
@@ -275,8 +277,11 @@ class Settings(BaseSettings):
             yield name, mask_password(value) if name == "database_url" else value
 
     def lane_enabled(self, lane: Lane) -> bool:
-        """Whether the lane stores and sends. Usage always does: it is what the contract is paid by."""
-        return LANES[lane].billing or bool(getattr(self, f"telemetry_{lane}"))
+        """Whether the lane stores and sends. Usage always does: it is what the contract is paid by.
+
+        Offline telemetry is off: it could only wait to be shed.
+        """
+        return LANES[lane].billing or (bool(getattr(self, f"telemetry_{lane}")) and not self.offline)
 
     def max_batch_bytes(self, lane: Lane) -> int:
         return self.batch_max_bytes if self.batch_max_bytes is not None else LANES[lane].max_batch_bytes

@@ -19,6 +19,7 @@ def beacon(
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     license: Annotated[str | None, typer.Option(help="The one licence to accept; by default any.")] = None,
     journal: Annotated[Path | None, typer.Option(help="A file that gets a line for each accepted request.")] = None,
+    record_bodies: Annotated[int, typer.Option(min=0, help="Keep so many requests of each lane, to be asked for.")] = 0,
     status: Annotated[int | None, typer.Option(min=200, max=599, help="Answer this to every request.")] = None,
     fail: Annotated[list[int] | None, typer.Option(help="Answer this once; repeatable, in turn.")] = None,
     retry_after: Annotated[str | None, typer.Option(help="The Retry-After of every 429 and 503.")] = None,
@@ -46,4 +47,4 @@ def beacon(
             "refuse_license": refuse_license,
         }
     )
-    serve(host, port, license, faults, journal=journal)
+    serve(host, port, license, faults, journal=journal, record_bodies=record_bodies)

@@ -23,6 +23,7 @@ def run_simulator(
     *,
     journal: Path | None = None,
     strict: bool = True,
+    record_bodies: int = 0,
 ) -> dict[str, Any]:
     """Serve until SIGINT or SIGTERM; the counts. Call it from the main thread.
 
@@ -31,6 +32,7 @@ def run_simulator(
     stop = threading.Event()
     simulator = Simulator(
         port, host, license=license, any_license=license is None, strict=strict, journal=journal,
+        record_bodies=record_bodies,
         **(faults.as_dict() if faults else {}),
     )  # fmt: skip
     before = {each: signal.signal(each, lambda *_: stop.set()) for each in (signal.SIGINT, signal.SIGTERM)}
@@ -53,6 +55,7 @@ def serve(
     *,
     journal: Path | None = None,
     strict: bool = True,
+    record_bodies: int = 0,
 ) -> None:
     """``outbox beacon``: one line on stderr when it listens, the counts as JSON on stdout when it ends."""
 
@@ -60,6 +63,8 @@ def serve(
         sys.stderr.write(f"beacon simulator on {url}\n")
         sys.stderr.flush()
 
-    counts = run_simulator(host, port, license, faults, ready, journal=journal, strict=strict)
+    counts = run_simulator(
+        host, port, license, faults, ready, journal=journal, strict=strict, record_bodies=record_bodies
+    )
     sys.stdout.write(json.dumps(counts) + "\n")
     sys.stdout.flush()

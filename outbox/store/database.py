@@ -20,6 +20,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, NoSuchModuleError, OperationalError
 
 from outbox.errors import ConfigError, DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
+from outbox.observe import uninstrumented
 from outbox.store.dialects import Dialect, dialect_named
 from outbox.store.forks import ForkGuard
 
@@ -44,7 +45,8 @@ class Database:
         self.dialect = _dialect(self.url)
         self._suspect = threading.Event()
         """Set: the pool's connections are not to be used again."""
-        self.engine = _engine(bind, self.url, self.dialect, synchronous)
+        with uninstrumented():
+            self.engine = _engine(bind, self.url, self.dialect, synchronous)
         if not self.dialect.single_writer:
             event.listen(self.engine, "checkin", _note_use)
             event.listen(self.engine, "checkout", _require_alive(self.engine, self._suspect))
@@ -68,6 +70,7 @@ class Database:
         """
         self._after_fork()
         with (
+            uninstrumented(),
             self._guard.writer if self._guard else nullcontext(),
             self.explained(),
             self.engine.connect() as connection,
@@ -89,7 +92,7 @@ class Database:
         self._after_fork()
         level = self.dialect.snapshot_isolation if snapshot else self.dialect.read_isolation
         options: dict[str, Any] = {"isolation_level": level} if level else {}
-        with self.explained(), self.engine.connect().execution_options(**options) as connection:
+        with uninstrumented(), self.explained(), self.engine.connect().execution_options(**options) as connection:
             pooled = connection.info
             pooled[_READ] = True
             try:

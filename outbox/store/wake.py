@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.orm import Session
 
 from outbox.core.lane import LANES, Lane
+from outbox.observe import uninstrumented
 
 if TYPE_CHECKING:
     from outbox.store.database import Database
@@ -128,7 +129,7 @@ class Announcer:
         """Until it is time to end. True: a connection that had worked broke (the server restarted); another may do."""
         worked, lanes = False, Lanes()
         try:
-            with self._database.dialect.announcing(self._database.engine) as announce:
+            with uninstrumented(), self._database.dialect.announcing(self._database.engine) as announce:
                 while lanes := self._next():
                     announce([LANES[lane].table for lane in lanes])
                     worked = True

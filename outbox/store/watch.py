@@ -6,6 +6,7 @@ import logging
 import threading
 
 from outbox.core.lane import LANES, Lane
+from outbox.observe import uninstrumented
 from outbox.store.database import Database
 from outbox.store.wake import Listener
 
@@ -36,7 +37,7 @@ class Watch:
         tables = {spec.table: lane for lane, spec in LANES.items()}
         while not self._stop.is_set():
             try:
-                with self._database.dialect.news(self._database.engine, list(tables)) as look:
+                with uninstrumented(), self._database.dialect.news(self._database.engine, list(tables)) as look:
                     self._tell(set(Lane))  # what came while nobody looked
                     while not self._stop.is_set():
                         self._tell({tables[table] for table in look(self._stop) if table in tables})

@@ -25,6 +25,7 @@ from outbox.core.reading import printable
 from outbox.core.receipt import Answer, Failure, Receipt, Verdict
 from outbox.core.verdict import judge
 from outbox.errors import ConfigError, LicenseRefused, Offline
+from outbox.observe import uninstrumented
 from outbox.transport.answer import failure_of, read_answer
 from outbox.transport.client import Client, build_client, tls_context
 from outbox.transport.compression import CONTENT_ENCODING, Compression
@@ -209,6 +210,7 @@ class BeaconTransport:
         client = self._client()
         try:
             with (
+                uninstrumented(),
                 deadline(self._timeout),
                 client.stream(
                     "POST",

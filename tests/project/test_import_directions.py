@@ -21,8 +21,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "core": {"errors"},
     "observe": {"core", "errors"},
     "messages": {"core", "errors"},
-    "store": {"core", "errors"},
-    "transport": {"core", "errors"},
+    "store": {"core", "errors", "observe"},
+    "transport": {"core", "errors", "observe"},
     "settings": {"core", "errors"},
     "dispatcher": {"core", "errors", "observe"},
     "producer": {"store", "messages", "core", "errors", "observe", "settings"},  # late: see the test of slow imports
@@ -53,11 +53,12 @@ ONLY_IN: dict[str, set[str]] = {
     "apscheduler": {"worker"},
     "httptools": {"simulator"},
     "httpx": {"transport", "simulator", "testing", "cli", "doctor"},
+    "opentelemetry": {"otel"},
     "jwt": {"transport", "simulator", "testing", "cli", "doctor"},
     "pydantic": {"settings", "doctor"},
     "pydantic_core": {"settings"},
     "pydantic_settings": {"settings"},
-    "sqlalchemy": {"store", "producer", "wiring", "testing", "migrations", "doctor"},
+    "sqlalchemy": {"store", "producer", "wiring", "testing", "migrations", "doctor", "otel"},
 }
 """The layers that may know a library."""
 

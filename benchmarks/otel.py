@@ -1,0 +1,112 @@
+"""Spans by our processor, against the SDK's BatchSpanProcessor with the OTLP/HTTP exporter in the same run.
+
+``cost``: the processor time of the application's process for a span, from its start until it is stored, or sent: the
+standard exporter sends itself, where a worker sends for ours, in another process at another time. ``burst``: what
+arrives of spans that end faster than anybody can export. Ours are drained to the simulator, and all counted there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+
+from sqlalchemy import text
+
+from benchmarks.children import Child
+from benchmarks.figures import ROUNDS, Run
+from benchmarks.otel_load import WARM
+from benchmarks.places import Beacon, Places, outbox_in, settings
+from outbox import BeaconTransport, Dispatcher, Outbox
+from outbox.core.lane import Lane
+
+BURST = 20_000
+STEADY_QUICK, STEADY_FULL = 10_000, 20_000
+BASE = "OTLP/HTTP"
+
+
+def run(run: Run, places: Places, databases: Sequence[str]) -> None:
+    run.settings |= {"burst": BURST}
+    for kind in databases[:1] if not run.full else databases:
+        _cost(run, places, kind)
+        _burst(run, places, kind)
+
+
+def _cost(run: Run, places: Places, kind: str) -> None:
+    spans = STEADY_FULL if run.full else STEADY_QUICK
+
+    def ours() -> float:
+        with places.fresh(kind) as url, outbox_in(url, settings()) as box:
+            cost = _application("outbox", url, "steady", spans)
+            _all_there(stored(box), spans + WARM)
+            return cost
+
+    def standard() -> float:
+        with _sink() as (url, count):
+            cost = _application("standard", url, "steady", spans)
+            _all_there(count(), spans + WARM)
+            return cost
+
+    title = f"{kind}: processor time of the application for a span"
+    rounds = ROUNDS if run.full else 3
+    run.compare(f"otel/{kind}/cost", title, ours, standard, unit="us", better="lower", base_name=BASE, rounds=rounds)
+
+
+def _burst(run: Run, places: Places, kind: str) -> None:
+    lost = 0
+
+    def ours() -> float:
+        nonlocal lost
+        with places.fresh(kind) as url, Beacon() as beacon, outbox_in(url, settings(beacon)) as box:
+            _application("outbox", url, "burst", BURST)
+            arrived = stored(box)
+            with closing(BeaconTransport(box.settings)) as transport, closing(Dispatcher(box, transport)) as sender:
+                while box.status().unfinished:
+                    sender.run_once()
+            if box.status().lanes[Lane.TRACES].dead:
+                arrived = 0
+        lost += BURST - arrived
+        return 100 * arrived / BURST
+
+    def standard() -> float:
+        with _sink() as (url, count):
+            _application("standard", url, "burst", BURST)
+            return 100 * count() / BURST
+
+    title = f"{kind}: arrived of a burst of {BURST} spans"
+    run.compare(f"otel/{kind}/burst", title, ours, standard, unit="%", base_name=BASE, rounds=3)
+    run.facts["lost"] = run.facts.get("lost", 0) + lost
+
+
+def stored(box: Outbox) -> int:
+    """Spans in the traces lane."""
+    with box.store.database.read() as connection:
+        payloads = connection.execute(text("SELECT payload FROM outbox_traces")).scalars()
+        return sum(
+            len(scope["spans"])
+            for payload in payloads
+            for resource in json.loads(payload)["resourceSpans"]
+            for scope in resource["scopeSpans"]
+        )
+
+
+def _application(how: str, to: str, load: str, spans: int) -> float:
+    child = Child("benchmarks.otel_load", "--how", how, "--to", to, "--load", load, "--spans", str(spans))
+    with closing(child):
+        return float(child.expect("us "))
+
+
+@contextmanager
+def _sink() -> Iterator[tuple[str, Callable[[], int]]]:
+    with closing(Child("benchmarks.otel_sink")) as child:
+
+        def count() -> int:
+            child.say("count")
+            return int(child.expect("spans "))
+
+        yield f"http://127.0.0.1:{child.expect('port ')}/v1/traces", count
+
+
+def _all_there(count: int, spans: int) -> None:
+    if count != spans:
+        raise RuntimeError(f"{spans} spans were made and {count} arrived: their costs say nothing")

@@ -1,0 +1,63 @@
+"""OpenTelemetry into the outbox: what the SDK hands over is on disk before it is called exported.
+
+    TracerProvider ── OutboxSpanProcessor ─────────────────────────┐
+    TracerProvider ── BatchSpanProcessor ── OutboxSpanExporter ────┤
+    MeterProvider ─── PeriodicExportingMetricReader ── OutboxMetricExporter ──▶ Outbox.put ──▶ a worker sends it
+    LoggerProvider ── BatchLogRecordProcessor ── OutboxLogExporter ┘
+
+``OutboxSpanProcessor`` is the durable way for spans: ``BatchSpanProcessor`` drops what its queue cannot hold, and what
+it holds is gone with the process. ``SlowOrFailedSpanProcessor`` before it keeps the traces of slow and failed requests
+only, and ``instrument`` puts all of it on a service. Needs ``beacon-outbox[otel]``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from outbox.errors import ConfigError
+
+if TYPE_CHECKING:
+    from outbox.otel.exporters import OutboxLogExporter, OutboxMetricExporter, OutboxSpanExporter
+    from outbox.otel.instruments import Instruments, instrument
+    from outbox.otel.processor import OutboxSpanProcessor
+    from outbox.otel.selection import SlowOrFailedSpanProcessor
+    from outbox.otel.slowness import Percentile
+
+_HOMES = {
+    "outbox.otel.exporters": ("OutboxLogExporter", "OutboxMetricExporter", "OutboxSpanExporter"),
+    "outbox.otel.instruments": ("Instruments", "instrument"),
+    "outbox.otel.processor": ("OutboxSpanProcessor",),
+    "outbox.otel.selection": ("SlowOrFailedSpanProcessor",),
+    "outbox.otel.slowness": ("Percentile",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Instruments",
+    "OutboxLogExporter",
+    "OutboxMetricExporter",
+    "OutboxSpanExporter",
+    "OutboxSpanProcessor",
+    "Percentile",
+    "SlowOrFailedSpanProcessor",
+    "instrument",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'outbox.otel' has no attribute {name!r}")
+    try:
+        value = getattr(import_module(_HOME_OF[name]), name)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("opentelemetry"):
+            raise
+        raise ConfigError("outbox.otel needs OpenTelemetry. Run: pip install 'beacon-outbox[otel]'") from error
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

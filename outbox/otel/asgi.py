@@ -1,0 +1,113 @@
+"""Requests of an ASGI application, and the templates of its routes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+
+from outbox.otel.requests import Exchange, Requests
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class MeasuredASGI:
+    """ASGI middleware, to be the outermost. A request ends with the last piece of its answer: what runs in the
+    background after it is not its duration. WebSockets pass by."""
+
+    def __init__(self, app: App, requests: Requests) -> None:
+        self._app = app
+        self._requests = requests
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = self._begin(scope) if scope["type"] == "http" else None
+        if exchange is None:
+            await self._app(scope, receive, send)
+            return
+        names = _Names(scope)
+
+        def finish() -> None:
+            exchange.route = names.template(scope)
+            exchange.finish()
+
+        with exchange.current():
+            try:
+                await self._app(scope, _counting_in(exchange, receive), _counting_out(exchange, send, finish))
+            except BaseException as error:
+                exchange.failed(error)
+                raise
+            finally:
+                finish()
+
+    def _begin(self, scope: Scope) -> Exchange | None:
+        parent = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), None)
+        return self._requests.begin(scope["method"], scope.get("scheme", "http"), parent)
+
+
+def _counting_in(exchange: Exchange, receive: Receive) -> Receive:
+    async def counted() -> Message:
+        message = await receive()
+        if message["type"] == "http.request" and exchange.request_bytes is not None:
+            exchange.request_bytes += len(message.get("body", b""))
+        return message
+
+    return counted
+
+
+def _counting_out(exchange: Exchange, send: Send, finish: Callable[[], None]) -> Send:
+    async def counted(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            exchange.status = message["status"]
+        elif message["type"] == "http.response.body":
+            exchange.response_bytes += len(message.get("body", b""))
+        await send(message)
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
+            finish()
+
+    return counted
+
+
+class _Names:
+    """What a request's route is called. ``scope``: as it came, before applications that are mounted change it."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._app = scope.get("app")
+        self._root_path = scope.get("root_path", "")
+
+    def template(self, scope: Scope) -> str | None:
+        """``/orders/{order_id}``, with the templates of the mounts before it; None where no route was found.
+
+        Read from what Starlette and FastAPI leave in the scope. The root_path of a mount is a piece of the real path,
+        and never used as a name.
+        """
+        route = scope.get("route")
+        # FastAPI includes routers late since 0.137: a route knows its own path, the context the whole of it.
+        included = (scope.get("fastapi") or {}).get("effective_route_context")
+        own = next((path for path in map(_path_of, (included, route)) if path is not None), None)
+        if own is None:
+            return None
+        mounted = scope.get("root_path", "")[len(self._root_path) :]
+        if not mounted or hasattr(route, "routes"):  # a mount that found nothing below it
+            return own
+        return _mounts(getattr(self._app, "routes", ()), mounted) + own
+
+
+def _path_of(route: Any) -> str | None:
+    path = getattr(route, "path_format", None) or getattr(route, "path", None)
+    return path if isinstance(path, str) else None
+
+
+def _mounts(routes: Iterable[Any], mounted: str) -> str:
+    """The templates of the mounts that lead to ``mounted``, or nothing where they cannot be told."""
+    for route in routes:
+        below = getattr(route, "routes", None)
+        if below is None or not hasattr(route, "path_regex"):
+            continue
+        match = route.path_regex.match(f"{mounted}/")
+        if match:
+            rest = match.groupdict().get("path", "")
+            return str(route.path) + (_mounts(below, "/" + rest.rstrip("/")) if rest.strip("/") else "")
+    return ""

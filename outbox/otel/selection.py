@@ -1,0 +1,278 @@
+"""Which traces are kept: those of slow and of failed requests, whole.
+
+    root starts ──▶ open ──root ends──▶ decided ──▶ kept: its spans go on      forgotten after ``remember`` others
+                     │ ▲                   │  ▲     dropped: counted
+                     │ └ spans end: held   │  └ late spans follow the decision
+                     └── evicted (too many open), expired (too old), shut down: decided by what is known
+
+A local root is a span whose parent is not here: remote, unknown, or none. Two requests of one remote trace are two
+local roots, and are decided each for itself.
+
+A trace is kept when its root took longer than the threshold, or when it failed: any of its spans has status ERROR, or
+its root answered 500 or above. One that is decided early is kept when it has failed by then or has been open for
+longer than the threshold: the spans that have ended go on, and the rest follow as they end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.trace import StatusCode
+
+from outbox.errors import ConfigError
+from outbox.observe import uninstrumented
+from outbox.otel.slowness import Percentile, slowness
+
+logger = logging.getLogger("outbox.otel")
+
+Spans = Sequence[ReadableSpan]
+
+_STATUS_CODES = ("http.response.status_code", "http.status_code")
+"""The attribute's name, and what it was called before HTTP conventions were stable."""
+
+
+class _Trace:
+    """What is known of one local root."""
+
+    __slots__ = ("ended", "failed", "id", "kept", "live", "opened", "root", "root_id")
+
+    def __init__(self, root: Span, opened: float) -> None:
+        self.root: Span | None = root
+        self.id, self.root_id = root.context.trace_id, root.context.span_id
+        self.opened = opened
+        self.ended: list[ReadableSpan] = []
+        self.live: set[int] = set()
+        """Span ids that have started and not ended."""
+        self.failed = False
+        self.kept: bool | None = None
+        """None: not decided yet."""
+
+
+class SlowOrFailedSpanProcessor(SpanProcessor):
+    """Hands the spans of slow and of failed traces to ``next``, a span processor or exporter, and drops the others.
+
+    threshold: seconds, or a ``Percentile`` of each route (``http.route`` of the root, else its name).
+    max_traces: open at once; the oldest is evicted. max_spans: held of each, besides its root; more are cut.
+    max_age: seconds after which a trace whose root has not ended expires, seen when another begins.
+    remember: decisions that late spans still find.
+    clock: monotonic seconds.
+
+    An exporter gets a trace in one call, in the thread that ended its root. ``next`` sees ``on_end`` only: what adds
+    attributes when a span starts belongs on the provider beside this. After a fork the child starts with nothing.
+    Raises ``ConfigError`` for a bound that is none.
+    """
+
+    def __init__(
+        self,
+        next: SpanProcessor | SpanExporter,
+        threshold: float | Percentile = 1.0,
+        *,
+        max_traces: int = 1000,
+        max_spans: int = 200,
+        max_age: float = 600.0,
+        remember: int = 5000,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        bounds = {"max_traces": max_traces, "max_spans": max_spans, "max_age": max_age, "remember": remember}
+        for name, bound in bounds.items():
+            if bound <= 0:
+                raise ConfigError(f"SlowOrFailedSpanProcessor: {name} is {bound}; it is above 0")
+        self._next = next
+        self._threshold = threshold
+        self._max_traces, self._max_spans, self._max_age, self._remember = max_traces, max_spans, max_age, remember
+        self._clock = clock
+        self._closed = False
+        self._begin()
+        _begin_again_after_fork(weakref.WeakMethod(self._begin))
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        self._slowness = slowness(self._threshold)
+        self._open: OrderedDict[int, _Trace] = OrderedDict()
+        """By the span id of the root, the oldest first."""
+        self._trace_of: dict[int, _Trace] = {}
+        """By the id of each span that has started and not ended."""
+        self._latest: dict[int, _Trace] = {}
+        """By trace id, for a span that begins when its parent has ended."""
+        self._decided: deque[_Trace] = deque()
+        self.kept = 0
+        """Traces handed on."""
+        self.dropped = 0
+        """Traces not handed on."""
+        self.evicted = 0
+        """Of both: decided early because too many were open."""
+        self.expired = 0
+        """Of both: decided early because the root did not end in time."""
+        self.spans_cut = 0
+        """Spans beyond ``max_spans``, dropped."""
+        self.strays = 0
+        """Spans whose trace is not known any more, dropped."""
+        self.undelivered = 0
+        """Traces of which ``next`` did not take everything; the log says why."""
+
+    # --- what the SDK calls ------------------------------------------------------------------------------
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:
+        if self._closed:
+            return
+        id, parent = span.context.span_id, span.parent
+        early: list[Spans] = []
+        with self._lock:
+            trace = None
+            if parent is not None and not parent.is_remote:
+                trace = self._trace_of.get(parent.span_id) or self._latest.get(span.context.trace_id)
+            if trace is None:
+                trace, early = self._open_trace(span)
+            if len(trace.live) <= self._max_spans:
+                trace.live.add(id)
+                self._trace_of[id] = trace
+        for spans in early:
+            self._hand_on(spans)
+
+    def on_end(self, span: ReadableSpan) -> None:
+        assert span.context is not None
+        if self._closed:
+            return
+        id = span.context.span_id
+        with self._lock:
+            trace = self._trace_of.pop(id, None)
+            if trace is not None:
+                trace.live.discard(id)
+            else:
+                trace = self._latest.get(span.context.trace_id)
+            if trace is None:
+                self.strays += 1
+                return
+            ready = self._take(trace, span, is_root=id == trace.root_id)
+        self._hand_on(ready)
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Flushes what was handed on. Open traces stay open."""
+        return self._next.force_flush(timeout_millis) is not False
+
+    def shutdown(self) -> None:
+        """Decide what is open by what is known, and shut ``next`` down. Spans that end later are not looked at."""
+        with self._lock:
+            self._closed = True
+            early = [self._decide_early(trace) for trace in list(self._open.values())]
+        for spans in early:
+            self._hand_on(spans)
+        self._next.shutdown()
+
+    # --- under the lock ----------------------------------------------------------------------------------
+
+    def _open_trace(self, root: Span) -> tuple[_Trace, list[Spans]]:
+        now = self._clock()
+        early = self._make_room(now)
+        trace = _Trace(root, now)
+        self._open[trace.root_id] = trace
+        self._latest[trace.id] = trace
+        return trace, early
+
+    def _make_room(self, now: float) -> list[Spans]:
+        early: list[Spans] = []
+        while self._open:
+            oldest = next(iter(self._open.values()))
+            if now - oldest.opened >= self._max_age:
+                self.expired += 1
+            elif len(self._open) >= self._max_traces:
+                self.evicted += 1
+            else:
+                break
+            early.append(self._decide_early(oldest))
+        return early
+
+    def _take(self, trace: _Trace, span: ReadableSpan, *, is_root: bool) -> Spans:
+        """What can be handed on now that ``span`` has ended."""
+        if trace.kept is not None:
+            return (span,) if trace.kept else ()
+        trace.failed = trace.failed or _failed(span)
+        if is_root:
+            slow = self._slowness.observe(_route(span), _seconds(span))
+            return self._decide(trace, slow or trace.failed or _answered_500(span), span)
+        if len(trace.ended) < self._max_spans:
+            trace.ended.append(span)
+        else:
+            self.spans_cut += 1
+        return ()
+
+    def _decide_early(self, trace: _Trace) -> Spans:
+        assert trace.root is not None
+        slow = self._clock() - trace.opened > self._slowness.limit(_route(trace.root))
+        return self._decide(trace, slow or trace.failed or _failed(trace.root) or _answered_500(trace.root))
+
+    def _decide(self, trace: _Trace, keep: bool, *last: ReadableSpan) -> Spans:
+        del self._open[trace.root_id]
+        spans = (*trace.ended, *last)
+        trace.kept, trace.ended, trace.root = keep, [], None
+        self.kept += keep
+        self.dropped += not keep
+        self._decided.append(trace)
+        if len(self._decided) > self._remember:
+            self._forget(self._decided.popleft())
+        return spans if keep else ()
+
+    def _forget(self, trace: _Trace) -> None:
+        for id in trace.live:
+            self._trace_of.pop(id, None)
+        if self._latest.get(trace.id) is trace:
+            del self._latest[trace.id]
+
+    # --- outside of the lock: a commit may take a while --------------------------------------------------
+
+    def _hand_on(self, spans: Spans) -> None:
+        if not spans:
+            return
+        try:
+            taken = self._deliver(spans)
+        except Exception:
+            logger.exception("the spans of a selected trace were not taken")
+            taken = False
+        if not taken:
+            with self._lock:
+                self.undelivered += 1
+
+    def _deliver(self, spans: Spans) -> bool:
+        if isinstance(self._next, SpanProcessor):
+            for span in spans:
+                self._next.on_end(span)
+            return True
+        with uninstrumented():
+            return self._next.export(spans) is SpanExportResult.SUCCESS
+
+
+def _begin_again_after_fork(begin: weakref.WeakMethod[Callable[[], None]]) -> None:
+    """The child has no thread that could let go of the lock, and its parent ends the traces that are open."""
+
+    def in_child() -> None:
+        method = begin()
+        if method is not None:
+            method()
+
+    os.register_at_fork(after_in_child=in_child)
+
+
+def _seconds(span: ReadableSpan) -> float:
+    return ((span.end_time or 0) - (span.start_time or 0)) / 1e9
+
+
+def _route(root: ReadableSpan) -> str:
+    return str((root.attributes or {}).get("http.route", root.name))
+
+
+def _failed(span: ReadableSpan) -> bool:
+    return span.status.status_code is StatusCode.ERROR
+
+
+def _answered_500(root: ReadableSpan) -> bool:
+    attributes = root.attributes or {}
+    return any(isinstance(code := attributes.get(name), int) and code >= 500 for name in _STATUS_CODES)

@@ -1,0 +1,49 @@
+"""Personal data that cannot be mistaken for anything else, and the search for it in all that is stored and sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.support.canary import files_in, spellings
+
+FILTER_AT_THE_DOOR = False
+"""True: the outbox filters every telemetry document by an allow-list before it is stored, so that what a host itself
+puts into an attribute, a name of a span or the body of a log record is looked for as well."""
+
+MEASURED = {
+    "path": "Pa7hQm2WxZ9v",
+    "query": "Qu3ryTn8Lk5s",
+    "header": "Hd6rVb4Nc1yp",
+    "agent": "Ag3ntXw9Fj2k",
+    "tracestate": "ts8Rg5Dq0mzu",
+    "baggage": "Bg2Lp7Yk4eHs",
+    "body": "Bd9yUf6Ta3Ro",
+    "answer": "An5wEj1Gi8Vb",
+    "sql": "Sq7lKz0Cx4Mt",
+    "parameter": "Pm4rWd9Sn6Ly",
+    "exception": "Ex1cTo5Hb8Qa",
+    "method": "MTHDVX3NRWKZ",
+}
+"""Where instruments meet personal data, and must leave it."""
+OF_THE_HOST = {"attribute": "At2bJr7Oe9Pu", "span name": "Nm6gCv3Iz1Xd", "log": "Lg8fZa5Ks2Yw"}
+"""Where the host itself hands it over."""
+
+MARKS = MEASURED | (OF_THE_HOST if FILTER_AT_THE_DOOR else {})
+
+_NEEDLES = {needle.lower(): mark for mark, text in MARKS.items() for needle in spellings(text).values()}
+
+
+def found(data: bytes) -> set[str]:
+    """The places whose mark is in ``data``: as it is, in hex, UTF-16 or base64."""
+    folded = data.lower()
+    return {mark for needle, mark in _NEEDLES.items() if needle in folded}
+
+
+def found_in_files(folder: Path) -> dict[str, set[str]]:
+    """By file, below ``folder``: databases with their journals too."""
+    return {name: marks for name, data in files_in(folder) if (marks := found(data))}
+
+
+def found_on_the_wire(bodies: Iterable[bytes]) -> set[str]:
+    return set().union(*map(found, bodies))
