@@ -54,6 +54,7 @@ ONLY_IN: dict[str, set[str]] = {
     "httptools": {"simulator"},
     "httpx": {"transport", "simulator", "testing", "cli", "doctor"},
     "jwt": {"transport", "simulator", "testing", "cli", "doctor"},
+    "opentelemetry": {"otel"},
     "pydantic": {"settings", "doctor"},
     "pydantic_core": {"settings"},
     "pydantic_settings": {"settings"},
