@@ -48,7 +48,7 @@ def _cost(run: Run, places: Places, kind: str) -> None:
             return cost
 
     title = f"{kind}: processor time of the application for a span"
-    rounds = ROUNDS if run.full else 3
+    rounds = ROUNDS if run.full else 2
     run.compare(f"otel/{kind}/cost", title, ours, standard, unit="us", better="lower", base_name=BASE, rounds=rounds)
 
 
@@ -74,7 +74,7 @@ def _burst(run: Run, places: Places, kind: str) -> None:
             return 100 * count() / BURST
 
     title = f"{kind}: arrived of a burst of {BURST} spans"
-    run.compare(f"otel/{kind}/burst", title, ours, standard, unit="%", base_name=BASE, rounds=3)
+    run.compare(f"otel/{kind}/burst", title, ours, standard, unit="%", base_name=BASE, rounds=3 if run.full else 1)
     run.facts["lost"] = run.facts.get("lost", 0) + lost
 
 

@@ -150,12 +150,18 @@ class Worker:
             if self.box.settings.lane_enabled(lane):
                 self.box.store.switch_on(lane)
             else:
-                reason = f"switched off by OUTBOX_TELEMETRY_{lane.upper()}"
-                discarded = self.box.store.switch_off(lane, reason)
-                if discarded:
-                    logger.warning("lane %s: %s; %d entries discarded", lane, reason, discarded)
+                self._discard(lane, logging.WARNING)
+
+    def _discard(self, lane: Lane, level: int) -> None:
+        reason = f"switched off by OUTBOX_TELEMETRY_{lane.upper()}"
+        discarded = self.box.store.switch_off(lane, reason)
+        if discarded:
+            logger.log(level, "lane %s: %s; %d entries discarded", lane, reason, discarded)
 
     def _keep_within_bounds(self) -> None:
+        for lane in set(Lane) - set(self.dispatcher.lanes):
+            if self.box.store.lane_status(lane).unfinished:  # of a producer with other settings, or of the wire
+                self._discard(lane, logging.INFO)
         settings = self.box.settings
         bounds = Bounds(settings.telemetry_max_entries, settings.telemetry_max_bytes, settings.telemetry_max_age)
         for lane in set(self.dispatcher.lanes) - {Lane.USAGE}:

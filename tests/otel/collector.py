@@ -1,6 +1,10 @@
 """A collector that is not ours: rotel, a Rust program in a wheel, between a front and a sink.
 
-outbox ──JSON──▶ Front (verify; counts, holds back) ──▶ rotel ──protobuf──▶ Sink (what arrived)
+    outbox ──JSON──▶ Front (verify; counts, holds back) ──▶ rotel ──protobuf──▶ Sink (what arrived)
+
+OTLP/JSON writes 64-bit integers as text, and receivers take numbers too. Of data points this version of rotel takes
+numbers only (of exponential ones in times too, and with every field there), and drops the others without a word: so
+the Front rewrites those, and keeps each body as it came beside.
 """
 
 from __future__ import annotations
@@ -65,14 +69,18 @@ def _plain(body: bytes, headers: Any) -> bytes:
 
 
 _COUNTS = {"asInt", "count", "zeroCount", "bucketCounts"}
+_NEVER_ABSENT = {"zeroThreshold": 0.0, "attributes": [], "exemplars": [], "flags": 0}
+_TIMES = {"startTimeUnixNano", "timeUnixNano"}
 
 
-def _with_numbers(value: Any, key: str = "") -> Any:
+def _with_numbers(value: Any, key: str = "", numbers: frozenset[str] = frozenset(_COUNTS)) -> Any:
     if isinstance(value, dict):
-        return {name: _with_numbers(each, name) for name, each in value.items()}
+        if "scale" in value:  # of an exponential histogram
+            value, numbers = _NEVER_ABSENT | value, numbers | _TIMES
+        return {name: _with_numbers(each, name, numbers) for name, each in value.items()}
     if isinstance(value, list):
-        return [_with_numbers(each, key) for each in value]
-    return int(value) if key in _COUNTS else value
+        return [_with_numbers(each, key, numbers) for each in value]
+    return int(value) if key in numbers else value
 
 
 class Sink:

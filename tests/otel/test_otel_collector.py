@@ -26,8 +26,11 @@ from tests.otel import made
 from tests.otel.collector import Front, Sink, collecting
 from tests.otel.conftest import OpenBox
 from tests.otel.protobuf import flat, parse
+from tests.otel.versions import needs_a_full_encoder
 from tests.support import killable
 from tests.support.waiting import wait_until
+
+pytestmark = needs_a_full_encoder
 
 SHOP = Resource({"service.name": "shop", "ports": (80, 443)}, "https://opentelemetry.io/schemas/1.20.0")
 TRACES = 40

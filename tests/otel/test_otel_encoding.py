@@ -19,24 +19,28 @@ from outbox.messages import TelemetryEnvelope
 from outbox.otel.envelopes import Packed, of_logs, of_metrics, of_spans
 from tests.otel import made
 from tests.otel.protobuf import flat, parse
+from tests.otel.versions import needs_a_full_encoder
 
 lists_of_spans = st.lists(made.spans, min_size=1, max_size=4)
 lists_of_logs = st.lists(made.logs, min_size=1, max_size=4)
 generous = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
+@needs_a_full_encoder
 @generous
 @given(lists_of_spans)
 def test_spans_are_what_the_official_encoder_makes_of_them(spans: Sequence[ReadableSpan]) -> None:
     assert flat("traces", _only(of_spans(spans))) == flat("traces", encode_spans(spans))
 
 
+@needs_a_full_encoder
 @generous
 @given(lists_of_logs)
 def test_log_records_are_what_the_official_encoder_makes_of_them(batch: Sequence[Any]) -> None:
     assert flat("logs", _only(of_logs(batch))) == flat("logs", encode_logs(batch))
 
 
+@needs_a_full_encoder
 @generous
 @given(made.collections)
 def test_metrics_are_what_the_official_encoder_makes_of_them(data: sdk.MetricsData) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from outbox.simulator import Simulator
 from tests.otel.conftest import OpenBox
+from tests.otel.versions import needs_suppression_of_sql
 
 FIRST = {
     "the host's instrumentation": "instrument()\nimport outbox, outbox.producer, outbox.transport.beacon",
@@ -72,6 +73,7 @@ HOSTS = ["GET", "SELECT", "connect", "order"]
 """The host's request, its own engine's connection and statement, and the span around them."""
 
 
+@needs_suppression_of_sql
 @pytest.mark.parametrize("first", FIRST)
 def test_only_the_host_makes_spans(first: str, open_box: OpenBox) -> None:
     with Simulator() as beacon:

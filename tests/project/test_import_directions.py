@@ -55,6 +55,7 @@ ONLY_IN: dict[str, set[str]] = {
     "httpx": {"transport", "simulator", "testing", "cli", "doctor"},
     "opentelemetry": {"otel"},
     "jwt": {"transport", "simulator", "testing", "cli", "doctor"},
+    "opentelemetry": {"otel"},
     "pydantic": {"settings", "doctor"},
     "pydantic_core": {"settings"},
     "pydantic_settings": {"settings"},

@@ -1,0 +1,17 @@
+"""Which of OpenTelemetry's packages are there: the oldest that the outbox serves are too old to be compared with."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import pytest
+from packaging.version import Version
+
+needs_a_full_encoder = pytest.mark.skipif(
+    Version(version("opentelemetry-exporter-otlp-proto-common")) < Version("1.45"),
+    reason="the official encoder of that time leaves out more than ours",
+)
+needs_suppression_of_sql = pytest.mark.skipif(
+    Version(version("opentelemetry-instrumentation-sqlalchemy")) < Version("0.66b0"),
+    reason="the instrumentation of SQLAlchemy of that time does not ask whether it is suppressed",
+)
