@@ -7,10 +7,6 @@ from pathlib import Path
 
 from tests.support.canary import files_in, spellings
 
-FILTER_AT_THE_DOOR = False
-"""True: the outbox filters every telemetry document by an allow-list before it is stored, so that what a host itself
-puts into an attribute, a name of a span or the body of a log record is looked for as well."""
-
 MEASURED = {
     "path": "Pa7hQm2WxZ9v",
     "query": "Qu3ryTn8Lk5s",
@@ -27,9 +23,9 @@ MEASURED = {
 }
 """Where instruments meet personal data, and must leave it."""
 OF_THE_HOST = {"attribute": "At2bJr7Oe9Pu", "span name": "Nm6gCv3Iz1Xd", "log": "Lg8fZa5Ks2Yw"}
-"""Where the host itself hands it over."""
+"""Where the host itself hands it over, and the outbox filters it."""
 
-MARKS = MEASURED | (OF_THE_HOST if FILTER_AT_THE_DOOR else {})
+MARKS = MEASURED | OF_THE_HOST
 
 _NEEDLES = {needle.lower(): mark for mark, text in MARKS.items() for needle in spellings(text).values()}
 

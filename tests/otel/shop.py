@@ -13,7 +13,7 @@ from typing import Any
 from examples.service import serve
 from outbox import Outbox, TelemetryEnvelope
 from outbox.producer import EnqueueResult
-from tests.otel.personal import FILTER_AT_THE_DOOR, OF_THE_HOST
+from tests.otel.personal import OF_THE_HOST
 from tests.otel.written import spans_of
 
 
@@ -21,8 +21,7 @@ class Telling(Outbox):
     """Prints what is committed; what a kill cuts off here was committed as well, and may arrive."""
 
     def put(self, *messages: Any, timeout: float = 0) -> EnqueueResult:
-        if FILTER_AT_THE_DOOR:
-            messages = (*map(_with_personal_data, messages), _log_record())
+        messages = (*map(_with_personal_data, messages), _log_record())
         result = super().put(*messages, timeout=timeout)
         for message in messages:
             if message.lane == "traces":

@@ -53,7 +53,6 @@ ONLY_IN: dict[str, set[str]] = {
     "apscheduler": {"worker"},
     "httptools": {"simulator"},
     "httpx": {"transport", "simulator", "testing", "cli", "doctor"},
-    "opentelemetry": {"otel"},
     "jwt": {"transport", "simulator", "testing", "cli", "doctor"},
     "opentelemetry": {"otel"},
     "pydantic": {"settings", "doctor"},
