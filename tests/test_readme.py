@@ -51,7 +51,8 @@ def test_an_example_prints_what_the_readme_shows(code: str, output: str, tmp_pat
 def test_commands_print_what_the_readme_shows(block: str, tmp_path: Path) -> None:
     folder = tmp_path / "checkout"
     (folder / "tests").mkdir(parents=True)
-    (folder / "tests" / "examples").symlink_to(ROOT / "tests" / "examples")
+    for examples in ("examples", "tests/examples"):
+        (folder / examples).symlink_to(ROOT / examples)
     environment = Command(folder).env
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     with shell(folder, tmp_path / "notes", environment) as person:
