@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from outbox.core.health import LaneState
 from outbox.core.lane import Lane
 from outbox.core.policy import Bounds, Retention
 from outbox.dispatcher import Dispatcher, Transport
@@ -135,9 +136,11 @@ class Worker:
             report = self.dispatcher.run_lane(lane, stop=self._stop, woken=woken)
             if report.more and report.batches:
                 continue
-            if report.batches or (woken and not report.paused):
+            in_vain = report.more and not report.batches  # what waits is another worker's, or not there yet
+            if report.batches or (woken and not report.paused and not in_vain):
                 pause = FIRST_PAUSE_SECONDS
-            due = pause if report.next_seconds is None else max(report.next_seconds, FIRST_PAUSE_SECONDS)
+            timed = report.next_seconds is not None and not in_vain
+            due = max(report.next_seconds or 0.0, FIRST_PAUSE_SECONDS) if timed else pause
             (self._stop if report.paused else wake).wait(min(pause, due))
             pause = min(2 * pause, self.box.settings.poll_seconds)
 
@@ -160,7 +163,8 @@ class Worker:
 
     def _keep_within_bounds(self) -> None:
         for lane in set(Lane) - set(self.dispatcher.lanes):
-            if self.box.store.lane_status(lane).unfinished:  # of a producer with other settings, or of the wire
+            status = self.box.store.lane_status(lane)
+            if status.state == LaneState.OFF and status.unfinished:  # of a producer with other settings, or of the wire
                 self._discard(lane, logging.INFO)
         settings = self.box.settings
         bounds = Bounds(settings.telemetry_max_entries, settings.telemetry_max_bytes, settings.telemetry_max_age)

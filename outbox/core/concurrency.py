@@ -55,9 +55,10 @@ def after(
         known = DECREASE * state.proven
         return _measured(Concurrency(min(2.0, maximum), proven=state.proven, known=known), seconds)
     near, far = _bounds(state)
-    measured = replace(_measured(state, seconds), proven=state.limit)
+    measured = _measured(state, seconds)
     if seconds > far:
         return _fewer(measured)
+    measured = replace(measured, proven=state.limit)
     if reached and seconds <= near:
         more = 1.0 if state.limit < state.known else 1 / state.limit
         return replace(measured, limit=min(float(maximum), state.limit + more))

@@ -127,8 +127,11 @@ def _held(health: Health, now: int, retry_after_seconds: float | None) -> Health
 
 
 def _after_refusal(health: Health, receipt: Receipt, died: bool, now: int, backoff: Backoff) -> Health:
-    """Beacon answers, so it is there; yet an endpoint that refuses every row must not kill the queue."""
-    streak = health.dead_streak + died
+    """Beacon answers, so it is there; yet an endpoint that refuses every row must not kill the queue.
+
+    One that has taken a part of an entry does not refuse everything.
+    """
+    streak = 0 if receipt.taken_in_part else health.dead_streak + died
     if streak < DEAD_IN_A_ROW:
         return Health(dead_streak=streak)
     reason = f"endpoint refuses everything: {streak} entries in a row, last: {receipt.reason}"

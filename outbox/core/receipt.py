@@ -77,6 +77,8 @@ class Receipt:
     """Hex digest of the request body that was sent; of an envelope sent in parts, as it would be in one."""
     taken_in_part: bool = False
     """Beacon took some parts of an envelope that is too large for it, and not all."""
+    left: bool = False
+    """Of no answer: something may have left all the same, so that beacon, or what stands before it, was reached."""
 
     @property
     def remark(self) -> str | None:
@@ -88,4 +90,4 @@ class Receipt:
     @property
     def unreached(self) -> bool:
         """No answer, and certainly nothing sent: beacon knows nothing of the batch."""
-        return self.verdict is Verdict.UNAVAILABLE and self.status is None
+        return self.verdict is Verdict.UNAVAILABLE and self.status is None and not self.left

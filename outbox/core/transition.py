@@ -58,7 +58,7 @@ def decide(
         case Verdict.REFUSED | Verdict.TOO_LARGE if entries > 1:
             # The guilty row is counted once, when it is alone.
             return Transition(Move.HALVE, attempts, ambiguous)
-        case Verdict.REFUSED | Verdict.TOO_LARGE if refusing:
+        case Verdict.REFUSED | Verdict.TOO_LARGE if refusing and not receipt.taken_in_part:
             return Transition(Move.RETRY, attempts, ambiguous, full_jitter(1, backoff_base, backoff_max, draw))
         case Verdict.REFUSED | Verdict.TOO_LARGE:
             return Transition(Move.BURY, attempts + 1, ambiguous)

@@ -10,7 +10,6 @@ the verb. A connection that cannot be made and a COMMIT run no statement: they s
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -66,20 +65,17 @@ class Statements:
             description="Duration of database client operations.",
             explicit_bucket_boundaries_advisory=SECONDS,
         )
-        self._listeners: dict[str, Callable[..., Any]] = {
-            "before_cursor_execute": self._before,
-            "after_cursor_execute": self._after,
-            "handle_error": self._on_error,
-        }
-        for name, listener in self._listeners.items():
-            event.listen(engine, name, listener)
+        self._stopped = False
+        event.listen(engine, "before_cursor_execute", self._before)
+        event.listen(engine, "after_cursor_execute", self._after)
+        event.listen(engine, "handle_error", self._on_error)
 
     def stop(self) -> None:
-        for name, listener in self._listeners.items():
-            event.remove(self._engine, name, listener)
+        """Measure no more. The listeners stay: to remove one breaks the statement of a thread that is just in it."""
+        self._stopped = True
 
     def _before(self, _connection: Any, _cursor: Any, statement: str, _parameters: Any, context: Any, _: bool) -> None:
-        if context is not None and not is_suppressed():
+        if context is not None and not self._stopped and not is_suppressed():
             setattr(context, _UNDER_WAY, self._begin(statement))
 
     def _after(self, _connection: Any, _cursor: Any, _statement: Any, _parameters: Any, context: Any, _: bool) -> None:

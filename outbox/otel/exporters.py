@@ -47,7 +47,7 @@ class Exporting:
     def __init__(self, box: Outbox, lane: Lane, timeout: float) -> None:
         self._box = box
         self._lane = lane
-        self._timeout = timeout
+        self.timeout = timeout
         self._closed = threading.Event()
 
     def store(self, given: int, pack: Callable[[], Packed], timeout: float | None = None) -> bool:
@@ -60,7 +60,7 @@ class Exporting:
         try:
             with uninstrumented():
                 packed = pack()
-                put(self._box, packed.envelopes, self._timeout if timeout is None else timeout, self._closed)
+                put(self._box, packed.envelopes, self.timeout if timeout is None else timeout, self._closed)
         except OutboxError as error:
             logger.error("lane %s: %d items were not stored and are lost: %s", self._lane, given, error)
             return False
@@ -128,7 +128,9 @@ class OutboxMetricExporter(MetricExporter):
     ) -> MetricExportResult:
         """SUCCESS after the commit."""
         given = sum(len(scope.metrics) for each in metrics_data.resource_metrics for scope in each.scope_metrics)
-        stored = self._exporting.store(given, lambda: of_metrics(metrics_data), timeout_millis / 1000)
+        stored = self._exporting.store(
+            given, lambda: of_metrics(metrics_data), min(self._exporting.timeout, timeout_millis / 1000)
+        )
         return MetricExportResult.SUCCESS if stored else MetricExportResult.FAILURE
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:

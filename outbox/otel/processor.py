@@ -23,7 +23,7 @@ from weakref import WeakSet
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from outbox.core.lane import Lane
-from outbox.errors import OutboxError
+from outbox.errors import ConfigError, InvalidMessage, OutboxError
 from outbox.messages.otlp import TelemetryEnvelope
 from outbox.observe import uninstrumented
 from outbox.otel.envelopes import of_spans
@@ -237,18 +237,20 @@ class OutboxSpanProcessor(SpanProcessor):
 
     def _put(self, envelopes: Sequence[TelemetryEnvelope]) -> bool:
         """In one transaction, again and again with the same ids, until it holds or the deadline has passed."""
-        pause, tries, told_at = FIRST_PAUSE_SECONDS, 0, -math.inf
+        pause, tries, strange, told_at = FIRST_PAUSE_SECONDS, 0, 0, -math.inf
         while True:
             try:
                 self._box.put(*envelopes)
             except Exception as error:
                 tries += 1
                 known = isinstance(error, OutboxError)
+                strange += not known
                 now = time.monotonic()
                 if now > told_at + TOLD_EVERY_SECONDS:
                     told_at = now
                     logger.error("lane traces: spans wait to be stored: %s", error, exc_info=None if known else error)
-                if now + pause > self._deadline or (tries == TRIES and not known):
+                never = isinstance(error, InvalidMessage | ConfigError)
+                if never or strange == TRIES or now + pause > self._deadline:
                     return False
             else:
                 if tries:

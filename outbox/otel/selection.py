@@ -258,7 +258,8 @@ def _begin_again_after_fork(begin: weakref.WeakMethod[Callable[[], None]]) -> No
         if method is not None:
             method()
 
-    os.register_at_fork(after_in_child=in_child)
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=in_child)
 
 
 def _seconds(span: ReadableSpan) -> float:

@@ -53,8 +53,11 @@ class Parts:
             answered = self._begin(batch, receipt)
         try:
             envelope = _Envelope(batch, json.loads(batch.lines), answered, post)
-        except ValueError:  # written by hand: no document, so no part of it can be told
-            return answered[""]
+            empty = envelope.count == 0
+        except (ValueError, TypeError, AttributeError, RecursionError):
+            empty = True
+        if empty:  # written by hand: no document, so no part of it can be told
+            return self._under_way.pop(batch.id, answered)[""]
         receipt = envelope.send()
         if receipt.verdict in _FINAL:
             self._under_way.pop(batch.id, None)
@@ -72,13 +75,13 @@ class _Envelope:
         self._document = document
         self._answered = answered
         self._post = post
-        self._count = leaves(batch.lane, document)
+        self.count = leaves(batch.lane, document)
         self._taken: list[Receipt] = []
         self._items_taken = 0
         self._refused: list[tuple[int, Receipt]] = []
 
     def send(self) -> Receipt:
-        stopped = self._send("", 0, self._count)
+        stopped = self._send("", 0, self.count)
         whole = self._answered[""].body_sha256
         if stopped is not None:
             reason = f"{stopped.reason}; {self._so_far()}, the rest is sent with the next attempt"
@@ -107,7 +110,7 @@ class _Envelope:
         return self._post(replace(self._batch, part=suffix, lines=text, payload_bytes=len(text)))
 
     def _so_far(self) -> str:
-        return f"{self._items_taken} of its {self._count} items are taken"
+        return f"{self._items_taken} of its {self.count} items are taken"
 
     def _dead(self) -> Receipt:
         first, receipt = self._refused[0]

@@ -31,7 +31,7 @@ def read_verify(answer: Answer | Failure, *, now: float) -> Secret | Receipt:
     if judged.verdict in (Verdict.UNAUTHORIZED, Verdict.REFUSED, Verdict.TOO_LARGE) or judged.status == 402:
         return replace(judged, verdict=Verdict.UNAUTHORIZED, reason=_refused(judged.status))
     if judged.verdict in (Verdict.AMBIGUOUS, Verdict.DELIVERED):
-        judged = replace(judged, verdict=Verdict.UNAVAILABLE)
+        judged = replace(judged, verdict=Verdict.UNAVAILABLE, left=True)
     return replace(judged, reason=f"verify: {judged.reason}")
 
 

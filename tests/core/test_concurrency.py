@@ -51,6 +51,12 @@ def test_a_limit_that_was_not_in_use_does_not_grow() -> None:
     assert steady(reached=False).limit == 1
 
 
+def test_an_answer_that_came_far_too_late_proves_nothing() -> None:
+    state = replace(steady(), proven=3.0)
+    assert answered(state, seconds=60.0).proven == 3.0
+    assert answered(state).proven == 8.0
+
+
 @pytest.mark.parametrize("verdict", [Verdict.UNAVAILABLE, Verdict.AMBIGUOUS])
 def test_no_answer_takes_a_tenth_and_never_the_last_request(verdict: Verdict) -> None:
     state = steady()

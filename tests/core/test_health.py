@@ -142,6 +142,18 @@ def test_a_probe_that_is_refused_finds_beacon_back() -> None:
     assert next_health(paused, Verdict.TOO_LARGE, died=True) == Health(dead_streak=3)
 
 
+def test_an_endpoint_that_took_a_part_of_what_died_does_not_refuse_everything() -> None:
+    health = Health(dead_streak=DEAD_IN_A_ROW - 1)
+    assert next_health(health, Verdict.TOO_LARGE, died=True, taken_in_part=True) == Health()
+    assert next_health(health, Verdict.TOO_LARGE, died=True).state is LaneState.PAUSED
+
+
+def test_what_left_without_an_answer_may_have_reached_beacon() -> None:
+    health = Health(failures=FAILURES_TO_OPEN_BREAKER - 1)
+    assert next_health(health, Verdict.UNAVAILABLE, status=None, left=True).failures == FIRST_ANSWERED
+    assert next_health(health, Verdict.UNAVAILABLE, status=None).failures == 1
+
+
 def test_an_endpoint_that_refuses_everything_stays_paused_and_is_probed_with_fresh_entries_every_other_time() -> None:
     refusing = Health(LaneState.PAUSED, "endpoint refuses everything", NOW, FIRST_ANSWERED, DEAD_IN_A_ROW)
     assert not refusing.fresh_first, "what was refused is asked again first"

@@ -90,6 +90,11 @@ def test_while_everything_is_refused_no_entry_dies_or_is_counted_and_a_batch_is_
     assert decided(verdict, ambiguous=ambiguous, refusing=True) == Transition(Move.HALVE, 2, ambiguous)
 
 
+@pytest.mark.parametrize("verdict", [Verdict.REFUSED, Verdict.TOO_LARGE])
+def test_an_entry_that_beacon_took_a_part_of_dies_though_everything_else_is_refused(verdict: Verdict) -> None:
+    assert decided(verdict, entries=1, refusing=True, taken_in_part=True).move is Move.BURY
+
+
 def test_the_limit_of_attempts_buries_the_batch_that_reaches_it() -> None:
     assert decided(Verdict.UNAVAILABLE, attempts_limit=4).move is Move.RETRY
     assert decided(Verdict.UNAVAILABLE, attempts_limit=3) == Transition(Move.BURY, 3, False)

@@ -156,6 +156,11 @@ def test_text_that_is_no_document_is_too_large_as_a_whole() -> None:
     assert Parts().send(by_hand, Beacon(100)) is TOO_LARGE
 
 
+@pytest.mark.parametrize("lines", ["[1]", '{"resourceSpans":[{"resource":{}}]}', '{"resourceSpans":7}', "null"])
+def test_what_is_json_and_no_document_is_too_large_as_a_whole(lines: str) -> None:
+    assert Parts().send(replace(spans_of(1), lines=lines), Beacon(0)) is TOO_LARGE
+
+
 def test_of_many_envelopes_under_way_the_oldest_is_forgotten() -> None:
     parts = Parts()
     oldest, *others = (replace(spans_of(2), id=UUID(int=number)) for number in range(REMEMBERED + 1))

@@ -72,3 +72,4 @@ def test_a_verify_without_an_answer_counts_nothing(failure: Failure, verdict: Ve
     outcome = read_verify(failure, now=NOW)
     assert isinstance(outcome, Receipt)
     assert (outcome.verdict, outcome.counted) == (verdict, False)
+    assert outcome.unreached == (failure is Failure.NOT_SENT)

@@ -13,6 +13,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from outbox.core.runs import Runs
 from outbox.store.dialects.base import Dialect, Row
 
+MIGRATION_LOCK_SECONDS = 5
+
 
 class MySQL(Dialect):
     name = "mysql"
@@ -106,9 +108,12 @@ class MySQL(Dialect):
     @contextmanager
     def migration_lock(self, connection: Connection) -> Iterator[None]:
         connection.execute(text("SELECT GET_LOCK('outbox migrate', 60)"))
+        # An ALTER waits for whoever has only read the table, and all others wait behind it: a day, by default.
+        connection.execute(text(f"SET SESSION lock_wait_timeout = {MIGRATION_LOCK_SECONDS}"))
         try:
             yield
         finally:
+            connection.execute(text("SET SESSION lock_wait_timeout = DEFAULT"))
             connection.execute(text("SELECT RELEASE_LOCK('outbox migrate')"))
 
     def readable_time(self, column: str) -> str:
