@@ -116,7 +116,7 @@ def test_an_envelope_that_is_too_large_for_beacon_is_delivered_in_parts(new: New
 
 
 def test_an_envelope_whose_one_span_is_too_large_is_dead_and_says_which(new: New, beacon: Simulator) -> None:
-    box, dispatcher = new()
+    box, dispatcher = new(telemetry_max_value_length=4000)
     [id] = box.put(traces_of(1, "x" * 3000))
     beacon.faults.max_body_bytes = 2000
     wait_until(lambda: dispatcher.run_lane(Lane.TRACES).next_seconds is None and box.status().unfinished == 0)

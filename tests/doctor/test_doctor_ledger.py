@@ -10,6 +10,7 @@ from sqlalchemy import Engine, text
 from outbox.simulator import Simulator
 from tests.cli.command import ENTRY, EXAMPLES, Command, usage_line
 from tests.doctor.report import examined, run, working
+from tests.messages.documents import example
 from tests.support.databases import Database
 from tests.support.waiting import wait_until
 
@@ -181,7 +182,7 @@ def test_an_outbox_that_fills_up_is_told(outbox: Command, bound: str, status: st
 
 
 def test_a_lane_that_is_off_is_told_with_what_it_holds(outbox: Command, beacon: Simulator) -> None:
-    outbox("enqueue", "traces", EXAMPLES / "traces.json")
+    outbox("enqueue", "traces", stdin=example("traces"))
     off = outbox.but(telemetry_traces="false")
     report = examined(off)
     assert "traces: off by the settings, and it holds 1 entries" in report.the("lanes", "warning").found
