@@ -182,7 +182,7 @@ def test_an_outbox_that_fills_up_is_told(outbox: Command, bound: str, status: st
 
 
 def test_a_lane_that_is_off_is_told_with_what_it_holds(outbox: Command, beacon: Simulator) -> None:
-    outbox("enqueue", "traces", stdin=example("traces"))
+    outbox("enqueue", "traces", stdin=example("traces").encode())
     off = outbox.but(telemetry_traces="false")
     report = examined(off)
     assert "traces: off by the settings, and it holds 1 entries" in report.the("lanes", "warning").found
