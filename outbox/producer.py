@@ -167,7 +167,7 @@ class Outbox:
         with self.store.database.write() as connection:
             self._insert(connection, result, rows)
         self.wake.set(set(rows))
-        self._door.save_some(self.store)
+        self.save_removed()
         return result
 
     async def put_async(self, *messages: Message, timeout: float = 0) -> EnqueueResult:
@@ -227,6 +227,12 @@ class Outbox:
             license=LicenseStatus(present=self.settings.license() is not None, offline=self.settings.offline),
             schema=self.store.schema(),
         )
+
+    def save_removed(self) -> None:
+        """Save the counts of :meth:`removed` that other processes cannot see yet. A put does so now and then, and so
+        does a worker; who only enqueues, without a worker beside, calls it. Raises nothing.
+        """
+        self._door.save_some(self.store)
 
     def removed(self) -> list[Removed]:
         """What was taken out of telemetry before it was stored, and how often: by all processes that have saved their

@@ -162,6 +162,7 @@ class Worker:
             logger.log(level, "lane %s: %s; %d entries discarded", lane, reason, discarded)
 
     def _keep_within_bounds(self) -> None:
+        self.box.save_removed()
         for lane in set(Lane) - set(self.dispatcher.lanes):
             status = self.box.store.lane_status(lane)
             if status.state == LaneState.OFF and status.unfinished:  # of a producer with other settings, or of the wire

@@ -16,7 +16,7 @@ from sqlalchemy import Engine, event, inspect, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import Session
 
-from outbox import InvalidMessage, Outbox, Settings, TelemetryEnvelope
+from outbox import BeaconTransport, InvalidMessage, Outbox, Settings, TelemetryEnvelope, Worker
 from outbox.core.lane import LANES, Lane, Signal
 from outbox.core.privacy import OTHER, Place, Removal, Removed, Why
 from outbox.messages import Message
@@ -29,6 +29,7 @@ from tests.messages.documents import of_metric, of_record, of_span
 from tests.messages.filtering import attribute
 from tests.support.databases import Database
 from tests.support.intervals import interval
+from tests.support.waiting import wait_until
 
 PEOPLE = ("zqcan.doe@mail.example", "203.0.113.77", "feedc0de-1111-4222-8333-944455556666", "Zqanna Zqvist")
 MARKS = ("zqcan", "203.0.113", "feedc0de", "zqanna", "zqvist")
@@ -245,6 +246,17 @@ def test_the_transaction_of_a_producer_never_touches_the_counts(box: Outbox, eng
     assert [each for each in statements if "outbox_removed" in each] == []
     assert box.store.removed() == []
     assert len(box.removed()) == 3
+
+
+def test_a_worker_saves_what_was_counted_for_transactions_of_the_host(
+    box: Outbox, engine: Engine, beacon: Simulator
+) -> None:
+    with Session(engine) as session, session.begin():
+        box.enqueue(session, span_to_count())
+    assert box.store.removed() == []
+    settings = Settings(beacon_url=beacon.url, license_key=beacon.license)
+    with BeaconTransport(settings) as transport, Worker(box, transport):
+        wait_until(lambda: sorted(box.store.removed(), key=repr) == times(1))
 
 
 def test_counts_that_cannot_be_saved_disturb_nobody_and_are_saved_later(
