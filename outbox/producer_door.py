@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Mapping
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
+from weakref import WeakSet
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -59,19 +60,23 @@ class Door:
 
     def __init__(self, settings: Settings) -> None:
         self._filter = Filter(policy_of(settings)) if settings.telemetry_privacy == "standard" else None
-        self._lock = Lock()
-        self._unsaved: Counter[Removal] = Counter()
+        self._begin()
         self._known: dict[tuple[Lane, str, str, str], Removal] = {}
         self._saved_at = float("-inf")
-        self._pid = os.getpid()
+        _DOORS.add(self)
         if self._filter is None:
             logger.warning("OUTBOX_TELEMETRY_PRIVACY is off: telemetry is stored and sent as it is given")
+
+    def _begin(self) -> None:
+        """As new. In a child process too: what its parent counted is the parent's to save, and a thread that is not
+        here may hold the lock."""
+        self._lock = Lock()
+        self._unsaved: Counter[Removal] = Counter()
 
     @property
     def unsaved(self) -> Mapping[Removal, int]:
         """Counts that are in no database yet."""
         with self._lock:
-            self._after_fork()
             return dict(self._unsaved)
 
     def text_of(self, message: Message) -> str:
@@ -83,8 +88,9 @@ class Door:
         text, taken = message.left_by(self._filter)
         if taken:
             self._count(message.lane, taken)
-            if len(text) > LANES[message.lane].max_payload_bytes:  # placeholders may be longer than what they replace
-                raise InvalidMessage("(document)", f"is {len(text)} bytes without what must not leave: split it")
+        # Placeholders may be longer than what they replace; nothing is taken from a message that is put again.
+        if len(text) > LANES[message.lane].max_payload_bytes:
+            raise InvalidMessage("(document)", f"is {len(text)} bytes without what must not leave: split it")
         return text
 
     def save_some(self, store: CountsStore) -> None:
@@ -95,7 +101,6 @@ class Door:
     def save(self, store: CountsStore) -> None:
         """Save the counts. Raises nothing: they are no reason to disturb a producer."""
         with self._lock:
-            self._after_fork()
             counts, self._unsaved = self._unsaved, Counter()
             self._saved_at = time.monotonic()
         if not counts:
@@ -111,7 +116,6 @@ class Door:
     def _count(self, lane: Lane, taken: Taken) -> None:
         fresh: list[Removal] = []
         with self._lock:
-            self._after_fork()
             for (place, key, why), times in taken.items():
                 removal = self._known.get((lane, place, key, why))
                 self._unsaved[removal or self._named(lane, place, key, why, fresh)] += times
@@ -126,12 +130,6 @@ class Door:
         if self._known.setdefault((lane, place, name, why), removal) is removal:
             fresh.append(removal)
         return removal
-
-    def _after_fork(self) -> None:
-        """What the parent counted is the parent's to save."""
-        if self._pid != os.getpid():
-            self._unsaved.clear()
-            self._pid = os.getpid()
 
 
 def policy_of(settings: Settings) -> PrivacyPolicy:
@@ -148,3 +146,15 @@ def _tell(removal: Removal) -> None:
     if removal.key == OTHER:
         mend = "keys that look like personal data, or too many, are not named"
     logger.info("lane %s: %s %s was taken out: %s", removal.lane, removal.place, removal.key, mend)
+
+
+_DOORS: WeakSet[Door] = WeakSet()
+
+
+def _begin_in_child() -> None:
+    for door in list(_DOORS):
+        door._begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)

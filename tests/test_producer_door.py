@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 from uuid import uuid4
 
@@ -20,7 +21,7 @@ from outbox import BeaconTransport, InvalidMessage, Outbox, Settings, TelemetryE
 from outbox.core.lane import LANES, Lane, Signal
 from outbox.core.privacy import OTHER, Place, Removal, Removed, Why
 from outbox.messages import Message
-from outbox.producer_door import KEPT_APART
+from outbox.producer_door import KEPT_APART, Door
 from outbox.simulator import Simulator
 from outbox.store import removed as counts_of
 from outbox.testing import drain
@@ -361,10 +362,36 @@ def test_a_forked_child_saves_only_what_it_counted_itself(database: Database, bo
     assert sorted(box.store.removed(), key=repr) == times(1)
 
 
+def test_a_child_forked_while_another_thread_holds_the_lock_of_the_door_can_pass_it() -> None:
+    door = Door(Settings())
+    held, release = Event(), Event()
+
+    def hold() -> None:
+        with door._lock:
+            held.set()
+            release.wait()
+
+    holder = Thread(target=hold)
+    holder.start()
+    held.wait()
+    child = os.fork()
+    if child == 0:
+        free = door._lock.acquire(blocking=False)
+        if free:
+            door._lock.release()
+            door.text_of(span_to_count())
+        os._exit(0 if free and len(door.unsaved) == 3 else 1)
+    release.set()
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0
+    assert door.unsaved == {}, "what the child counted is the child's"
+
+
 def test_an_entry_that_placeholders_make_too_large_is_refused(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
     message = TelemetryEnvelope("traces", of_span(attributes=[attribute("endpoint", "/1" * 100)]))
     exactly = replace(LANES[Lane.TRACES], max_payload_bytes=len(message.payload))
     monkeypatch.setitem(LANES, Lane.TRACES, exactly)
-    with pytest.raises(InvalidMessage, match="without what must not leave"):
-        box.put(message)
+    for _ in range(2):  # put again, it is not looked at again, and no smaller
+        with pytest.raises(InvalidMessage, match="without what must not leave"):
+            box.put(message)
     assert box.status().lanes["traces"].pending == 0
