@@ -2,6 +2,7 @@
 
     attribute keys      those on the list of their place; all others go
     values of these     go when they look like an address, an id of a person, a secret; a path keeps its form
+                        of SQL the verb stays, and numbers in paths and literals become placeholders
     names               of spans, events, metrics, scopes: what looks like that becomes a placeholder, as in /users/{id}
     free text           status messages, trace states, bodies of logs: goes, unless it is allowed
     length              a longer value is cut

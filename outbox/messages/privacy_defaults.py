@@ -67,3 +67,15 @@ ALLOWED: Mapping[Place, frozenset[str]] = {
 OF_MACHINES = frozenset({"service.instance.id", "service.version", "container.image.tags", "k8s.job.name"})
 """Keys whose values may be a UUID or a hash: an instance of a service, a build. Without the first, the counters of two
 instances could not be told apart."""
+
+OF_VERSIONS = frozenset(
+    {
+        *("service.version", "telemetry.sdk.version", "telemetry.distro.version", "os.version", "otel.scope.version"),
+        *("process.runtime.version", "process.runtime.description", "container.image.tags"),
+    }
+)
+"""Keys whose values may be a version of four numbers, which looks like an address, or app@1.2.3."""
+
+OF_QUANTITIES = (".size", "_size", "rows", "count", "lineno", "line.number", "bytes", "duration", "_ms", "_us", "_ns")
+"""Ends of keys whose numbers may be large; elsewhere a number of ten digits is somebody's."""
+OF_LARGE_NUMBERS = frozenset({"thread.id", "le"})

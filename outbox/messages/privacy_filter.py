@@ -17,8 +17,8 @@ from outbox.core.privacy import Place, Why
 from outbox.messages.message import to_json
 from outbox.messages.otlp_schema import MESSAGES
 from outbox.messages.privacy import PrivacyPolicy
-from outbox.messages.privacy_defaults import OF_MACHINES
-from outbox.messages.privacy_values import is_path, masked, refused
+from outbox.messages.privacy_defaults import OF_LARGE_NUMBERS, OF_MACHINES, OF_QUANTITIES, OF_VERSIONS
+from outbox.messages.privacy_values import Kind, is_path, masked, refused
 
 Taken = dict[tuple[str, str, str], int]
 """How often what was taken out of one document: place, key and why. As plain texts: enums are slow to hash."""
@@ -40,6 +40,14 @@ _PLACE_BEGINS = {
 """Where each place begins; messages inside are of the same place."""
 _FREE_TEXT = {"traceState": "traceState", "message": "status.message"}
 """Fields of free text that go unless they are allowed, and their names for people."""
+_VERSION, _SCHEMA_URL = "version", "schemaUrl"
+_SCHEMA_OF_OPENTELEMETRY = re.compile(r"https://opentelemetry\.io/schemas/[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4}")
+_KINDS = {
+    **dict.fromkeys(OF_MACHINES, Kind.MACHINE),
+    **dict.fromkeys(OF_VERSIONS, Kind.VERSION),
+    **dict.fromkeys(OF_MACHINES & OF_VERSIONS, Kind.BUILD),
+}
+_LARGE = 10**9
 _ID = re.compile(r"[0-9A-Za-z]{0,32}")
 _IDS = frozenset({"trace id", "span id", "trace id or empty", "span id or empty"})
 _RESOURCE = Place.RESOURCE.value
@@ -95,7 +103,8 @@ class Filter:
             label = _FREE_TEXT.get(field)
             if label is not None and label not in self.policy.allowed[place]:
                 return _dropping(place, field, label)
-            return self._name(place, field, label or field)
+            name_step = self._name(place, field, label or field)
+            return _unless_of_opentelemetry(field, name_step) if field == _SCHEMA_URL else name_step
         if kind in _IDS:
             return _id(place, field)
         inner = kind[1:-1] if kind.startswith("[") else kind
@@ -140,6 +149,9 @@ class Filter:
             if "bytesValue" in value:  # what they mean cannot be known
                 _count(taken, there, key, _VALUE)
                 return False
+            if _is_large(value) and key not in OF_LARGE_NUMBERS and not key.endswith(OF_QUANTITIES):
+                _count(taken, there, key, _VALUE)
+                return False
             inner = value.get("arrayValue") or value.get("kvlistValue")
             if inner and inner.get("values"):
                 if "arrayValue" in value:
@@ -151,31 +163,31 @@ class Filter:
         return keeps, keeps_value
 
     def _keeps_text(self, value: dict[str, Any], there: str, key: str, taken: Taken) -> bool:
-        text, of_machine, limit = value["stringValue"], key in OF_MACHINES, self.policy.max_value_length
-        if not of_machine and is_path(text):
-            path = masked(text, limit)
-            if path != text:
-                value["stringValue"] = path
-                _count(taken, there, key, _LENGTH if path == text[:limit] else _VALUE)
-            return True
-        if refused(text, of_machine=of_machine) or refused(text[:limit], of_machine=of_machine):
+        text, kind, limit = value["stringValue"], _KINDS.get(key, Kind.ANY), self.policy.max_value_length
+        masks = kind in (Kind.ANY, Kind.VERSION)
+        if masks and (is_path(text) or not refused(text, kind)):
+            kept = masked(text, limit, of_version=kind is Kind.VERSION)
+        elif refused(text, kind) or refused(text[:limit], kind):
             _count(taken, there, key, _VALUE)
             return False
-        if len(text) > limit:
-            value["stringValue"] = text[:limit]
-            _count(taken, there, key, _LENGTH)
-        elif not of_machine:
+        else:
+            kept = text[:limit]
+        if kept != text:
+            value["stringValue"] = kept
+            _count(taken, there, key, _LENGTH if kept == text[:limit] else _VALUE)
+        elif kind is Kind.ANY:
             _remember(self._harmless_values, text)
         return True
 
     def _name(self, place: Place, field: str, label: str) -> Step:
-        there, harmless, limit = place.value, self._harmless_names, self.policy.max_value_length
+        there, limit, of_version = place.value, self.policy.max_value_length, field == _VERSION
+        harmless: set[str] = set() if of_version else self._harmless_names
 
         def step(message: dict[str, Any], taken: Taken) -> None:
             text = message[field]
             if text in harmless:
                 return
-            name = masked(text, limit)
+            name = masked(text, limit, of_version=of_version)
             if name == text:
                 _remember(harmless, text)
                 return
@@ -247,6 +259,24 @@ def _dropping(place: Place, field: str, label: str) -> Step:
             _count(taken, there, label, _KEY)
 
     return step
+
+
+def _unless_of_opentelemetry(field: str, otherwise: Step) -> Step:
+    """A schema that everybody has is nobody's."""
+
+    def step(message: dict[str, Any], taken: Taken) -> None:
+        if _SCHEMA_OF_OPENTELEMETRY.fullmatch(message[field]) is None:
+            otherwise(message, taken)
+
+    return step
+
+
+def _is_large(value: dict[str, Any]) -> bool:
+    """Whether the value is a number of ten digits and more, as those of cards, accounts and telephones are."""
+    if "intValue" in value:
+        return abs(int(value["intValue"])) >= _LARGE
+    number = value.get("doubleValue")
+    return isinstance(number, int | float) and abs(number) >= _LARGE
 
 
 def _id(place: Place, field: str) -> Step:

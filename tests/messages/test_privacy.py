@@ -162,6 +162,48 @@ def test_numbers_and_what_is_empty_stay_as_they_are(value: dict[str, Any]) -> No
     assert value_left(value) == value
 
 
+LARGE = ({"intValue": "4111111111"}, {"intValue": "-4111111111"}, {"doubleValue": 4111111111111111.0})
+
+
+@pytest.mark.parametrize("value", LARGE)
+def test_a_number_of_ten_digits_stays_only_where_a_quantity_may_be_as_large(value: dict[str, Any]) -> None:
+    assert value_left(value) is None
+    assert value_left(value, "app.user_number", wider("app.*")) is None
+    assert value_left({"arrayValue": {"values": [value]}}) == {"arrayValue": {"values": []}}
+    for key in (
+        "http.response.body.size",
+        "request_size",
+        "db.response.returned_rows",
+        "thread.id",
+        "code.lineno",
+        "le",
+    ):
+        assert value_left(value, key) == value
+
+
+@pytest.mark.parametrize("value", [{"intValue": "411111111"}, {"doubleValue": 0.12345678901}, {"doubleValue": "NaN"}])
+def test_a_smaller_number_or_one_with_many_decimals_stays(value: dict[str, Any]) -> None:
+    assert value_left(value) == value
+
+
+@pytest.mark.parametrize(
+    ("url", "left"),
+    {
+        "https://opentelemetry.io/schemas/1.21.0": "https://opentelemetry.io/schemas/1.21.0",
+        "https://opentelemetry.io/schemas/1.21.0?q=jane": "/schemas/1.21.0",
+        "https://opentelemetry.io/schemas/jane": "/schemas/jane",
+        "https://customer.example/schemas/1.21.0": "/schemas/1.21.0",
+    }.items(),
+)
+def test_a_schema_of_opentelemetry_is_nobodys(url: str, left: str) -> None:
+    document = of_span()
+    document["resourceSpans"][0]["schemaUrl"] = document["resourceSpans"][0]["scopeSpans"][0]["schemaUrl"] = url
+    text, taken = filtered("traces", document)
+    resource = json.loads(text)["resourceSpans"][0]
+    assert (resource["schemaUrl"], resource["scopeSpans"][0]["schemaUrl"]) == (left, left)
+    assert sum(taken.values()) == (0 if left == url else 2)
+
+
 def test_a_long_value_and_a_long_name_are_cut() -> None:
     left, taken = span_left(wider(max_value_length=20), name="n" * 30, attributes=[attribute("endpoint", "v" * 30)])
     assert left == {"name": "n" * 20, "attributes": [attribute("endpoint", "v" * 20)]}

@@ -24,7 +24,13 @@ RECOGNISED = {
     "203.0.113": ("203.0.113.77",),
     "db8:25a": ("2001:db8:25a::7334",),
     "feedc0de": ("feedc0de-1111-4222-8333-944455556666", "feedc0de1111422283339444"),
-    "zqtok": ("Bearer zqtok1.abcdef", "sk-zqtok-abcdef", "password=zqtok1", "https://zqtok:x@h.example/a?k=zqtok"),
+    "zqtok": (
+        "Bearer zqtok1.abcdef",
+        "sk-proj-zqtok",
+        "sk-zqtok123",
+        "password=zqtok1",
+        "https://zqtok:x@h.example/a?k=zqtok",
+    ),
     "eyjzq": ("eyJzqhbG.eyJzqhbG.eyJzqhbG",),
     "555-0199": ("+1 202 555-0199",),
 }
