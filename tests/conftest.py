@@ -122,10 +122,11 @@ def engine(database: Database) -> Iterator[Engine]:
 def box(database: Database, engine: Engine) -> Iterator[Outbox]:
     """A migrated outbox with the settings of a host that set only its licence. Its ledger must hold at the end."""
     from outbox import Outbox, Settings
+    from tests.support.tables import make_tables
 
     box = Outbox(database.url, settings=Settings(license_key="test-license-key"))
     try:
-        box.migrate()
+        make_tables(database, box)
         yield box
         ledger.check(engine)
     finally:

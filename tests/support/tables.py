@@ -1,0 +1,51 @@
+"""The outbox's tables in a test's database, as ``migrate`` makes them, without its time: most tests need no upgrade.
+
+SQLite: a copy of a file that was migrated once. Servers: the SQL script, which tests/test_migrate.py shows to make the
+same schema.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+
+from sqlalchemy import create_engine, make_url
+
+from outbox import Outbox, Settings
+from tests.support.databases import Database
+
+
+def make_tables(database: Database, box: Outbox) -> None:
+    """Bring the empty ``database`` of ``box`` to the newest revision."""
+    if database.name == "sqlite":
+        shutil.copyfile(_migrated_file(), str(make_url(database.url).database))
+        return
+    engine = create_engine(database.url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for statement in _statements(database.name, box):
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+@cache
+def _migrated_file() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="outbox-tables-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = folder / "outbox.db"
+    with closing(Outbox(f"sqlite:///{path}", settings=Settings())) as box:
+        box.migrate()
+    return path
+
+
+_SCRIPTS: dict[str, list[str]] = {}
+
+
+def _statements(name: str, box: Outbox) -> list[str]:
+    if name not in _SCRIPTS:
+        parts = (part.strip() for part in box.migration_sql().split(";\n"))
+        _SCRIPTS[name] = [part for part in parts if part and part not in ("BEGIN", "COMMIT", "COMMIT;")]
+    return _SCRIPTS[name]
