@@ -45,7 +45,7 @@ _SCHEME = (
 )
 _KNOWN_KEY = (
     r"(?<![A-Za-z0-9])(?:lsv2_|ls__|(?:pk|rk)[-_](?:live|test)|gh[opsur]_|github_pat_|glpat-|xox[abeprs]-"
-    r"|sk[-_](?:proj|ant|svcacct|admin|live|test|or)[-_]|ya29\.|AKIA|ASIA|AIza)[\w-]{8,}"
+    r"|sk[-_](?=(?:proj|ant|svcacct|admin|live|test|or)[-_])|ya29\.|AKIA|ASIA|AIza)[\w-]{8,}"
 )
 # A service may be called sk-orders: here a key is a long run, or a shorter one with a digit.
 _SHORT_PREFIX_KEY = r"(?<![A-Za-z0-9])(?:sk[-_]|hf_)(?:[A-Za-z0-9]{20}|(?=[A-Za-z]*\d)[A-Za-z0-9]{8})[\w-]*"

@@ -12,7 +12,7 @@ from outbox.core.privacy import Place
 from outbox.messages import TelemetryEnvelope
 from outbox.messages.otlp_schema import MESSAGES
 from outbox.messages.privacy_defaults import ALLOWED, OF_MACHINES
-from tests.messages.documents import compact, example, of_metric, of_record, of_span
+from tests.messages.documents import SPAN, compact, example, of_metric, of_record, of_span
 from tests.messages.filtering import (
     STANDARD,
     attribute,
@@ -35,12 +35,19 @@ PERSONAL = (
     *("k8s.namespace.name", "k8s.node.name", "cloud.account.id", "container.image.name", "os.description"),
     *("gen_ai.prompt", "gen_ai.completion", "gen_ai.input.messages", "messaging.destination.name", "feature", ""),
 )
+
+
+def with_a_span(of_scope: dict[str, Any] | None = None, **of_resource: Any) -> dict[str, Any]:
+    """A document with a span in its one scope, and more fields of this scope and its resource."""
+    return {"resourceSpans": [{**of_resource, "scopeSpans": [{**(of_scope or {}), "spans": [SPAN]}]}]}
+
+
 CLOSED: tuple[tuple[Signal, Any], ...] = (
-    ("traces", {"resourceSpans": [{"resource": {"attributes": [attribute("K", "V")]}}]}),
-    ("traces", {"resourceSpans": [{"scopeSpans": [{"scope": {"attributes": [attribute("K", "V")]}}]}]}),
+    ("traces", with_a_span(resource={"attributes": [attribute("K", "V")]})),
+    ("traces", with_a_span(of_scope={"scope": {"attributes": [attribute("K", "V")]}})),
     ("traces", of_span(attributes=[attribute("K", "V")])),
     ("traces", of_span(events=[{"attributes": [attribute("K", "V")]}])),
-    ("traces", of_span(links=[{"attributes": [attribute("K", "V")]}])),
+    ("traces", of_span(links=[{**SPAN, "attributes": [attribute("K", "V")]}])),
     ("logs", of_record(attributes=[attribute("K", "V")])),
     ("metrics", of_metric(gauge={"dataPoints": [{"attributes": [attribute("K", "V")]}]})),
     ("metrics", of_metric(histogram={"dataPoints": [{"attributes": [attribute("K", "V")]}]})),
@@ -88,7 +95,7 @@ def test_what_is_dropped_is_added_to_otlps_own_count() -> None:
     gone = [attribute("user.id"), attribute("user.name")]
     left, _ = span_left(attributes=[*gone, attribute("endpoint")], droppedAttributesCount=3)
     assert (left["attributes"], left["droppedAttributesCount"]) == ([attribute("endpoint")], 5)
-    left, _ = span_left(events=[{"attributes": gone}], links=[{"attributes": gone}])
+    left, _ = span_left(events=[{"attributes": gone}], links=[{**SPAN, "attributes": gone}])
     assert [each["droppedAttributesCount"] for each in (*left["events"], *left["links"])] == [2, 2]
     left, _ = record_left(attributes=gone, droppedAttributesCount=2**32 - 2)
     assert left["droppedAttributesCount"] == 2**32 - 1
@@ -99,8 +106,8 @@ def test_what_is_dropped_is_added_to_otlps_own_count() -> None:
 
 def test_free_text_goes_unless_it_is_allowed() -> None:
     fields: dict[str, Any] = {"status": {"code": 2, "message": "no Jane here"}, "traceState": "dd=t.usr.id:jane"}
-    left, taken = span_left(**fields, links=[{"traceState": "a=jane"}])
-    assert left == {"status": {"code": 2}, "links": [{}]}
+    left, taken = span_left(**fields, links=[{**SPAN, "traceState": "a=jane"}])
+    assert left == {"status": {"code": 2}, "links": [SPAN]}
     assert taken == {("span", "status.message", "key"): 1, ("span", "traceState", "key"): 2}
     left, taken = span_left(wider("span:status.message"), **fields)
     assert left == {"status": {"code": 2, "message": "no Jane here"}}
@@ -136,15 +143,15 @@ def test_names_of_everything_are_masked() -> None:
     assert set(metric_left(name=mail, description=mail, unit=mail)[0].values()) == {"of {email}"}
     assert set(record_left(eventName=mail, severityText=mail)[0].values()) == {"of {email}"}
     scope = {"scope": {"name": mail, "version": mail}, "schemaUrl": "https://opentelemetry.io/schemas/1.40.0?q=x"}
-    text, _ = filtered("traces", {"resourceSpans": [{"scopeSpans": [scope]}]})
+    text, _ = filtered("traces", with_a_span(scope))
     assert json.loads(text)["resourceSpans"][0]["scopeSpans"] == [
-        {"scope": {"name": "of {email}", "version": "of {email}"}, "schemaUrl": "/schemas/1.40.0"}
+        {"scope": {"name": "of {email}", "version": "of {email}"}, "spans": [SPAN], "schemaUrl": "/schemas/1.40.0"}
     ]
 
 
 def test_an_id_that_is_none_goes() -> None:
-    left, taken = span_left(parentSpanId="jane@example.com")
-    assert (left, taken) == ({}, {("span", "parentSpanId", "value"): 1})
+    text, taken = STANDARD.filtered(Lane.TRACES, compact(of_span(parentSpanId="jane@example.com")))
+    assert (text, taken) == (compact(of_span()), {("span", "parentSpanId", "value"): 1})
 
 
 def test_what_is_inside_of_a_value_is_looked_at_like_the_value() -> None:
@@ -196,8 +203,7 @@ def test_a_smaller_number_or_one_with_many_decimals_stays(value: dict[str, Any])
     }.items(),
 )
 def test_a_schema_of_opentelemetry_is_nobodys(url: str, left: str) -> None:
-    document = of_span()
-    document["resourceSpans"][0]["schemaUrl"] = document["resourceSpans"][0]["scopeSpans"][0]["schemaUrl"] = url
+    document = with_a_span({"schemaUrl": url}, schemaUrl=url)
     text, taken = filtered("traces", document)
     resource = json.loads(text)["resourceSpans"][0]
     assert (resource["schemaUrl"], resource["scopeSpans"][0]["schemaUrl"]) == (left, left)
@@ -248,7 +254,7 @@ def test_references_to_attributes_that_are_gone_go_too() -> None:
         "attributes": [attribute("service.name"), attribute("host.name")],
         "entityRefs": [{"type": "service", **of_service}, {"type": "host", **of_host}],
     }
-    text, taken = filtered("traces", {"resourceSpans": [{"resource": resource}]})
+    text, taken = filtered("traces", with_a_span(resource=resource))
     assert json.loads(text)["resourceSpans"][0]["resource"]["entityRefs"] == [
         {"type": "service", "idKeys": ["service.name"], "descriptionKeys": []}
     ]
