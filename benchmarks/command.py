@@ -34,7 +34,7 @@ BENCHMARKS = {
     "soak": "a steady rate with mixed faults for a long time",
     "peers": "the same rows through other queues",
 }
-QUICK = ("enqueue", "drain", "steady", "latency", "backpressure", "otel")
+QUICK = ("enqueue", "drain", "steady", "latency", "backpressure")
 """What ``make bench`` runs."""
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
