@@ -28,12 +28,16 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def open_box(tmp_path: Path, migrated: Path) -> Iterator[OpenBox]:
-    """Opens migrated outboxes on one SQLite file, each with settings of its own; its ledger must hold at the end."""
+    """Opens migrated outboxes on one SQLite file, each with settings of its own; its ledger must hold at the end.
+
+    Unfiltered unless they say otherwise: what is made up here is nobody's, and must arrive as it was.
+    """
     url = f"sqlite:///{shutil.copy(migrated, tmp_path / 'otel.db')}"
     opened: list[Outbox] = []
 
     def open_one(**settings: Any) -> Outbox:
-        box = Outbox(settings=Settings(database_url=url, license_key="test-license-key", **settings))
+        given = {"telemetry_privacy": "off", **settings}
+        box = Outbox(settings=Settings(database_url=url, license_key="test-license-key", **given))
         opened.append(box)
         return box
 

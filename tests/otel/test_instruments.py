@@ -294,7 +294,7 @@ def test_no_personal_data_is_stored(app: Any, box: Outbox, engine: Engine, tmp_p
 
 def test_the_search_would_find_it(box: Outbox, tmp_path: Path) -> None:
     for mark in MEASURED.values():
-        attribute = {"key": "user", "value": {"stringValue": mark}}
+        attribute = {"key": "env", "value": {"stringValue": mark}}
         document = {"resourceSpans": [{"resource": {"attributes": [attribute]}, "scopeSpans": [{"spans": [_SPAN]}]}]}
         box.put(TelemetryEnvelope("traces", document))
     marks = set().union(*found_in_files(tmp_path / "outbox").values())
