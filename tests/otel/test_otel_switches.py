@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from outbox import BeaconTransport, Outbox, Settings, Worker
+from outbox import BeaconTransport, Outbox, Settings, TelemetryEnvelope, Worker
 from outbox.core.lane import SIGNALS, Signal
 from outbox.otel import OutboxSpanExporter, OutboxSpanProcessor
 from outbox.simulator import Simulator
+from tests.messages.documents import of_metric, of_record, of_span
 from tests.otel import stored
 from tests.otel.conftest import OpenBox
 from tests.otel.spanning import ended
 from tests.support.intervals import interval
 from tests.support.waiting import wait_until
 
-DOCUMENTS: dict[Signal, str] = {
-    "metrics": '{"resourceMetrics":[{"scopeMetrics":[]}]}',
-    "traces": '{"resourceSpans":[{"scopeSpans":[]}]}',
-    "logs": '{"resourceLogs":[{"scopeLogs":[]}]}',
+DOCUMENTS: dict[Signal, dict[str, Any]] = {
+    "metrics": of_metric(gauge={"dataPoints": [{"asDouble": 1.5}]}),
+    "traces": of_span(),
+    "logs": of_record(severityNumber=9),
 }
 
 
@@ -28,8 +30,6 @@ DOCUMENTS: dict[Signal, str] = {
 def test_a_worker_that_starts_with_a_lane_off_discards_what_waited_counted_and_told_once(
     open_box: OpenBox, beacon: Simulator, signal: Signal, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from outbox import TelemetryEnvelope
-
     before = open_box()
     before.put(*(TelemetryEnvelope(each, DOCUMENTS[each]) for each in SIGNALS), interval())
     box = open_box(beacon_url=beacon.url, **{f"telemetry_{signal}": False})
