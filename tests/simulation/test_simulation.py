@@ -1,6 +1,6 @@
 """Days of faults in virtual time: no invariant breaks, and whatever was committed ends.
 
-``OUTBOX_TEST_SEEDS`` is the number of days (800). A failure names its seed; ``simulate(seed)`` shows it again.
+``OUTBOX_TEST_SEEDS`` is the number of days (500). A failure names its seed; ``simulate(seed)`` shows it again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.simulation.run import Simulation, simulate, simulate_all
 from tests.simulation.scenario import OUTAGES, Outage, Scenario, draw
 from tests.simulation.world import DAY, HOUR
 
-SEEDS = int(os.environ.get("OUTBOX_TEST_SEEDS", "800"))
+SEEDS = int(os.environ.get("OUTBOX_TEST_SEEDS", "500"))
 CHUNK = 20
 ROOT = Path(__file__).parents[2]
 
