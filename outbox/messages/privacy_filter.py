@@ -182,15 +182,21 @@ class Filter:
     def _name(self, place: Place, field: str, label: str) -> Step:
         there, limit, of_version = place.value, self.policy.max_value_length, field == _VERSION
         harmless: set[str] = set() if of_version else self._harmless_names
+        placeheld: dict[str, str] = {}
+        """What names became: one with an id in it comes again as often as a harmless one."""
 
         def step(message: dict[str, Any], taken: Taken) -> None:
             text = message[field]
             if text in harmless:
                 return
-            name = masked(text, limit, of_version=of_version)
-            if name == text:
-                _remember(harmless, text)
-                return
+            name = placeheld.get(text)
+            if name is None:
+                name = masked(text, limit, of_version=of_version)
+                if name == text:
+                    _remember(harmless, text)
+                    return
+                if len(text) <= _REMEMBERED_LENGTH and len(placeheld) < _REMEMBERED_TEXTS:
+                    placeheld[text] = name
             message[field] = name
             _count(taken, there, label, _LENGTH if name == text[:limit] else _VALUE)
 
