@@ -9,7 +9,8 @@ import os
 import re
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,19 @@ class Done:
         return [json.loads(line) for line in self.out.splitlines()]
 
 
+@contextmanager
+def own_log() -> Iterator[None]:
+    """A command sets up its log; the test run has its own."""
+    log = logging.getLogger("outbox")
+    handlers, level, propagate = log.handlers, log.level, log.propagate
+    log.handlers = []
+    try:
+        yield
+    finally:
+        log.handlers, log.propagate = handlers, propagate
+        log.setLevel(level)  # by the method, which forgets what the loggers below have looked up
+
+
 class Command:
     """``outbox`` in an empty directory with the settings ``OUTBOX_*`` and nothing else."""
 
@@ -54,14 +68,10 @@ class Command:
     def __call__(self, *arguments: str | Path, stdin: bytes = b"") -> Done:
         """Run in this process, which saves a second of imports each time; ``start`` is the real one."""
         out, err = io.StringIO(), io.StringIO()
-        log = logging.getLogger("outbox")
-        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        with pytest.MonkeyPatch.context() as patch, own_log(), redirect_stdout(out), redirect_stderr(err):
             patch.chdir(self.directory)
             patch.setattr(os, "environ", self.env)
             patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
-            for name in ("handlers", "level", "propagate"):  # a command sets up its log; the test run has its own
-                patch.setattr(log, name, getattr(log, name))
-            patch.setattr(log, "handlers", [])
             with pytest.raises(SystemExit) as exit:
                 main([str(each) for each in arguments])
         return Done(int(exit.value.code or 0), out.getvalue(), err.getvalue())

@@ -6,7 +6,7 @@ import os
 import sqlite3
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -115,7 +115,8 @@ class _MariaDBSessions(Strangers):
 
     def end(self) -> None:
         for number, *_ in self._rows():
-            self.cursor.execute("KILL %s", [number])
+            with suppress(pymysql.err.OperationalError):  # it has ended since
+                self.cursor.execute("KILL %s", [number])
 
     def _rows(self) -> Sequence[Sequence[object]]:
         self.cursor.execute("SELECT id, command, info FROM information_schema.processlist WHERE db = %s", [self.name])
