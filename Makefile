@@ -23,18 +23,23 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # The suite starts processes by the hundred: without bytecode each of them would compile SQLAlchemy and Alembic anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-lowest lint bench torture mutants lock clean
+.PHONY: demo test test-lowest lint collected bench torture mutants lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.ready
 	$(BIN)/outbox demo $(ARGS)
 
-test: lint
+test: $(VENV)/.ready
+	$(MAKE) --no-print-directory --jobs=2 lint collected
 	$(BIN)/pytest -n $(WORKERS) --dist worksteal --durations=10 $(ARGS)
 
 # tests/project is about the repository, not about the versions below it.
 test-lowest: $(LOWEST)/.ready
 	$(LOWEST)/bin/pytest -n $(WORKERS) --dist worksteal --durations=10 --ignore=tests/project $(ARGS)
+
+# pytest rewrites each assert of the suite, once: workers that start together would all do it.
+collected: $(VENV)/.ready
+	$(BIN)/pytest --collect-only --quiet > /dev/null
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check --extend-exclude $(LOWEST) .

@@ -17,7 +17,6 @@ from uuid import UUID
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LicenseStatus, OutboxStatus, micros
 from outbox.core.lane import LANES, Lane
@@ -37,6 +36,7 @@ from outbox.store.wake import Announcer, Wake
 
 if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
+    from sqlalchemy.orm import Session
 
     from outbox.settings import Settings
 
@@ -129,7 +129,7 @@ class Outbox:
 
     def enqueue_many(self, where: Session | Connection, messages: Iterable[Message]) -> EnqueueResult:
         """As :meth:`enqueue`, for many: one statement a chunk, by the driver's fastest way in."""
-        connection = where.connection() if isinstance(where, Session) else where
+        connection = where if isinstance(where, Connection) else where.connection()
         result, rows = self._prepared(messages)
         self._insert(connection, result, rows)
         if rows:

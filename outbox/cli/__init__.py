@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import sys
 import traceback
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
+from outbox import __version__
 from outbox.cli import bench, dead, demo, dispatch, doctor, enqueue, inspect, preview, simulate
 from outbox.cli.context import INTERRUPTED, Globals
 from outbox.errors import OutboxError
@@ -55,6 +57,12 @@ for _commands in (enqueue, dispatch, inspect, preview, dead, doctor, simulate, d
     _commands.register(app)
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"outbox {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def _globals(
     context: typer.Context,
@@ -65,6 +73,9 @@ def _globals(
         Path | None, typer.Option(help="A .toml or .yaml file to read in place of those of the current directory.")
     ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_tell_version, help="Tell the version.")
+    ] = False,
 ) -> None:
     given: Globals = context.obj
     given.database_url = database_url
@@ -72,11 +83,19 @@ def _globals(
     given.debug = debug
 
 
+@cache
+def _command() -> TyperGroup:
+    """The tree of commands: typer reads every signature for it."""
+    command = typer.main.get_command(app)
+    assert isinstance(command, TyperGroup)
+    return command
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command and exit with its code. ``arguments``: ``sys.argv[1:]`` by default."""
     given = Globals()
     try:
-        app(arguments, prog_name="outbox", obj=given)
+        _command()(arguments, prog_name="outbox", obj=given)
     except OutboxError as error:
         _fail(str(error), error.exit_code, given)
     except Exception as error:  # noqa: BLE001 - the outermost frame: a person gets a line, not a stack

@@ -16,7 +16,6 @@ import typer
 
 from outbox import wiring
 from outbox.cli.context import INTERRUPTED, WORK_REMAINS, box_of
-from outbox.cli.health import serving
 from outbox.cli.logs import LogFormat, log_to_stderr
 from outbox.cli.output import tell
 from outbox.core.entry import LaneStatus
@@ -165,6 +164,8 @@ def worker(
     health_host: Annotated[str, typer.Option(help="Where --health-port listens.")] = EVERY_INTERFACE,
 ) -> None:
     """Send until told to stop. At SIGTERM (0) or SIGINT (130) what is on the wire is finished first."""
+    from outbox.cli.health import serving  # here: of the commands only this one is a server
+
     log_to_stderr(log_format)
     with ExitStack() as stack:
         box = stack.enter_context(box_of(context))

@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.orm import Session
 
 from outbox.core.lane import LANES, Lane
 from outbox.observe import uninstrumented
 
 if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
     from outbox.store.database import Database
 
 logger = logging.getLogger("outbox.wake")
@@ -57,7 +58,7 @@ class Wake:
             return
         known = where in self._waiting
         self._waiting.setdefault(where, set()).update(lanes)
-        if isinstance(where, Session):
+        if not isinstance(where, Connection):
             if not known:
                 event.listen(where, "after_commit", self._session_committed)
         elif where.engine not in self._hooked:

@@ -56,9 +56,12 @@ def tls_context(settings: TransportSettings) -> ssl.SSLContext | None:
 
 def build_client(base_url: str, context: ssl.SSLContext | None) -> httpx.Client:
     _keep_headers_out_of_debug_logs()
+    url = httpx.URL(base_url)
+    if context is None and url.scheme == "https":
+        context = httpx.create_ssl_context()  # reads every authority there is: tens of milliseconds
     pool = httpcore.ConnectionPool(
-        ssl_context=context or httpx.create_ssl_context(),
-        proxy=_proxy_for(httpx.URL(base_url)),
+        ssl_context=context,
+        proxy=_proxy_for(url),
         max_connections=MAX_CONNECTIONS,
         keepalive_expiry=KEEPALIVE_SECONDS,
         network_backend=DeadlineBackend(),

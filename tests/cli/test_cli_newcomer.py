@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from outbox import __version__
 from tests.cli.command import Command, Done, usage_line
 
 BOM = b"\xef\xbb\xbf"
@@ -164,6 +165,11 @@ def test_an_unknown_id_is_3_and_named(outbox: Command, command: str) -> None:
 def test_a_folder_the_demo_cannot_make_is_told(unmigrated: Command) -> None:
     (unmigrated.directory / "taken").write_text("")
     says(unmigrated("demo", "--folder", "taken/demo"), 2, "taken/demo: Not a directory", "--folder")
+
+
+def test_the_version_is_told(outbox: Command) -> None:
+    done = outbox("--version")
+    assert (done.code, done.out) == (0, f"outbox {__version__}\n")
 
 
 # --- the other end of a pipe

@@ -110,8 +110,8 @@ def deliver(
 
 def _halted(box: Outbox) -> bool:
     """Each lane has nothing left, or has said why."""
-    lanes = [box.status().lanes[name] for name in ("usage", "traces")]
-    return all(not lane.unfinished or lane.state == "paused" for lane in lanes)
+    lanes = box.status().lanes
+    return all(not lanes[name].unfinished or lanes[name].state == "paused" for name in ("usage", "traces"))
 
 
 def _ask_about_the_licence(transport: BeaconTransport, collection: Collection) -> None:

@@ -3,8 +3,9 @@
     outbox ──JSON──▶ Front (verify; counts, holds back) ──▶ rotel ──protobuf──▶ Sink (what arrived)
 
 OTLP/JSON writes 64-bit integers as text, and receivers take numbers too. Of data points this version of rotel takes
-numbers only (of exponential ones in times too, and with every field there), and drops the others without a word: so
-the Front rewrites those, and keeps each body as it came beside.
+numbers only (of exponential ones in times too, and with every field there), and drops the others without a word
+(https://github.com/open-telemetry/opentelemetry-rust/issues/3527): so the Front rewrites those, as other receivers
+built on the same parser do before it, and keeps each body as it came beside.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every body is one that the official messages parse, strictly: the real bodies, merged from several envelopes.
 
-``OUTBOX_TEST_BODIES`` is the number of bodies of each test (60).
+``OUTBOX_TEST_BODIES`` is the number of bodies of each test (60); ``-s`` tells how many documents these were made of.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import Any
 from uuid import uuid4
@@ -59,29 +60,43 @@ def body_of(signal: Signal, payloads: Sequence[str]) -> bytes:
     return build_request(batch, LANES[lane], Secret("a"), Secret("b"), "http://127.0.0.1").body
 
 
-def _check(signal: Signal, payloads: Sequence[str]) -> None:
+@pytest.fixture
+def checked() -> Iterator[Counter[str]]:
+    """How many were parsed."""
+    counts: Counter[str] = Counter()
+    yield counts
+    assert counts["bodies"] >= BODIES
+    print(f"{counts['documents']} documents, parsed one by one and as {counts['bodies']} bodies")
+
+
+def _check(signal: Signal, payloads: Sequence[str], checked: Counter[str]) -> None:
+    checked["documents"] += len(payloads)
+    checked["bodies"] += 1
     apart = [parse(signal, payload) for payload in payloads]
     assert flat(signal, parse(signal, body_of(signal, payloads))) == flat(signal, *apart)
 
 
 @pytest.mark.timeout(max(180, BODIES))
 @pytest.mark.parametrize("signal", SIGNALS)
-def test_a_body_of_what_the_sdk_makes_is_parsed_and_holds_every_item(signal: Signal) -> None:
+def test_a_body_of_what_the_sdk_makes_is_parsed_and_holds_every_item(signal: Signal, checked: Counter[str]) -> None:
     @many
     @given(st.lists(_PACK[signal], min_size=1, max_size=3))
     def merged(packs: list[Packed]) -> None:
-        _check(signal, [envelope.payload for packed in packs for envelope in packed.envelopes])
+        _check(signal, [envelope.payload for packed in packs for envelope in packed.envelopes], checked)
 
     merged()
 
 
 @pytest.mark.timeout(max(180, BODIES))
-@many
-@given(st.lists(documents(), min_size=1, max_size=3))
-def test_a_body_of_any_documents_is_parsed_and_holds_every_item(drawn: list[tuple[Signal, dict[str, Any]]]) -> None:
-    for signal in {signal for signal, _ in drawn}:
-        some = [_with_hex_ids(document) for each, document in drawn if each == signal]
-        _check(signal, [TelemetryEnvelope(signal, document).payload for document in some])
+def test_a_body_of_any_documents_is_parsed_and_holds_every_item(checked: Counter[str]) -> None:
+    @many
+    @given(st.lists(documents(), min_size=1, max_size=3))
+    def merged(drawn: list[tuple[Signal, dict[str, Any]]]) -> None:
+        for signal in {signal for signal, _ in drawn}:
+            some = [_with_hex_ids(document) for each, document in drawn if each == signal]
+            _check(signal, [TelemetryEnvelope(signal, document).payload for document in some], checked)
+
+    merged()
 
 
 def _with_hex_ids(value: Any) -> Any:

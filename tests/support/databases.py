@@ -137,7 +137,12 @@ def _on_server(name: str, offer: Offer, database: str, strangers: Strangers) -> 
 
 def _connect_mariadb(url: URL) -> pymysql.Connection:
     return pymysql.connect(
-        host=url.host, port=url.port or 3306, user=url.username, password=url.password or "", autocommit=True
+        host=url.host,
+        port=url.port or 3306,
+        user=url.username,
+        password=url.password or "",
+        autocommit=True,
+        ssl_disabled="ssl_disabled" in url.query,
     )
 
 

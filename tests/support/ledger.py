@@ -8,19 +8,20 @@ that is forgotten; a number that is both, or in two batches, would be sent twice
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import sqlalchemy as sa
 
-_LANE = sa.table("outbox_lane", sa.column("lane"), sa.column("floor"), sa.column("cursor"))
-_HOLE = sa.table("outbox_hole", sa.column("lane"), sa.column("lo"), sa.column("hi"), sa.column("forgotten_at"))
-_BATCH = sa.table(
-    "outbox_batch",
-    *map(sa.column, ("id", "lane", "state", "members", "entries", "first_seq", "last_seq", "purged_at")),
-)
+_THERE = {
+    "sqlite": "SELECT count(*) FROM sqlite_master WHERE name = 'outbox_lane'",
+    "postgresql": "SELECT count(*) FROM pg_tables WHERE tablename = 'outbox_lane' AND schemaname = current_schema()",
+    "mysql": (
+        "SELECT count(*) FROM information_schema.tables WHERE table_name = 'outbox_lane' AND table_schema = database()"
+    ),
+}
 
 _TOLD = 20
 """Problems spelled out in one message; a broken claim breaks hundreds."""
@@ -38,16 +39,27 @@ class Span:
         return f"{self.lo} of {self.owner}" if self.lo == self.hi else f"{self.lo}-{self.hi} of {self.owner}"
 
 
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """What the tables hold of one lane."""
+
+    lane: str
+    floor: int
+    cursor: int
+    batches: Sequence[sa.Row[Any]]
+    holes: Sequence[sa.Row[Any]]
+    present: Sequence[int]
+
+
 def check(engine: sa.Engine) -> None:
     """Raises AssertionError with an account of every number that breaks the invariant. No tables: nothing to check.
 
     Reads one snapshot, so it may also be called while workers run.
     """
     with _snapshot(engine) as connection:
-        if not sa.inspect(connection).has_table("outbox_lane"):
+        if not connection.exec_driver_sql(_THERE[engine.dialect.name]).scalar():
             return
-        lanes = connection.execute(sa.select(*_LANE.c)).all()
-        problems = [problem for lane in lanes for problem in _problems(connection, *lane)]
+        problems = [f"{lane.lane}: {problem}" for lane in _lanes(connection) for problem in _problems(lane)]
     if problems:
         more = [f"... and {len(problems) - _TOLD} more"] if len(problems) > _TOLD else []
         raise AssertionError("the ledger does not hold:\n  " + "\n  ".join(problems[:_TOLD] + more))
@@ -61,24 +73,45 @@ def _snapshot(engine: sa.Engine) -> sa.Connection:
     return connection
 
 
-def _problems(connection: sa.Connection, lane: str, floor: int, cursor: int) -> Iterator[str]:
-    if not 0 <= floor <= cursor:
-        yield f"{lane}: floor {floor} is not within 0..cursor {cursor}"
-    batches = connection.execute(
-        sa.select(*_BATCH.c).where(_BATCH.c.lane == lane, _BATCH.c.state != "superseded")
-    ).all()
-    holes = connection.execute(sa.select(*_HOLE.c).where(_HOLE.c.lane == lane)).all()
-    spans = sorted([*_spans_of_batches(batches), *_spans_of_holes(holes)])
-    present = _present(connection, lane)
-    found = (
-        *_counts_and_bounds(batches),
-        *_beyond(spans, cursor),
-        *_not_owned_once(spans, floor, cursor),
-        *_rows_below(present, floor),
-        *_members_without_rows(batches, present),
-        *_rows_forgotten(holes, present),
+def _lanes(connection: sa.Connection) -> list[Lane]:
+    """Each statement is text: every test has engines of its own, which would compile it anew."""
+    cursor = connection.dialect.identifier_preparer.quote("cursor")
+    lanes = _all(connection, f"SELECT lane, floor, {cursor} FROM outbox_lane")
+    batches = _all(
+        connection,
+        "SELECT id, lane, state, members, entries, first_seq, last_seq, purged_at FROM outbox_batch"
+        " WHERE state <> 'superseded'",
     )
-    yield from (f"{lane}: {problem}" for problem in found)
+    holes = _all(connection, "SELECT lane, lo, hi, forgotten_at FROM outbox_hole")
+    logs = " UNION ALL ".join(f"SELECT '{lane}', seq FROM outbox_{lane}" for lane, *_ in lanes)
+    rows = _all(connection, f"{logs} ORDER BY 2") if lanes else []
+    return [
+        Lane(
+            lane,
+            floor,
+            cursor,
+            [batch for batch in batches if batch.lane == lane],
+            [hole for hole in holes if hole.lane == lane],
+            [seq for each, seq in rows if each == lane],
+        )
+        for lane, floor, cursor in lanes
+    ]
+
+
+def _all(connection: sa.Connection, statement: str) -> Sequence[sa.Row[Any]]:
+    return connection.exec_driver_sql(statement).all()
+
+
+def _problems(lane: Lane) -> Iterator[str]:
+    if not 0 <= lane.floor <= lane.cursor:
+        yield f"floor {lane.floor} is not within 0..cursor {lane.cursor}"
+    spans = sorted([*_spans_of_batches(lane.batches), *_spans_of_holes(lane.holes)])
+    yield from _counts_and_bounds(lane.batches)
+    yield from _beyond(spans, lane.cursor)
+    yield from _not_owned_once(spans, lane.floor, lane.cursor)
+    yield from _rows_below(lane.present, lane.floor)
+    yield from _members_without_rows(lane.batches, lane.present)
+    yield from _rows_forgotten(lane.holes, lane.present)
 
 
 def _spans_of_batches(batches: Iterable[sa.Row[Any]]) -> Iterator[Span]:
@@ -100,11 +133,6 @@ def _runs(members: str) -> list[tuple[int, int]]:
     """``"1-900,905"`` as ``[(1, 900), (905, 905)]``; read here a second time so that a fault of the first shows."""
     pairs = (part.partition("-")[::2] for part in members.split(",") if part)
     return [(int(lo), int(hi or lo)) for lo, hi in pairs]
-
-
-def _present(connection: sa.Connection, lane: str) -> list[int]:
-    log = sa.table(f"outbox_{lane}", sa.column("seq"))
-    return list(connection.scalars(sa.select(log.c.seq).order_by(log.c.seq)))
 
 
 def _counts_and_bounds(batches: Iterable[sa.Row[Any]]) -> Iterator[str]:
@@ -145,13 +173,13 @@ def _nobodys(lo: int, hi: int) -> Iterator[str]:
         yield f"{lo}-{hi} at or below the cursor is in no batch and no hole: nobody will look there again"
 
 
-def _rows_below(present: list[int], floor: int) -> Iterator[str]:
+def _rows_below(present: Sequence[int], floor: int) -> Iterator[str]:
     below = [seq for seq in present if seq <= floor]
     if below:
         yield f"rows {_brief(below)} are still there at or below the floor {floor}"
 
 
-def _members_without_rows(batches: Iterable[sa.Row[Any]], present: list[int]) -> Iterator[str]:
+def _members_without_rows(batches: Iterable[sa.Row[Any]], present: Sequence[int]) -> Iterator[str]:
     there = set(present)
     for batch in batches:
         if batch.purged_at is None:
@@ -160,7 +188,7 @@ def _members_without_rows(batches: Iterable[sa.Row[Any]], present: list[int]) ->
                 yield f"members {_brief(gone)} of batch {_id(batch)} ({batch.state}, not purged) are not in the log"
 
 
-def _rows_forgotten(holes: Iterable[sa.Row[Any]], present: list[int]) -> Iterator[str]:
+def _rows_forgotten(holes: Iterable[sa.Row[Any]], present: Sequence[int]) -> Iterator[str]:
     for hole in holes:
         inside = [seq for seq in present if hole.lo <= seq <= hole.hi]
         if inside and hole.forgotten_at is not None:

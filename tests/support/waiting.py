@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 _FIRST_PAUSE = 0.002
-_LONGEST_PAUSE = 0.05
+_LONGEST_PAUSE = 0.15
 
 
 def wait_until(predicate: Callable[[], T], timeout: float = 30, message: str | Callable[[], str] = "") -> T:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection, text
-from sqlalchemy.dialects.mysql.base import MySQLDialect
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from outbox.core.runs import Runs
 from outbox.store.dialects.base import Dialect, Row
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects.mysql.base import MySQLDialect
 
 MIGRATION_LOCK_SECONDS = 5
 
@@ -80,7 +82,7 @@ class MySQL(Dialect):
             connection.exec_driver_sql(sql)
 
     def sequence_position(self, connection: Connection, table: str) -> int:
-        driver = cast(MySQLDialect, connection.dialect)
+        driver = cast("MySQLDialect", connection.dialect)
         if not driver.is_mariadb:  # MySQL 8 would show what it was up to a day ago; MariaDB has no such variable
             connection.execute(text("SET SESSION information_schema_stats_expiry = 0"))
         next_number = connection.execute(

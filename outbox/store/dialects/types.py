@@ -5,17 +5,32 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Integer, LargeBinary, String, Text, TypeDecorator
-from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy import BINARY, BigInteger, Integer, LargeBinary, String, Text, TypeDecorator
+from sqlalchemy import UUID as NATIVE_UUID
 from sqlalchemy.engine import Dialect as DriverDialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 SEQ = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER PRIMARY KEY may be AUTOINCREMENT there
-LONG_TEXT = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")  # TEXT ends at 64 KiB there
-
-EXACT_NAME = String(128).with_variant(mysql.VARCHAR(128, collation="utf8mb4_bin"), "mysql", "mariadb")
+EXACT_NAME = String(128).with_variant(String(128, collation="utf8mb4_bin"), "mysql", "mariadb")
 """Names that differ in case alone are two; MySQL and MariaDB would take them for one."""
+
+
+class LongText(TypeDecorator[str]):
+    """Text of any length: TEXT ends at 64 KiB on MySQL and MariaDB."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: DriverDialect) -> Any:
+        if dialect.name not in ("mysql", "mariadb"):
+            return dialect.type_descriptor(Text())
+        from sqlalchemy.dialects.mysql import LONGTEXT  # here: others need none of that dialect
+
+        return dialect.type_descriptor(LONGTEXT())
+
+
+LONG_TEXT = LongText()
 
 
 class EntryId(TypeDecorator[UUID]):
@@ -26,9 +41,9 @@ class EntryId(TypeDecorator[UUID]):
 
     def load_dialect_impl(self, dialect: DriverDialect) -> Any:
         if dialect.name == "postgresql":
-            return dialect.type_descriptor(postgresql.UUID(as_uuid=True))
+            return dialect.type_descriptor(NATIVE_UUID(as_uuid=True))
         if dialect.name in ("mysql", "mariadb"):
-            return dialect.type_descriptor(mysql.BINARY(16))
+            return dialect.type_descriptor(BINARY(16))
         return dialect.type_descriptor(LargeBinary(16))
 
     def process_bind_param(self, value: UUID | None, dialect: DriverDialect) -> Any:
