@@ -1,17 +1,20 @@
 """The HTTP client: one a process, HTTP/1.1, no redirects, no cookies, the environment's proxies.
 
-An httpx.Client on a connection pool of our own, because only the pool takes a network backend, and only
-there a deadline can be total (deadline.py).
+An httpx.Client on httpcore's pools, because only these take a network backend, and only there a deadline can be
+total (deadline.py).
 """
 
 from __future__ import annotations
 
 import logging
 import ssl
+import threading
+import time
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -22,7 +25,6 @@ from outbox.errors import ConfigError
 from outbox.transport.config import TransportSettings, is_loopback
 from outbox.transport.deadline import READ_SINCE_WRITE, DeadlineBackend, in_request
 
-MAX_CONNECTIONS = 64
 KEEPALIVE_SECONDS = 30.0
 
 
@@ -59,14 +61,15 @@ def build_client(base_url: str, context: ssl.SSLContext | None) -> httpx.Client:
     url = httpx.URL(base_url)
     if context is None and url.scheme == "https":
         context = httpx.create_ssl_context()  # reads every authority there is: tens of milliseconds
-    pool = httpcore.ConnectionPool(
+    new_pool = partial(
+        httpcore.ConnectionPool,
         ssl_context=context,
         proxy=_proxy_for(url),
-        max_connections=MAX_CONNECTIONS,
+        max_connections=1,
         keepalive_expiry=KEEPALIVE_SECONDS,
         network_backend=DeadlineBackend(),
     )
-    return _LeanClient(transport=_PoolTransport(pool), follow_redirects=False, trust_env=False)
+    return _LeanClient(transport=_PoolTransport(_Pools(new_pool)), follow_redirects=False, trust_env=False)
 
 
 class _NoCookies(httpx.Cookies):
@@ -100,11 +103,58 @@ _url = lru_cache(maxsize=16)(httpx.URL)
 """The URLs of the lanes, parsed once."""
 
 
-class _PoolTransport(httpx.BaseTransport):
-    """httpx on a pool of ours. Exceptions stay httpcore's: ``failure_of`` knows them by the same names."""
+class _Pools:
+    """A pool of one connection for each request that is on the wire, the one used last first.
 
-    def __init__(self, pool: httpcore.ConnectionPool) -> None:
-        self._pool = pool
+    One pool for all would close, now and then, a connection that it has just given to another thread, whose answer
+    is lost then (https://github.com/encode/httpcore/issues/1110).
+    """
+
+    def __init__(self, new_pool: Callable[[], httpcore.ConnectionPool]) -> None:
+        self._new_pool = new_pool
+        self._lock = threading.Lock()
+        self._used: set[httpcore.ConnectionPool] = set()
+        self._idle: deque[tuple[float, httpcore.ConnectionPool]] = deque()
+
+    def take(self) -> httpcore.ConnectionPool:
+        with self._lock:
+            pool = self._idle.pop()[1] if self._idle else self._new_pool()
+            self._used.add(pool)
+        return pool
+
+    def give_back(self, pool: httpcore.ConnectionPool) -> None:
+        """Ends what has been idle for longer than its connection is kept."""
+        now = time.monotonic()
+        with self._lock:
+            if pool not in self._used:  # closed meanwhile
+                return
+            self._used.remove(pool)
+            self._idle.append((now, pool))
+            old = []
+            while self._idle[0][0] < now - KEEPALIVE_SECONDS:
+                old.append(self._idle.popleft()[1])
+        for each in old:
+            each.close()
+
+    def drop(self, pool: httpcore.ConnectionPool) -> None:
+        with self._lock:
+            self._used.discard(pool)
+        pool.close()
+
+    def close(self) -> None:
+        with self._lock:
+            pools = [*self._used, *(pool for _, pool in self._idle)]
+            self._used.clear()
+            self._idle.clear()
+        for pool in pools:
+            pool.close()
+
+
+class _PoolTransport(httpx.BaseTransport):
+    """httpx on pools of ours. Exceptions stay httpcore's: ``failure_of`` knows them by the same names."""
+
+    def __init__(self, pools: _Pools) -> None:
+        self._pools = pools
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         departure = _Departure()
@@ -116,19 +166,25 @@ class _PoolTransport(httpx.BaseTransport):
             content=request.stream,
             extensions={**request.extensions, "trace": departure.trace},
         )
+        pool = self._pools.take()
         try:
-            answer = self._pool.handle_request(wire_request)
+            answer = pool.handle_request(wire_request)
             _require_fresh(answer)
-        except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError) as exc:
-            if departure.left:
+        except BaseException as exc:
+            self._pools.drop(pool)
+            if departure.left or not isinstance(exc, _FAILURES):
                 raise
             raise httpcore.ConnectError(str(exc)) from exc
         assert isinstance(answer.stream, Iterable)
         # Without answer.extensions: httpx logs the reason phrase, which is the server's to choose.
-        return httpx.Response(answer.status, headers=answer.headers, stream=_Stream(answer))
+        stream = _Stream(answer, partial(self._pools.give_back, pool))
+        return httpx.Response(answer.status, headers=answer.headers, stream=stream)
 
     def close(self) -> None:
-        self._pool.close()
+        self._pools.close()
+
+
+_FAILURES = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
 
 
 def _require_fresh(answer: httpcore.Response) -> None:
@@ -154,14 +210,18 @@ class _Departure:
 
 
 class _Stream(httpx.SyncByteStream):
-    def __init__(self, answer: httpcore.Response) -> None:
+    def __init__(self, answer: httpcore.Response, closed: Callable[[], None]) -> None:
         self._answer = answer
+        self._closed = closed
 
     def __iter__(self) -> Iterator[bytes]:
         return self._answer.iter_stream()
 
     def close(self) -> None:
-        self._answer.close()
+        try:
+            self._answer.close()
+        finally:
+            self._closed()
 
 
 def _proxy_for(url: httpx.URL) -> httpcore.Proxy | None:

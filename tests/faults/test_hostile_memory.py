@@ -14,6 +14,7 @@ import pytest
 
 from tests.faults.hostile import FLOODS, PATHS, well
 from tests.faults.sender import STATUS
+from tests.support.waiting import wait_until
 from tests.transport.support.raw_server import RawServer
 
 pytestmark = pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells the peak memory of one process")
@@ -89,5 +90,6 @@ def test_answers_without_end_leave_the_memory_as_it_was(tmp_path: Path, name: st
         after_five = process.attempt(FIRST)
         at_last = process.attempt(MORE)
         assert server.fired.count("client hung up in the flood") >= FIRST + MORE
-    assert at_last["peak"] - at_first["peak"] < AT_MOST_KIB
-    assert at_last["now"] - after_five["now"] < LEFT_BEHIND_KIB
+        assert at_last["peak"] - at_first["peak"] < AT_MOST_KIB
+        # A thread that has just told its attempt may hold the answer for a moment longer.
+        wait_until(lambda: process.attempt(0)["now"] - after_five["now"] < LEFT_BEHIND_KIB)
