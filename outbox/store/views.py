@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, and_, func, literal, or_, select
+from sqlalchemy import Connection, Row, and_, bindparam, func, literal, or_, select
 
 from outbox.core import runs
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, moment
@@ -132,12 +133,31 @@ _STATUS = select(
     .where(REMOVED.c.lane == LANE.c.lane)
     .scalar_subquery()
     .label("removed"),
-)
+).where(LANE.c.lane == bindparam("key"))
 """One statement, so one moment: a batch settled in between is neither lost nor told twice."""
+
+# As in ledger.py, built once: an idle worker looks, and people poll.
+_NEWER = {lane: log.c.seq > bindparam("cursor") for lane, log in LOGS.items()}
+_COUNT = {
+    lane: select(func.count()).select_from(select(literal(1)).where(newer).limit(PENDING_COUNTED_EXACTLY).subquery())
+    for lane, newer in _NEWER.items()
+}
+_HIGHEST = {lane: select(func.max(log.c.seq)) for lane, log in LOGS.items()}
+_FIRST = {
+    lane: select(LOGS[lane].c.created_at).where(newer).order_by(LOGS[lane].c.seq).limit(1)
+    for lane, newer in _NEWER.items()
+}
+_IN_HOLES = {
+    lane: select(log.c.created_at)
+    .select_from(HOLE)
+    .join(log, and_(log.c.seq >= HOLE.c.lo, log.c.seq <= HOLE.c.hi))
+    .where(HOLE.c.lane == str(lane), HOLE.c.forgotten_at.is_(None))
+    for lane, log in LOGS.items()
+}
 
 
 def lane_status(connection: Connection, lane: Lane, clock: Clock | None = None) -> LaneStatus:
-    row = connection.execute(_STATUS.where(LANE.c.lane == str(lane))).one()
+    row = connection.execute(_STATUS, {"key": str(lane)}).one()
     now = row.now if clock is None else clock()
     pending, oldest = _pending(connection, lane, row.cursor)
     return LaneStatus(
@@ -164,27 +184,17 @@ def lane_status(connection: Connection, lane: Lane, clock: Clock | None = None) 
 
 def _pending(connection: Connection, lane: Lane, cursor: int) -> tuple[int, int | None]:
     """Entries in no batch, and when the oldest of them was written (µs)."""
-    log = LOGS[lane]
-    above = log.c.seq > cursor
-    some = select(literal(1)).where(above).limit(PENDING_COUNTED_EXACTLY).subquery()
-    count = connection.execute(select(func.count()).select_from(some)).scalar_one()
+    above = {"cursor": cursor}
+    count = connection.execute(_COUNT[lane], above).scalar_one()
     if count == PENDING_COUNTED_EXACTLY:
-        count = connection.execute(select(func.max(log.c.seq))).scalar_one() - cursor
-    first = connection.execute(select(log.c.created_at).where(above).order_by(log.c.seq).limit(1)).scalar()
-    late = _in_holes(connection, lane)
+        count = connection.execute(_HIGHEST[lane]).scalar_one() - cursor
+    first = connection.execute(_FIRST[lane], above).scalar()
+    late = connection.execute(_IN_HOLES[lane]).scalars().all()  # written late, inside holes
     times = [time for time in (first, *late) if time is not None]
     return int(count) + len(late), min(times, default=None)
 
 
-def _in_holes(connection: Connection, lane: Lane) -> list[int]:
-    """When the rows were written that have turned up inside holes."""
-    log = LOGS[lane]
-    inside = and_(log.c.seq >= HOLE.c.lo, log.c.seq <= HOLE.c.hi)
-    query = select(log.c.created_at).select_from(HOLE).join(log, inside)
-    live = (HOLE.c.lane == str(lane), HOLE.c.forgotten_at.is_(None))
-    return list(connection.execute(query.where(*live)).scalars())
-
-
+@cache
 def something_to_do(lane: Lane) -> Any:
     """A query with one row: whether new rows, due batches or due holes wait, and what the lane says of it."""
     log = LOGS[lane]

@@ -1,0 +1,68 @@
+"""Connections: one for each request on the wire, used again, ended when they are idle for long."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from outbox.core.receipt import Verdict
+from outbox.transport import client
+from outbox.transport.beacon import BeaconTransport
+from tests.transport.support.batches import batch_of
+from tests.transport.support.raw_server import Connection, RawServer, answer
+
+
+def test_requests_at_one_time_have_a_connection_each_and_the_next_ones_use_them_again(
+    server: RawServer, transport: BeaconTransport
+) -> None:
+    transport.verify()
+    together = threading.Barrier(3)
+
+    def when_all_are_here(connection: Connection) -> None:
+        together.wait(30)
+        answer(200, b'{"inserted_count":2}')(connection)
+
+    server.on("/ingest-traces", when_all_are_here)
+    with ThreadPoolExecutor(3) as senders:
+        for _ in range(2):
+            receipts = list(senders.map(lambda _: transport.send(batch_of()), range(3)))
+            assert [receipt.verdict for receipt in receipts] == [Verdict.DELIVERED] * 3
+    assert server.connections == 3
+
+
+@pytest.fixture
+def pools(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Keeps no pool that is idle for longer than the last one."""
+    monkeypatch.setattr(client, "KEEPALIVE_SECONDS", 0.0)
+    return client._Pools(Mock)
+
+
+def test_what_was_used_last_is_used_next_and_what_is_idle_for_long_is_closed(pools: Any) -> None:
+    first, second = pools.take(), pools.take()
+    pools.give_back(first)
+    assert not first.close.called
+    pools.give_back(second)
+    assert first.close.called
+    assert pools.take() is second
+    assert not second.close.called
+
+
+def test_what_comes_back_after_the_end_stays_closed(pools: Any) -> None:
+    idle, used = pools.take(), pools.take()
+    pools.give_back(idle)
+    pools.close()
+    assert idle.close.called
+    assert used.close.called
+    pools.give_back(used)
+    assert pools.take() not in (idle, used)
+
+
+def test_a_pool_whose_request_failed_is_not_used_again(pools: Any) -> None:
+    failed = pools.take()
+    pools.drop(failed)
+    assert failed.close.called
+    assert pools.take() is not failed
