@@ -245,7 +245,10 @@ def _from_holes(lane: LockedLane, policy: Policy, eager: bool) -> Batch | None:
 
 def _new(lane: LockedLane, policy: Policy, want: int) -> Sequence[Batch]:
     """Batches of the entries above the cursor, which rises past them."""
-    return [_lease(lane, policy, entries) for entries in _neighbours(lane, policy, want) or _above_cursor(lane, policy)]
+    some = _neighbours(lane, policy, want)
+    if not some and lane.cursor != lane.newest:
+        some = _above_cursor(lane, policy)
+    return [_lease(lane, policy, entries) for entries in some]
 
 
 def _neighbours(lane: LockedLane, policy: Policy, want: int) -> Sequence[Entries]:
@@ -260,6 +263,9 @@ def _neighbours(lane: LockedLane, policy: Policy, want: int) -> Sequence[Entries
         rows = lane.connection.execute(_NEIGHBOURS[lane.lane], values)
     found: list[Entries] = []
     for row in rows:
+        if (row.newest or 0) <= lane.cursor:
+            lane.newest = lane.cursor
+            break
         if not row.entries or row.last - lane.cursor != row.entries or row.size > limit or not _whole(row):
             break
         if row.entries < most and row.last != row.newest:

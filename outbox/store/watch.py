@@ -34,13 +34,13 @@ class Watch:
             self._thread.join()
 
     def _run(self) -> None:
-        tables = {spec.table: lane for lane, spec in LANES.items()}
+        lanes = {spec.table: lane for lane, spec in LANES.items()}
         while not self._stop.is_set():
             try:
-                with uninstrumented(), self._database.dialect.news(self._database.engine, list(tables)) as look:
+                with uninstrumented(), self._database.dialect.news(self._database.engine, lanes) as look:
                     self._tell(set(Lane))  # what came while nobody looked
                     while not self._stop.is_set():
-                        self._tell({tables[table] for table in look(self._stop) if table in tables})
+                        self._tell({lanes[table] for table in look(self._stop) if table in lanes})
             except Exception as error:  # noqa: BLE001 - of the driver, whichever it is; the poll goes on meanwhile
                 logger.info("not told of commits in other processes for now, the poll finds them: %s", error)
                 self._stop.wait(_RETRY_SECONDS)

@@ -107,8 +107,8 @@ class Dialect(ABC):
         """A connection that tells other processes of commits."""
         return nullcontext(lambda _tables: None)
 
-    def news(self, engine: Engine, tables: Sequence[str]) -> AbstractContextManager[Look]:
-        """A connection that learns of commits in other processes."""
+    def news(self, engine: Engine, lanes: Mapping[str, str]) -> AbstractContextManager[Look]:
+        """A connection that learns of commits in other processes. ``lanes``: the lane of each table."""
         return nullcontext(lambda _stop: ())
 
     def give_back(self, connection: Connection) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from threading import Event
 from typing import Any
@@ -129,7 +129,7 @@ class PostgreSQL(Dialect):
             yield announce
 
     @contextmanager
-    def news(self, engine: Engine, tables: Sequence[str]) -> Iterator[Look]:
+    def news(self, engine: Engine, lanes: Mapping[str, str]) -> Iterator[Look]:
         with self._own_connection(engine) as connection:
             connection.execute(f"LISTEN {self.channel}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from threading import Event
@@ -98,19 +98,24 @@ class SQLite(Dialect):
     """How often ``news`` looks at the file's version: a few microseconds each."""
 
     @contextmanager
-    def news(self, engine: Engine, tables: Sequence[str]) -> Iterator[Look]:
+    def news(self, engine: Engine, lanes: Mapping[str, str]) -> Iterator[Look]:
         pooled = engine.raw_connection()
         pooled.detach()
         with closing(pooled) as connection:
             cursor = connection.cursor()
 
-            def ask(sql: str) -> Any:
-                cursor.execute(sql)
+            def ask(sql: str, *values: str) -> Any:
+                cursor.execute(sql, values)
                 (value,) = cursor.fetchone() or (None,)
                 return value
 
             def newest() -> dict[str, Any]:
-                return {table: ask(f"SELECT max(seq) FROM {table}") for table in tables}  # noqa: S608 - our names
+                """The last number in each table that is not claimed; a worker's own commits are no news to it."""
+                cursor_of = "(SELECT cursor FROM outbox_lane WHERE lane = ?)"
+                return {
+                    table: ask(f"SELECT max(seq) FROM {table} WHERE seq > {cursor_of}", lane)  # noqa: S608 - our names
+                    for table, lane in lanes.items()
+                }
 
             version, known = ask("PRAGMA data_version"), newest()
 
@@ -121,7 +126,7 @@ class SQLite(Dialect):
                         return []
                 version = ask("PRAGMA data_version")
                 before, known = known, newest()
-                return [table for table in tables if known[table] != before[table]]
+                return [table for table in lanes if known[table] not in (None, before[table])]
 
             yield look
 
