@@ -45,7 +45,7 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
             lambda kind=kind: _hand(places, kind, count),  # type: ignore[misc]
             rounds=5 if not run.full else 3,
         )
-        _beside_a_purge(run, places, kind, count // 2)
+        _beside_a_purge(run, places, kind, count // 2 if run.full else count // 5)
 
 
 def _ours(places: Places, kind: str, count: int) -> float:
