@@ -11,7 +11,7 @@
 #   make clean        remove everything that make has made
 
 PYTHON  ?= python3
-WORKERS ?= 5
+WORKERS ?= 4
 ARGS    ?=
 
 VENV   := .venv

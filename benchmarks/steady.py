@@ -36,7 +36,7 @@ class Swallow:
 
 
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
-    count = 1_000_000 if run.full else 100_000
+    count = 1_000_000 if run.full else 50_000
     for kind in databases:
         run.compare(
             f"steady/{kind}",
@@ -45,7 +45,7 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
             lambda kind=kind: _hand(places, kind, count),  # type: ignore[misc]
             rounds=5 if not run.full else 3,
         )
-        _beside_a_purge(run, places, kind, count // 2 if run.full else count // 5)
+        _beside_a_purge(run, places, kind, count // 2)
 
 
 def _ours(places: Places, kind: str, count: int) -> float:

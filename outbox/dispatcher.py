@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -33,6 +34,10 @@ LOOK_DUE_SECONDS = 0.2
 """A busy lane looks for due batches and holes this often."""
 CLAIMED_AT_ONCE = 4
 """Batches leased in one commit at most: on SQLite producers wait for that long."""
+CLAIMED_AHEAD = 1
+"""Batches leased beyond those on the wire: the next one leaves as soon as an answer is here, before it is settled."""
+_NOT_SENT = Receipt(Verdict.INTERRUPTED, counted=False, reason="")
+"""Of a batch that was leased ahead and is not to leave any more."""
 
 
 class DispatchStore(Protocol):
@@ -199,6 +204,8 @@ class Flight:
         """Requests on the wire; whether each was as many as were allowed."""
         self.landed: list[Settlement] = [] if cut_off is None else cut_off.landed
         """Receipts that are not settled yet."""
+        self.ready: deque[Batch] = deque() if cut_off is None else cut_off.ready
+        """Leased, to leave next."""
         self.total = Settled()
         self.troubled = False
         """An answer was not what it should be."""
@@ -208,35 +215,50 @@ class Flight:
         if self.landed:
             self._step(0, False)  # alone: a full disk that takes no new batch may still take a receipt
         while True:
+            self._hand_back()
             want = self._room()
             if self.landed or want:
                 step = self._step(want, look_due or self._long_since_look)
                 look_due = False
-                self._leave(step.batches)
+                self.ready += step.batches
+                self._leave()
                 if want and len(step.batches) == want and self._room() and not any(f.done() for f in self.flying):
                     continue
             seconds = None if want or not self._senders() else self._pace.wait(time.monotonic())
             if self.flying:
                 self.landed = self._wait(seconds)
             elif seconds is None:
-                return
+                if not self.ready:
+                    return
             else:
                 self.stop.wait(seconds)
             look_due = any(one.receipt.verdict is not Verdict.DELIVERED for one in self.landed)
+            if not look_due:
+                self._leave()
 
     @property
     def busy(self) -> bool:
-        return bool(self.flying or self.landed)
+        return bool(self.flying or self.landed or self.ready)
+
+    def _hand_back(self) -> None:
+        """What is leased and is not to leave any more: another batch had trouble, or the flight ends."""
+        if self.stop.is_set() or any(one.receipt.verdict is not Verdict.DELIVERED for one in self.landed):
+            self.landed += [Settlement(batch, _NOT_SENT) for batch in self.ready]
+            self.ready.clear()
 
     def _room(self) -> int:
         """How many batches may be claimed now."""
-        return self._pace.room(time.monotonic(), self._senders())
+        room = self._pace.room(time.monotonic(), self._senders())
+        if self.flying and not self._pace.limited and not self.stop.is_set():
+            room += CLAIMED_AHEAD
+        room = min(room - len(self.ready), CLAIMED_AT_ONCE)
+        return max(0, room if self.left is None else min(room, self.left - len(self.ready)))
 
     def _senders(self) -> int:
-        """The same, if beacon did not count."""
+        """How many batches may leave now, if beacon did not count."""
         if self.stop.is_set():
             return 0
-        room = min(self._allowed - len(self.flying), CLAIMED_AT_ONCE)
+        room = self._allowed - len(self.flying)
         return max(0, room if self.left is None else min(room, self.left))
 
     @property
@@ -261,6 +283,8 @@ class Flight:
         for batch_id in step.settled.lost:
             logger.warning("lane %s: the lease of batch %s was lost; another worker has it", self.lane, batch_id)
         for one in landed:
+            if one.receipt.untried:
+                continue
             if one.receipt.verdict is not Verdict.DELIVERED:
                 self.troubled = True
                 logger.warning("lane %s: batch %s: %s", self.lane, one.batch.id, one.receipt.reason)
@@ -268,11 +292,14 @@ class Flight:
                 logger.warning("lane %s: batch %s: %s", self.lane, one.batch.id, one.receipt.remark)
         return step
 
-    def _leave(self, batches: Sequence[Batch]) -> None:
-        if batches:
-            self.dispatcher.pace[self.lane] = pace.left(self._pace, time.monotonic(), len(batches))
-        for batch in batches:
-            self._fly(batch)
+    def _leave(self) -> None:
+        """As many of those that are ready as may."""
+        now = time.monotonic()
+        leaving = min(len(self.ready), self._pace.room(now, self._senders()))
+        if leaving:
+            self.dispatcher.pace[self.lane] = pace.left(self._pace, now, leaving)
+        for _ in range(leaving):
+            self._fly(self.ready.popleft())
 
     def _fly(self, batch: Batch) -> None:
         if self.left is not None:

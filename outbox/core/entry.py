@@ -88,7 +88,7 @@ class LaneStatus:
     failed_attempts: int
     """Attempts counted so far, of all batches."""
     senders: int
-    """Requests on the wire now."""
+    """Batches that workers hold now: on the wire, or next to leave."""
     strays: int
     """Rows that only the auditor found."""
     next_probe_seconds: float | None

@@ -81,6 +81,11 @@ class Receipt:
     """Of no answer: something may have left all the same, so that beacon, or what stands before it, was reached."""
 
     @property
+    def untried(self) -> bool:
+        """Nothing is known anew: the batch was leased and its turn did not come."""
+        return self.verdict is Verdict.INTERRUPTED and not self.reason
+
+    @property
     def remark(self) -> str | None:
         """What an operator should hear of a delivered batch; None: beacon took all of it without a word."""
         if self.verdict is not Verdict.DELIVERED or not (self.rejected or self.shortfall or self.warning):

@@ -99,6 +99,8 @@ def _apply(lane: LockedLane, batch: Batch, receipt: Receipt, transition: Transit
     else:
         wait = int(transition.wait_seconds * MICROSECONDS)
         changes = {"state": BatchState.WAITING, "due_at": lane.now + wait}
+    if receipt.untried:  # what is known of it stays
+        return _update_leased(lane, [_fenced(batch, {"lease_token": None, **changes})]) == 1
     changes |= {"attempts": transition.attempts, "ambiguous": transition.ambiguous, "last_error": receipt.reason}
     return _update_leased(lane, [_parameters(batch, receipt, changes)]) == 1
 
@@ -138,6 +140,10 @@ def _parameters(batch: Batch, receipt: Receipt, changes: dict[str, Any]) -> dict
         "receipt": receipt_json(receipt),
         **changes,
     }
+    return _fenced(batch, values)
+
+
+def _fenced(batch: Batch, values: dict[str, Any]) -> dict[str, Any]:
     fence = {"batch": batch.id, "token": batch.lease_token, "leased": BatchState.LEASED}
     return fence | {f"{_NEW}{name}": value for name, value in values.items()}
 

@@ -120,7 +120,8 @@ class ModelStore(Operating):
             done.lost.append(batch.id)
             return
         done.batches += 1
-        held.crashes = 0
+        if not receipt.untried:
+            held.crashes = 0
         match to.move:
             case Move.HALVE:
                 self.halve(ledger, held, to.attempts, to.ambiguous)

@@ -14,7 +14,7 @@ from outbox import Outbox, Receipt
 from outbox.core import runs
 from outbox.core.batch import Batch
 from outbox.core.lane import LANES, Lane
-from outbox.core.lifecycle import BatchState
+from outbox.core.lifecycle import LIVE, BatchState
 from outbox.core.policy import Retention
 from outbox.core.step import Settled, Settlement
 from outbox.store.operate import Window
@@ -164,10 +164,31 @@ class Pair:
             self._lanes_agree(connection)
 
     def tick(self) -> None:
-        """No two moves at one instant: what is due first is certain."""
+        """No two moves at one instant, no two batches due at one: what is due first is certain."""
         self.clock.advance(seconds=0.000_001)
+        self._spread_what_is_due()
         with self.store.database.read() as connection:
             self.ledger.sequence = self.dialect.sequence_position(connection, LANES[self.lane].table)
+
+    def _spread_what_is_due(self) -> None:
+        """Batches of one commit are due at one instant, and of these the database takes any."""
+        taken: set[int] = set()
+        for held in sorted(self.ledger.live.values(), key=lambda held: (held.due_at, held.members)):
+            assert held.due_at is not None
+            due_at = held.due_at
+            while due_at in taken:
+                due_at += 1
+            taken.add(due_at)
+            if due_at == held.due_at:
+                continue
+            held.due_at = due_at
+            here = (
+                BATCH.c.lane == str(self.lane),
+                BATCH.c.members == runs.encode(held.members),
+                BATCH.c.state.in_(LIVE),
+            )
+            with self.store.database.write() as connection:
+                assert connection.execute(sa.update(BATCH).where(*here).values(due_at=due_at)).rowcount == 1
 
     def advance(self, seconds: float) -> None:
         """Not to before the rows were written."""
@@ -199,18 +220,20 @@ class Pair:
             case "on":
                 store.switch_on(lane)
                 model.switch_on(lane)
-            case "purge" | "purge what is old" if self.may_purge:
+            case "purge" | "purge what is old" if self.may_delete:
                 rules = Retention(100.0, 100.0, 2**40, 0) if "old" in what else Retention(0.0, 0.0, 2**40, 0)
                 assert store.purge(lane, rules) == model.purge(lane, rules)
             case "audit":
                 self.audit()
-            case "stray" if numbers := self.spent_numbers():
+            case "stray" if (numbers := self.spent_numbers()) and self.may_delete:
                 self.plant(numbers[number % len(numbers)])
                 self.audit()
 
     @property
-    def may_purge(self) -> bool:
-        """InnoDB's DELETE of a range waits for the row after it, even for one that is not committed."""
+    def may_delete(self) -> bool:
+        """InnoDB's DELETE of a range waits for the row after it, even for one that is not committed; so does what
+        brings strays back.
+        """
         return self.model.knows_writers or not self.open
 
     def audit(self) -> None:

@@ -45,6 +45,7 @@ RECEIPTS = st.sampled_from(
         *(DELIVERED, DELIVERED, UNAVAILABLE, UNAVAILABLE, AMBIGUOUS, INTERRUPTED, REFUSED, REFUSED, TOO_LARGE),
         *(MISCONFIGURED, UNAUTHORIZED, replace(UNAVAILABLE, retry_after_seconds=600.0)),
         replace(DELIVERED, rejected=3, shortfall=2),
+        replace(INTERRUPTED, reason=""),
     )
 )
 OPERATIONS = ("requeue", "discard", "shed", "off and on", "off", "on", "purge", "purge what is old", "audit", "stray")

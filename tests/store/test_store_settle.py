@@ -96,6 +96,21 @@ def test_an_interrupted_batch_waits_uncounted_and_is_due_at_once(worker: Worker)
     assert worker.must_claim().id == batch.id
 
 
+def test_a_batch_whose_turn_did_not_come_keeps_what_is_known_of_it(worker: Worker) -> None:
+    ids = worker.put(1)
+    worker.settle(worker.must_claim(), UNAVAILABLE)
+    worker.due_now()
+    worker.must_claim()  # and its worker dies
+    worker.due_now()
+    batch = worker.must_claim()
+    before = worker.find(ids[0])
+    worker.settle(batch, replace(INTERRUPTED, reason=""))
+    after = worker.find(ids[0])
+    assert after == replace(before, status=Status.WAITING, next_attempt_at=after.next_attempt_at)
+    assert [batch.crash_count for batch in worker.batches()] == [1]
+    assert worker.must_claim().attempts == batch.attempts == 2
+
+
 def test_a_stale_token_changes_nothing(worker: Worker) -> None:
     worker.put(2)
     stale = worker.must_claim()
