@@ -35,7 +35,8 @@ LOOK_DUE_SECONDS = 0.2
 CLAIMED_AT_ONCE = 4
 """Batches leased in one commit at most: on SQLite producers wait for that long."""
 CLAIMED_AHEAD = 1
-"""Batches leased beyond those on the wire: the next one leaves as soon as an answer is here, before it is settled."""
+"""Of a backlog, batches leased beyond those on the wire: the next one leaves as soon as an answer is here, before it
+is settled."""
 _NOT_SENT = Receipt(Verdict.INTERRUPTED, counted=False, reason="")
 """Of a batch that was leased ahead and is not to leave any more."""
 
@@ -206,12 +207,15 @@ class Flight:
         """Receipts that are not settled yet."""
         self.ready: deque[Batch] = deque() if cut_off is None else cut_off.ready
         """Leased, to leave next."""
+        self.backlog = False
+        """The newest batch is a full one, so there is likely to be more."""
         self.total = Settled()
         self.troubled = False
         """An answer was not what it should be."""
 
     def run(self, *, look_due: bool) -> None:
         """Step until nothing is claimed and nothing flies. ``look_due``: begin with what waited."""
+        policy = self.dispatcher.box.store.policy
         if self.landed:
             self._step(0, False)  # alone: a full disk that takes no new batch may still take a receipt
         while True:
@@ -221,6 +225,8 @@ class Flight:
                 step = self._step(want, look_due or self._long_since_look)
                 look_due = False
                 self.ready += step.batches
+                if want:
+                    self.backlog = any(batch.rows == policy.batch_max_rows for batch in step.batches[-1:])
                 self._leave()
                 if want and len(step.batches) == want and self._room() and not any(f.done() for f in self.flying):
                     continue
@@ -249,7 +255,7 @@ class Flight:
     def _room(self) -> int:
         """How many batches may be claimed now."""
         room = self._pace.room(time.monotonic(), self._senders())
-        if self.flying and not self._pace.limited and not self.stop.is_set():
+        if self.flying and self.backlog and not self._pace.limited and not self.stop.is_set():
             room += CLAIMED_AHEAD
         room = min(room - len(self.ready), CLAIMED_AT_ONCE)
         return max(0, room if self.left is None else min(room, self.left - len(self.ready)))
