@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -129,3 +130,10 @@ def test_a_batch_that_crashed_is_sent_again_at_once_then_waits_then_is_halved() 
 
 def test_one_entry_that_crashes_is_never_halved_and_never_given_up() -> None:
     assert crashed(1000, entries=1) == Transition(Move.RETRY, 3, True, 150.0)
+
+
+def test_a_batch_whose_turn_did_not_come_is_one_that_was_interrupted_without_a_reason() -> None:
+    untried = Receipt(Verdict.INTERRUPTED, counted=False, reason="")
+    assert untried.untried
+    assert not replace(untried, reason="stopped before the request left").untried
+    assert not replace(untried, verdict=Verdict.UNAVAILABLE).untried
