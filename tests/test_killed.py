@@ -102,14 +102,17 @@ def test_what_was_committed_arrives_whoever_is_killed(
         "max_senders": SENDERS,
     }
     chance = random.Random(SEED)
-    beacon.faults.latency_ms = 100  # so that nearly every kill of a worker finds a batch on the wire
+    beacon.faults.latency_ms = 100  # so that a kill of a worker finds a batch on the wire
     worker_kills = 0
     with children(tmp_path, settings) as started:
         for _ in range(KILLS):
             victim = chance.choice(started)
-            worker_kills += victim.what == "work"
             victim.speaks()
             threading.Event().wait(chance.uniform(0, 0.4))
+            if victim.what == "work":
+                worker_kills += 1
+                if worker_kills % 2:  # every other one at any moment
+                    wait_until(lambda: beacon.received.counts()["usage"]["in_flight"], timeout=60)
             victim.kill()
             victim.start()
         for child in started:

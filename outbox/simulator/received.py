@@ -97,6 +97,7 @@ class _LaneRecord:
             "keyless": self.keyless,
             "malformed": self.malformed,
             "body_bytes": self.body_bytes,
+            "in_flight": self.in_flight,
             "peak_in_flight": self.peak_in_flight,
             "statuses": {str(status): n for status, n in sorted(self.statuses.items())},
         }
@@ -125,8 +126,8 @@ class Received:
         rows: usage rows, data points, spans or log records in all accepted requests; unique: the same without
         repetitions; duplicates: ids (telemetry: requests) accepted more than once; duplicate_requests: accepted
         requests under a key accepted before; conflicting_keys: requests under a known key with other contents;
-        statuses: answers by status ("0": none given); peak_in_flight: most requests held at one time (by
-        ``latency_ms``: else each is answered at once).
+        statuses: answers by status ("0": none given); in_flight: requests held right now, peak_in_flight: most at
+        one time (by ``latency_ms``: else each is answered at once).
         """
         with self._changed:
             lanes = {name: lane.counts() for name, lane in self._lanes.items()}
