@@ -37,6 +37,8 @@ CLAIMED_AT_ONCE = 4
 CLAIMED_AHEAD = 1
 """Of a backlog, batches leased beyond those on the wire: the next one leaves as soon as an answer is here, before it
 is settled."""
+CLAIMED_AHEAD_SECONDS = 0.02
+"""Before its time at a pace a batch is claimed, so that it leaves when its time has come."""
 _NOT_SENT = Receipt(Verdict.INTERRUPTED, counted=False, reason="")
 """Of a batch that was leased ahead and is not to leave any more."""
 
@@ -220,7 +222,7 @@ class Flight:
             self._step(0, False)  # alone: a full disk that takes no new batch may still take a receipt
         while True:
             self._hand_back()
-            want = self._room()
+            want, exhausted = self._room(), False
             if self.landed or want:
                 step = self._step(want, look_due or self._long_since_look)
                 look_due = False
@@ -228,16 +230,16 @@ class Flight:
                 if want:
                     self.backlog = any(batch.rows == policy.batch_max_rows for batch in step.batches[-1:])
                 self._leave()
-                if want and len(step.batches) == want and self._room() and not any(f.done() for f in self.flying):
+                exhausted = len(step.batches) < want
+                if want and not exhausted and self._room() and not any(f.done() for f in self.flying):
                     continue
-            seconds = None if want or not self._senders() else self._pace.wait(time.monotonic())
+            seconds = self._pause(exhausted)
             if self.flying:
                 self.landed = self._wait(seconds)
-            elif seconds is None:
-                if not self.ready:
-                    return
-            else:
+            elif seconds is not None:
                 self.stop.wait(seconds)
+            elif not self.ready:
+                return
             look_due = any(one.receipt.verdict is not Verdict.DELIVERED for one in self.landed)
             if not look_due:
                 self._leave()
@@ -252,9 +254,15 @@ class Flight:
             self.landed += [Settlement(batch, _NOT_SENT) for batch in self.ready]
             self.ready.clear()
 
+    def _pause(self, exhausted: bool) -> float | None:
+        """Seconds until the pace lets a batch leave, or be claimed to leave in time. None: it is not the pace."""
+        if not self._senders() or (exhausted and not self.ready):
+            return None
+        return self._pace.wait(time.monotonic() + (0 if self.ready else CLAIMED_AHEAD_SECONDS))
+
     def _room(self) -> int:
         """How many batches may be claimed now."""
-        room = self._pace.room(time.monotonic(), self._senders())
+        room = self._pace.room(time.monotonic() + CLAIMED_AHEAD_SECONDS, self._senders())
         if self.flying and self.backlog and not self._pace.limited and not self.stop.is_set():
             room += CLAIMED_AHEAD
         room = min(room - len(self.ready), CLAIMED_AT_ONCE)

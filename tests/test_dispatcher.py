@@ -21,6 +21,7 @@ from outbox import (
     Settings,
     TelemetryEnvelope,
 )
+from outbox.core.concurrency import Concurrency
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
 from outbox.core.pace import Pace
@@ -136,6 +137,16 @@ def test_a_lane_with_a_pace_sends_no_request_before_its_time_and_all_of_them(new
     assert dispatcher.run_lane(Lane.USAGE).sent == 6
     assert time.monotonic() - began >= 4 / 20  # one may make up for a late one
     assert beacon.received.ids() == {str(id): 1 for id in ids}
+
+
+def test_a_request_whose_time_has_come_does_not_wait_for_the_answers_before_it(new: New, beacon: Simulator) -> None:
+    box, dispatcher = new(max_senders=4, batch_max_rows=1)
+    dispatcher.concurrency[Lane.USAGE] = Concurrency(limit=4.0, proven=4.0)
+    dispatcher.pace[Lane.USAGE] = Pace(rate=20.0, proven=20.0, refused=20.0)
+    beacon.faults.latency_ms = 2000
+    box.put(*intervals(4))
+    assert dispatcher.run_lane(Lane.USAGE).sent == 4
+    assert beacon.received.counts()["usage"]["peak_in_flight"] == 4
 
 
 def test_two_429s_with_deliveries_between_them_give_a_lane_a_pace_and_the_log_says_so(

@@ -10,8 +10,9 @@
 Every 429 costs the pause that it asks for, in which beacon would have taken what it now does not. A pace that rises
 until it is refused and then falls, as a congestion window does, would pay that every few seconds; a bisection pays half
 a dozen times, and then once for each look whether the limit has risen, which come ever more seldom. A 429 to the first
-request after a pause says that the pause was short, and nothing of the pace. Like the number of senders, the pace is
-each worker's own.
+request after a pause says that the pause was short, and nothing of the pace. A beacon that is strict, and lets nothing
+be saved up for later, refuses the second of two requests that come too close: there few requests prove a pace. Like the
+number of senders, the pace is each worker's own.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ CLOSE = 1.04
 """Between proven and refused: close enough to hold."""
 PROOF_REQUESTS, PROOF_SECONDS = 8, 1.5
 """All taken for so long at a pace prove it."""
+STRICT, STRICT_PROOF_REQUESTS = 1, 4
+"""A beacon that after a pause took no more than so many before it refused lets nothing be saved up: so few prove."""
 IN_USE = 0.85
 """Of the pace: with less under way the pace is not what is tried."""
 HOLD_SECONDS, HOLD_MAX_SECONDS = 30.0, 600.0
@@ -55,6 +58,12 @@ class Pace:
     """A request has left at this pace."""
     taken: int = 0
     """Requests delivered at this pace."""
+    streak: int = 0
+    """Requests delivered since the last 429, at any pace."""
+    saved: float = math.inf
+    """The shortest streak that a 429 has ended: more than that cannot be saved up in a pause."""
+    usual: float = math.inf
+    """Seconds that an answer takes: the least, and slowly what it takes now."""
     step: float = CLOSE
     hold: float = HOLD_SECONDS
     next_at: float = -math.inf
@@ -77,6 +86,11 @@ class Pace:
         return self.rate < math.inf
 
     @property
+    def strict(self) -> bool:
+        """Beacon lets nothing be saved up."""
+        return self.saved <= STRICT
+
+    @property
     def held(self) -> bool:
         """The limit is found."""
         return self.proven > 0 and self.refused <= CLOSE * self.proven
@@ -97,13 +111,23 @@ def after(pace: Pace, receipt: Receipt, *, left_at: float, now: float) -> Pace:
     if receipt.status == TOO_MANY_REQUESTS:
         return _refused(pace, now)
     if receipt.verdict is Verdict.DELIVERED:
-        return _taken(replace(pace, taken=pace.taken + 1), now)
+        pace = _timed(pace, left_at, now)
+        return _taken(replace(pace, taken=pace.taken + 1, streak=pace.streak + 1), left_at, now)
     return pace
+
+
+def _timed(pace: Pace, left_at: float, now: float) -> Pace:
+    """A late answer may be to a request that arrived late. Of a strict beacon the next keeps its distance from that."""
+    seconds = now - left_at
+    late = seconds - pace.usual
+    next_at = max(pace.next_at, left_at + late + 1 / pace.rate) if pace.strict else pace.next_at
+    return replace(pace, usual=pace.usual + late / 8 if late > 0 else seconds, next_at=next_at)
 
 
 def _refused(pace: Pace, now: float) -> Pace:
     if pace.taken == 0:
-        return replace(pace, since=now, begun=False)
+        return replace(pace, since=now, begun=False, streak=0)
+    pace = replace(pace, streak=0, saved=min(pace.saved, pace.streak))
     if not pace.limited:
         if now - pace.since > SOON_SECONDS:
             return replace(pace, since=now, taken=0)
@@ -116,9 +140,9 @@ def _refused(pace: Pace, now: float) -> Pace:
     return _next(replace(pace, refused=pace.rate, hold=hold), now)
 
 
-def _taken(pace: Pace, now: float) -> Pace:
+def _taken(pace: Pace, left_at: float, now: float) -> Pace:
     seconds = now - pace.since
-    if not pace.limited or pace.taken < PROOF_REQUESTS or seconds < PROOF_SECONDS:
+    if not pace.limited or not _proof(pace, seconds):
         return pace
     if pace.taken < IN_USE * pace.rate * seconds:
         return replace(pace, since=now - seconds / 2, taken=pace.taken // 2)
@@ -127,7 +151,20 @@ def _taken(pace: Pace, now: float) -> Pace:
     if pace.refused == math.inf and pace.step == LONGEST_STEP:
         return Pace()
     hold = HOLD_SECONDS if pace.refused == math.inf else pace.hold
-    return _next(replace(pace, proven=pace.rate, hold=hold), now)
+    return _next(replace(pace, proven=_real(pace, left_at), hold=hold), now)
+
+
+def _proof(pace: Pace, seconds: float) -> bool:
+    if pace.strict and not pace.held:
+        return pace.taken >= STRICT_PROOF_REQUESTS
+    return pace.taken >= PROOF_REQUESTS and seconds >= PROOF_SECONDS
+
+
+def _real(pace: Pace, left_at: float) -> float:
+    """Requests leave a little late, never early: a strict beacon has taken what they came to, not what was meant."""
+    if not pace.strict or left_at <= pace.since:
+        return pace.rate
+    return min(pace.rate, (pace.taken - 1) / (left_at - pace.since))
 
 
 def _next(pace: Pace, now: float) -> Pace:

@@ -174,6 +174,54 @@ def test_429s_without_rule_never_bring_a_lane_below_one_request_a_second() -> No
     assert (min(rates), rates[-1]) == (1.0, 1.0)
 
 
+# --- a beacon that lets nothing be saved up ----------------------------------------------------------------------
+
+
+def test_a_beacon_is_strict_when_after_a_pause_it_took_one_request_and_refused_the_next() -> None:
+    first = answered(taken(Pace(), 50, since=0.0, seconds=1.0), TOO_MANY, 1.0)
+    assert (first.saved, first.streak, first.strict) == (50, 0, False)
+    two = answered(taken(first, 2, since=2.0, seconds=0.1), TOO_MANY, 2.2)
+    assert (two.saved, two.strict) == (2, False)
+    one = answered(taken(first, 1, since=2.0, seconds=0.0), TOO_MANY, 2.2)
+    assert (one.saved, one.strict) == (1, True)
+    assert answered(taken(one, 9, since=4.0, seconds=0.9), TOO_MANY, 5.0).saved == 1
+
+
+def test_what_was_saved_up_is_not_told_by_a_pace_that_was_tried_without_a_pause_before_it() -> None:
+    pace = replace(searching(rate=4.0, proven=2.0), saved=9)
+    pace = taken(taken(pace, 8, since=0.0, seconds=1.5), 1, since=1.5, seconds=0.0)
+    assert (pace.rate, pace.taken, pace.streak) == (8.0, 1, 9)
+    assert answered(pace, TOO_MANY, 1.6).saved == 9
+
+
+def test_a_429_before_anything_was_taken_begins_the_streak_anew() -> None:
+    assert answered(replace(searching(), streak=5), TOO_MANY, 1.0).streak == 0
+
+
+def test_there_four_requests_prove_a_pace_that_is_searched_and_only_what_they_came_to() -> None:
+    strict = replace(searching(), saved=1)
+    assert taken(strict, 3, since=0.0, seconds=0.25).proven == 4.0
+    pace = taken(strict, 4, since=0.0, seconds=0.375)
+    assert (pace.proven, pace.rate) == (8.0, pytest.approx(math.sqrt(8 * 16)))
+    assert taken(strict, 4, since=0.0, seconds=0.4).proven == pytest.approx(7.5)
+    assert taken(strict, 4, since=0.0, seconds=0.3).proven == 8.0
+    assert taken(strict, 4, since=0.0, seconds=0.0).proven == 8.0
+    assert taken(searching(), 4, since=0.0, seconds=0.4).proven == 4.0
+    assert taken(replace(held(), saved=1, hold=1.4), 7, since=0.0, seconds=1.45).refused < math.inf
+
+
+def test_there_a_request_keeps_its_distance_from_one_that_may_have_arrived_late() -> None:
+    pace = replace(searching(rate=10.0), saved=1, usual=0.01)
+    pace = after(left(pace, 1.0, 1), DELIVERED, left_at=1.0, now=1.09)
+    assert (pace.next_at, pace.usual) == (pytest.approx(1.18), pytest.approx(0.02))
+    pace = after(left(pace, 1.2, 1), DELIVERED, left_at=1.2, now=1.215)
+    assert (pace.next_at, pace.usual) == (pytest.approx(1.3), pytest.approx(0.015))
+    first = after(left(replace(pace, usual=math.inf), 1.3, 1), DELIVERED, left_at=1.3, now=1.35)
+    assert (first.next_at, first.usual) == (pytest.approx(1.4), pytest.approx(0.05))
+    easy = after(left(replace(searching(rate=10.0), usual=0.01), 1.0, 1), DELIVERED, left_at=1.0, now=1.09)
+    assert (easy.next_at, easy.usual) == (pytest.approx(1.1), pytest.approx(0.02))
+
+
 # --- against a limiter -------------------------------------------------------------------------------------------
 
 
@@ -228,6 +276,14 @@ def test_a_limit_is_found_and_nearly_all_of_it_is_used_with_few_429s(rate: float
     assert searching > 1
     assert len(took) / 300 >= 0.93 * limiter.rate
     assert refused <= 0.03 * len(took)
+
+
+@pytest.mark.parametrize("rate", [5, 8, 10, 12])
+def test_a_strict_limit_is_found_within_ten_seconds(rate: float) -> None:
+    pace, took, _ = sent(Bucket(rate, 0.1), until=10.0, pace=Pace())
+    assert pace.strict
+    assert pace.held
+    assert sum(9.0 <= at < 10.0 for at in took) >= rate - 1
 
 
 def test_a_limit_that_rises_is_noticed_within_a_minute_or_so() -> None:
