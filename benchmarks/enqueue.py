@@ -13,7 +13,7 @@ from uuid import UUID
 
 import msgspec
 import uuid_utils
-from sqlalchemy import Engine, create_engine, insert
+from sqlalchemy import Engine, create_engine, insert, make_url
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from benchmarks.figures import Run
@@ -146,7 +146,7 @@ def _async(run: Run, kind: str, url: str, box: Outbox, count: int) -> None:
     statement = insert(LOGS[Lane.USAGE])
 
     async def measure(add: Callable[..., Awaitable[object]]) -> float:
-        engine = create_async_engine(url.replace(url.partition(":")[0], ASYNC_DRIVERS[kind], 1))
+        engine = create_async_engine(make_url(url).set(drivername=ASYNC_DRIVERS[kind], query={}))
         rows = messages(count)
         began = time.perf_counter()
         for row in rows:

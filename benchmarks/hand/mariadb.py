@@ -38,7 +38,12 @@ class HandMariaDB:
     def connect(self) -> pymysql.Connection:
         url = self._url
         return pymysql.connect(
-            host=url.host, port=url.port or 3306, user=url.username, password=url.password or "", database=url.database
+            host=url.host,
+            port=url.port or 3306,
+            user=url.username,
+            password=url.password or "",
+            database=url.database,
+            ssl_disabled=True,
         )
 
     def close(self) -> None:
