@@ -30,6 +30,10 @@ EQUIVALENT = {
     ("batching.gaps", "if not seen or seen[-1] + after == len(seen):"): (
         "a shortcut taken too seldom, never wrongly: seen[-1] is at least after + len(seen)"
     ),
+    (
+        "pace._timed",
+        "return replace(pace, usual=pace.usual + late / 8 if late >= 0 else seconds, next_at=next_at)",
+    ): "an eighth of nothing is nothing",
     ("runs.from_sorted", "if numbers[-1] + numbers[0] == len(numbers) - 1:"): (
         "a shortcut that no ascending numbers from 1 up would take: the loop finds the same run"
     ),
