@@ -155,13 +155,15 @@ def _taken(pace: Pace, left_at: float, now: float) -> Pace:
 
 
 def _proof(pace: Pace, seconds: float) -> bool:
+    """Whether what was taken at this pace, ``seconds`` since the first request at it, is enough to prove it."""
     if pace.strict and not pace.held:
         return pace.taken >= STRICT_PROOF_REQUESTS
     return pace.taken >= PROOF_REQUESTS and seconds >= PROOF_SECONDS
 
 
 def _real(pace: Pace, left_at: float) -> float:
-    """Requests leave a little late, never early: a strict beacon has taken what they came to, not what was meant."""
+    """What is proven, requests a second. They leave a little late, never early: a strict beacon has taken what they
+    came to, not what was meant."""
     if not pace.strict or left_at <= pace.since:
         return pace.rate
     return min(pace.rate, (pace.taken - 1) / (left_at - pace.since))

@@ -9,9 +9,9 @@ from packaging.version import Version
 
 needs_a_full_encoder = pytest.mark.skipif(
     Version(version("opentelemetry-exporter-otlp-proto-common")) < Version("1.45"),
-    reason="the official encoder of that time leaves out more than ours",
+    reason="before 1.45 the official encoder, which ours is compared with, leaves out fields that ours keeps",
 )
 needs_suppression_of_sql = pytest.mark.skipif(
     Version(version("opentelemetry-instrumentation-sqlalchemy")) < Version("0.66b0"),
-    reason="the instrumentation of SQLAlchemy of that time does not ask whether it is suppressed",
+    reason="before 0.66b0 the instrumentation of SQLAlchemy traces its statements even where tracing is suppressed",
 )
