@@ -31,7 +31,7 @@ from tests.support.intervals import interval
 
 
 @pytest.fixture
-def box(box: Outbox) -> Outbox:
+def box(database: Database, box: Outbox) -> Outbox:  # database: pytest before 8.4 forgets what the other box asks for
     """Its tables made by Alembic, step by step, and not from a copy."""
     box.migrate("base")
     box.migrate()

@@ -76,6 +76,7 @@ class _Names:
     def __init__(self, scope: Scope) -> None:
         self._app = scope.get("app")
         self._root_path = scope.get("root_path", "")
+        self._path = scope["path"].removeprefix(self._root_path)
 
     def template(self, scope: Scope) -> str | None:
         """``/orders/{order_id}``, with the templates of the mounts before it; None where no route was found.
@@ -87,8 +88,8 @@ class _Names:
         # FastAPI includes routers late since 0.137: a route knows its own path, the context the whole of it.
         included = (scope.get("fastapi") or {}).get("effective_route_context")
         own = next((path for path in map(_path_of, (included, route)) if path is not None), None)
-        if own is None:
-            return None
+        if own is None:  # before 1.7 Starlette tells what answers, and not by which route
+            return _by_endpoint(getattr(self._app, "routes", ()), self._path, scope.get("endpoint"))
         mounted = scope.get("root_path", "")[len(self._root_path) :]
         if not mounted or hasattr(route, "routes"):  # a mount that found nothing below it
             return own
@@ -111,3 +112,21 @@ def _mounts(routes: Iterable[Any], mounted: str) -> str:
             rest = match.groupdict().get("path", "")
             return str(route.path) + (_mounts(below, "/" + rest.rstrip("/")) if rest.strip("/") else "")
     return ""
+
+
+def _by_endpoint(routes: Iterable[Any], path: str, endpoint: Any) -> str | None:
+    """The template of the first route that leads ``path`` to ``endpoint``, with those of the mounts before it."""
+    for route in routes if endpoint is not None else ():
+        pattern = getattr(route, "path_regex", None)
+        match = pattern.match(path) if pattern is not None else None
+        if not match:
+            continue
+        below = getattr(route, "routes", None)
+        if below is None and getattr(route, "endpoint", None) is endpoint:
+            return _path_of(route)
+        inner = _by_endpoint(below or (), "/" + match.groupdict().get("path", ""), endpoint)
+        if inner is not None:
+            return str(route.path) + inner
+        if getattr(route, "app", None) is endpoint and below is not None:  # a mount that found nothing below it
+            return _path_of(route)
+    return None

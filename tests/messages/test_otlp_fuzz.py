@@ -22,6 +22,7 @@ from outbox.messages import TelemetryEnvelope
 from outbox.messages.otlp_schema import MESSAGES
 from tests.messages.documents import compact, example, of_metric, of_record, of_span
 from tests.messages.test_otlp_properties import documents, signals
+from tests.otel.versions import needs_the_messages_of_otlp_1_7
 
 OFFICIAL: dict[Signal, type[Message]] = {"metrics": MetricsData, "traces": TracesData, "logs": LogsData}
 IDS = {"traceId", "spanId", "parentSpanId"}
@@ -102,18 +103,21 @@ def mutants(draw: st.DrawFn) -> tuple[Signal, Any]:
     return signal, document
 
 
+@needs_the_messages_of_otlp_1_7
 @generous
 @given(drawn=documents())
 def test_every_document_of_the_schema_is_accepted_and_official(drawn: tuple[Signal, dict[str, Any]]) -> None:
     assert accepted(*drawn)
 
 
+@needs_the_messages_of_otlp_1_7
 @generous
 @given(drawn=mutants())
 def test_a_mutated_document_is_official_or_refused(drawn: tuple[Signal, Any]) -> None:
     accepted(*drawn)
 
 
+@needs_the_messages_of_otlp_1_7
 @generous
 @given(signal=signals, value=JSON)
 def test_any_json_is_official_or_refused(signal: Signal, value: Any) -> None:
@@ -121,6 +125,7 @@ def test_any_json_is_official_or_refused(signal: Signal, value: Any) -> None:
     accepted(signal, {LANES[Lane(signal)].root_key: value})
 
 
+@needs_the_messages_of_otlp_1_7
 @generous
 @given(drawn=documents(), cut=st.integers(0, 10**6), data=st.binary(max_size=6))
 def test_damaged_text_is_official_or_refused(drawn: tuple[Signal, dict[str, Any]], cut: int, data: bytes) -> None:

@@ -28,6 +28,7 @@ from outbox.transport.secret import Secret
 from tests.messages.test_otlp_properties import documents
 from tests.otel import made
 from tests.otel.protobuf import flat, parse
+from tests.otel.versions import needs_the_messages_of_otlp_1_7
 
 BODIES = int(os.environ.get("OUTBOX_TEST_BODIES", "60"))
 
@@ -87,6 +88,7 @@ def test_a_body_of_what_the_sdk_makes_is_parsed_and_holds_every_item(signal: Sig
     merged()
 
 
+@needs_the_messages_of_otlp_1_7
 @pytest.mark.timeout(max(180, BODIES))
 def test_a_body_of_any_documents_is_parsed_and_holds_every_item(checked: Counter[str]) -> None:
     @many

@@ -1,7 +1,7 @@
 """The outbox's tables in a test's database, as ``migrate`` makes them, without its time: most tests need no upgrade.
 
 SQLite: a copy of a file that was migrated once. Servers: the SQL script, which tests/test_migrate.py shows to make the
-same schema.
+same schema. Both are kept for each folder of revisions: some tests bring one of their own.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from pathlib import Path
 from sqlalchemy import create_engine, make_url
 
 from outbox import Outbox, Settings
+from outbox.store import migrate
 from tests.support.databases import Database
 
 
 def make_tables(database: Database, box: Outbox) -> None:
     """Bring the empty ``database`` of ``box`` to the newest revision."""
     if database.name == "sqlite":
-        shutil.copyfile(_migrated_file(), str(make_url(database.url).database))
+        shutil.copyfile(_migrated_file(migrate.SCRIPTS), str(make_url(database.url).database))
         return
     engine = create_engine(database.url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
@@ -32,7 +33,7 @@ def make_tables(database: Database, box: Outbox) -> None:
 
 
 @cache
-def _migrated_file() -> Path:
+def _migrated_file(_revisions: str) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="outbox-tables-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = folder / "outbox.db"
@@ -41,11 +42,12 @@ def _migrated_file() -> Path:
     return path
 
 
-_SCRIPTS: dict[str, list[str]] = {}
+_SCRIPTS: dict[tuple[str, str], list[str]] = {}
 
 
 def _statements(name: str, box: Outbox) -> list[str]:
-    if name not in _SCRIPTS:
+    key = (name, migrate.SCRIPTS)
+    if key not in _SCRIPTS:
         parts = (part.strip() for part in box.migration_sql().split(";\n"))
-        _SCRIPTS[name] = [part for part in parts if part and part not in ("BEGIN", "COMMIT", "COMMIT;")]
-    return _SCRIPTS[name]
+        _SCRIPTS[key] = [part for part in parts if part and part not in ("BEGIN", "COMMIT", "COMMIT;")]
+    return _SCRIPTS[key]
