@@ -164,11 +164,22 @@ class Outbox:
         _with_room(timeout, lambda: self._look_for_room(entries))
 
     def _put(self, result: EnqueueResult, rows: Rows) -> EnqueueResult:
-        with self.store.database.write() as connection:
-            self._insert(connection, result, rows)
+        if not self._put_one(result, rows):
+            with self.store.database.write() as connection:
+                self._insert(connection, result, rows)
         self.wake.set(set(rows))
         self.save_removed()
         return result
+
+    def _put_one(self, result: EnqueueResult, rows: Rows) -> bool:
+        """What most puts are. False: it is not one message, or is not added as easily."""
+        if len(result) != 1 or len(rows) != 1 or self.settings.usage_max_entries is not None:
+            return False
+        [(lane, [row])] = rows.items()
+        inserted = self.store.database.insert_one(LANES[lane].table, row)
+        if inserted is not None:
+            result.duplicates += 1 - inserted
+        return inserted is not None
 
     async def put_async(self, *messages: Message, timeout: float = 0) -> EnqueueResult:
         """As :meth:`put`, without blocking the event loop."""

@@ -37,6 +37,7 @@ from outbox.core.transition import Move, after_crash
 from outbox.store import holes
 from outbox.store.dialects import dialect_of, lines_of
 from outbox.store.ledger import LockedLane, add_to_totals, backoff, batch_columns, live_batches
+from outbox.store.prepared import Prepared
 from outbox.store.schema import BATCH, LOGS
 from outbox.store.settle import halve
 
@@ -90,10 +91,9 @@ def _sizes_of(log: Table) -> Any:
     return select(log.c.seq, log.c.size).where(above).order_by(log.c.seq).limit(bindparam("count"))
 
 
-# Built once: SQLAlchemy takes longer to put such a statement together than SQLite takes to run it.
-_NEIGHBOURS = {lane: _neighbours_of(log) for lane, log in LOGS.items()}
-_SIZES = {lane: _sizes_of(log) for lane, log in LOGS.items()}
-_RUN = {lane: _run_of(log) for lane, log in LOGS.items()}
+_NEIGHBOURS = {lane: Prepared(_neighbours_of(log)) for lane, log in LOGS.items()}
+_SIZES = {lane: Prepared(_sizes_of(log)) for lane, log in LOGS.items()}
+_RUN = {lane: Prepared(_run_of(log)) for lane, log in LOGS.items()}
 
 
 def claim(lane: LockedLane, policy: Policy, *, want: int, look_due: bool, eager_holes: bool = False) -> Sequence[Batch]:
@@ -257,10 +257,10 @@ def _neighbours(lane: LockedLane, policy: Policy, want: int) -> Sequence[Entries
     if most * LANES[lane.lane].max_payload_bytes > _READ_AT_ONCE_BYTES:
         return []
     if dialect_of(lane.connection).single_writer:  # in this process a query costs little, and a sort by parts much
-        rows = lane.connection.execute(_RUN[lane.lane], {"first": lane.cursor + 1, "last": lane.cursor + most})
+        rows = _RUN[lane.lane].rows(lane.connection, {"first": lane.cursor + 1, "last": lane.cursor + most})
     else:
         values = {"after": lane.cursor, "until": lane.cursor + most * want, "most": most}
-        rows = lane.connection.execute(_NEIGHBOURS[lane.lane], values)
+        rows = _NEIGHBOURS[lane.lane].rows(lane.connection, values)
     found: list[Entries] = []
     for row in rows:
         if (row.newest or 0) <= lane.cursor:
@@ -278,7 +278,7 @@ def _neighbours(lane: LockedLane, policy: Policy, want: int) -> Sequence[Entries
 def _above_cursor(lane: LockedLane, policy: Policy) -> Sequence[Entries]:
     """The entries of the next batch; the numbers that are missing before them become holes."""
     values = {"after": lane.cursor, "count": policy.batch_max_rows}
-    rows = lane.connection.execute(_SIZES[lane.lane], values).all()
+    rows = _SIZES[lane.lane].rows(lane.connection, values)
     if not rows:
         return []
     numbers, sizes = zip(*rows, strict=True)
@@ -316,7 +316,7 @@ def read_entries(lane: LockedLane, members: Runs) -> Entries:
     """The entries at ``members``. Raises ``MembersMissing`` when the log has not all of them."""
     wanted = runs.count(members)
     if len(members) == 1:
-        row = lane.connection.execute(_RUN[lane.lane], {"first": members[0][0], "last": members[0][1]}).one()
+        [row] = _RUN[lane.lane].rows(lane.connection, {"first": members[0][0], "last": members[0][1]})
         if row.entries == wanted and _whole(row):
             return Entries(members, row.entries, row.size, row.lines)
     payloads = _payloads(lane, members, wanted)
@@ -327,7 +327,7 @@ def read_entries(lane: LockedLane, members: Runs) -> Entries:
     return Entries(members, wanted, sum(map(len, payloads)), lines)
 
 
-def _whole(row: Row[Any]) -> bool:
+def _whole(row: Any) -> bool:
     """Whether the joined payloads are all there, a line each: a database may cut off what is too long for it."""
     length = row.size + row.entries - 1
     return row.lines is not None and len(row.lines) == length and row.lines.count("\n") == row.entries - 1

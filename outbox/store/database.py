@@ -1,7 +1,8 @@
 """Engines and transactions as the outbox needs them, whatever the host's engine says.
 
-`Database.write()` and `Database.read()` are the only two ways in. A write on SQLite begins IMMEDIATE: a deferred
-transaction that upgrades later fails at once with BUSY, whatever the timeout.
+`Database.write()` and `Database.read()` are the two ways in, and `Database.insert_one()` a short cut of the first. A
+write on SQLite begins IMMEDIATE: a deferred transaction that upgrades later fails at once with BUSY, whatever the
+timeout.
 """
 
 from __future__ import annotations
@@ -9,23 +10,32 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from sqlite3 import SQLITE_BUSY
 from sqlite3 import OperationalError as SQLiteError
 from typing import Any
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, create_engine, event, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, NoSuchModuleError, OperationalError
+from sqlalchemy.engine import Dialect as SQLAlchemyDialect
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    InvalidatePoolError,
+    NoSuchModuleError,
+    OperationalError,
+)
 
 from outbox.errors import ConfigError, DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
 from outbox.observe import uninstrumented
-from outbox.store.dialects import Dialect, dialect_named
+from outbox.store.dialects import Dialect, Row, dialect_named
 from outbox.store.forks import ForkGuard
+from outbox.store.prepared import Prepared, Values, heard, translated
 
 _READ = "outbox_read"
-_WAITS_MS = "outbox_waits_ms"
+_WAITS_MS, _WAITS_NOW_MS, _WAL = "outbox_waits_ms", "outbox_waits_now_ms", "outbox_wal"
 _USED_AT = "outbox_used_at"
 IDLE_SECONDS = 1.0
 """A connection that was idle for longer is tried before it is used: the server may have gone in between."""
@@ -86,6 +96,63 @@ class Database:
             except DBAPIError as error:
                 raise self._commit_failed(error) from error
 
+    def insert_one(self, table: str, row: Row) -> int | None:
+        """Insert a row in a transaction of its own: how many were, 0 where the id is there already. None, and nothing
+        written: it takes a ``write``.
+
+        By the driver alone: SQLAlchemy's Connection takes longer than the INSERT. Raises as :meth:`write`; a
+        statement that is its own transaction may hold or not when its connection breaks.
+        """
+        if heard(self.engine):
+            return None
+        dialect, alone = self.engine.dialect, self.dialect.autocommits
+        may_hold = False
+        with self._guard.writer if self._guard else nullcontext(), self.explained():
+            try:
+                with self._raw() as pooled, _autocommit(pooled) if alone else _transaction(dialect, pooled):
+                    with closing(pooled.cursor()) as cursor:
+                        cursor.execute(*self.dialect.insertion(table, row, dialect.driver))
+                        inserted = int(cursor.rowcount)
+                    may_hold = True
+                    if not alone:
+                        dialect.do_commit(pooled)
+                    return inserted
+            except DBAPIError as error:
+                if may_hold or (alone and error.connection_invalidated):
+                    self._suspect.set()
+                    raise self._commit_failed(error) from error
+                if isinstance(error, IntegrityError) or self.dialect.is_lost_claim(error):
+                    return None
+                raise
+
+    def look(self, statement: Prepared, values: Values) -> Sequence[Any]:
+        """The rows of one SELECT. Raises as :meth:`read`."""
+        if heard(self.engine):
+            with self.read() as connection:
+                return statement.rows(connection, values)
+        dialect, alone = self.engine.dialect, self.dialect.autocommits
+        with (
+            self.explained(),
+            self._raw() as pooled,
+            _autocommit(pooled) if alone else _rolled_back(dialect, pooled),
+        ):
+            if self.dialect.single_writer:
+                _let_wait(pooled, _waits_ms(pooled))
+            return statement.fetched(pooled, dialect, values)
+
+    @contextmanager
+    def _raw(self) -> Iterator[PoolProxiedConnection]:
+        """A connection of the driver; its errors become SQLAlchemy's."""
+        self._after_fork()
+        with uninstrumented(), closing(self.engine.raw_connection()) as pooled:
+            try:
+                yield pooled
+            except self.engine.dialect.loaded_dbapi.Error as raised:
+                error = translated(raised, self.engine.dialect, pooled)
+                if error.connection_invalidated and pooled.is_valid:
+                    pooled.invalidate(raised)
+                raise error from raised
+
     @contextmanager
     def read(self, *, snapshot: bool = False) -> Iterator[Connection]:
         """A transaction that only reads; with ``snapshot`` every statement in it sees the same moment."""
@@ -106,8 +173,9 @@ class Database:
         try:
             yield
         except DBAPIError as error:
-            if self.dialect.is_read_only(error):
-                self._suspect.set()  # a session stays as it began, and perhaps another host takes writes
+            if self.dialect.is_read_only(error) or error.connection_invalidated:
+                # A session stays as it began, and perhaps another host takes writes. One that broke broke with others.
+                self._suspect.set()
             raise self.explain(error) from error
         except self.engine.dialect.loaded_dbapi.Error as error:
             # SQLAlchemy sets a connection's isolation level outside of its own handling of errors.
@@ -235,7 +303,7 @@ def _require_alive(engine: Engine, suspect: threading.Event) -> Any:
             return
         if suspect.is_set():
             suspect.clear()
-            raise InvalidatePoolError("a connection of this pool was refused writes")
+            raise InvalidatePoolError("a connection of this pool broke, or was refused writes")
         if time.monotonic() - used_at < IDLE_SECONDS:
             return
         try:
@@ -246,21 +314,75 @@ def _require_alive(engine: Engine, suspect: threading.Event) -> Any:
     return on_checkout
 
 
+@contextmanager
+def _autocommit(pooled: PoolProxiedConnection) -> Iterator[None]:
+    """Each statement in the block is a transaction of its own. The pool does not get such a connection back."""
+    driver_connection: Any = pooled.driver_connection
+    driver_connection.autocommit = True
+    try:
+        yield
+    finally:
+        try:
+            driver_connection.autocommit = False
+        except Exception:  # noqa: BLE001 - it broke, or was interrupted
+            pooled.invalidate()
+
+
+@contextmanager
+def _rolled_back(dialect: SQLAlchemyDialect, pooled: PoolProxiedConnection) -> Iterator[None]:
+    """Whatever the driver began by itself."""
+    try:
+        yield
+    finally:
+        with suppress(dialect.loaded_dbapi.Error):
+            dialect.do_rollback(pooled)
+
+
+@contextmanager
+def _transaction(dialect: SQLAlchemyDialect, pooled: PoolProxiedConnection) -> Iterator[None]:
+    """Committed in the block; rolled back by an exception."""
+    dialect.do_begin(pooled)
+    try:
+        yield
+    except BaseException:
+        with suppress(dialect.loaded_dbapi.Error):
+            dialect.do_rollback(pooled)
+        raise
+
+
 def _begin(pooled: PoolProxiedConnection) -> None:
     """IMMEDIATE, unless it is the transaction of a ``read``."""
     driver_connection: Any = pooled.driver_connection
+    waits = _waits_ms(pooled)
     if _READ in pooled.info:
+        _let_wait(pooled, waits)
         driver_connection.execute("BEGIN")
         return
-    milliseconds = pooled.info.get(_WAITS_MS)
-    if milliseconds is None:
-        (milliseconds,) = driver_connection.execute("PRAGMA busy_timeout").fetchone()
-        pooled.info[_WAITS_MS] = milliseconds
-    driver_connection.execute("PRAGMA busy_timeout = 0")
+    _let_wait(pooled, 0)
     try:
-        _begin_immediate(driver_connection, milliseconds / 1000)
+        _begin_immediate(driver_connection, waits / 1000)
     finally:
+        if not pooled.info[_WAL]:  # without a write-ahead log its COMMIT waits for readers
+            _let_wait(pooled, waits)
+
+
+def _waits_ms(pooled: PoolProxiedConnection) -> int:
+    """How long this connection waits for a lock, as it was set up."""
+    info = pooled.info
+    if _WAITS_MS not in info:
+        driver_connection: Any = pooled.driver_connection
+        (info[_WAITS_MS],) = (info[_WAITS_NOW_MS],) = driver_connection.execute("PRAGMA busy_timeout").fetchone()
+        info[_WAL] = driver_connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    waits: int = info[_WAITS_MS]
+    return waits
+
+
+def _let_wait(pooled: PoolProxiedConnection, milliseconds: int) -> None:
+    """Let SQLite itself wait so long for a lock. It stays so: the next write of a producer needs no word about it."""
+    if pooled.info[_WAITS_NOW_MS] != milliseconds:
+        driver_connection: Any = pooled.driver_connection
         driver_connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
+        pooled.info[_WAITS_NOW_MS] = milliseconds
 
 
 def _begin_immediate(driver_connection: Any, seconds: float) -> None:

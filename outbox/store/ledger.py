@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import uuid_utils
-from sqlalchemy import Connection, Row, Update, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, select, update
 
 from outbox.core.health import Backoff, Health, LaneState
 from outbox.core.lane import Lane
@@ -19,6 +19,7 @@ from outbox.core.policy import Policy
 from outbox.core.runs import Runs, encode
 from outbox.errors import SchemaOutOfDate
 from outbox.store.dialects import now_us
+from outbox.store.prepared import Prepared
 from outbox.store.schema import BATCH, LANE
 
 Clock = Callable[[], int]
@@ -54,15 +55,19 @@ class LockedLane:
         return str(self.lane)
 
 
-# Statements of every step are built once: SQLAlchemy takes longer to put one together than a database to run it.
-_LOCK = select(LANE, now_us().label("now")).where(LANE.c.lane == bindparam("key")).with_for_update()
+_LOCK = Prepared(select(LANE, now_us().label("now")).where(LANE.c.lane == bindparam("key")).with_for_update())
 _INSERT_BATCH = insert(BATCH)
 
 
 @cache
-def _save(names: tuple[str, ...]) -> Update:
+def _lease(names: tuple[str, ...]) -> Prepared:
+    return Prepared(_INSERT_BATCH, *names)
+
+
+@cache
+def _save(names: tuple[str, ...]) -> Prepared:
     read = (LANE.c.lane == bindparam("key"), LANE.c.version == bindparam("read_version"))
-    return update(LANE).where(*read).values({name: bindparam(f"new_{name}") for name in names})
+    return Prepared(update(LANE).where(*read).values({name: bindparam(f"new_{name}") for name in names}))
 
 
 @contextmanager
@@ -72,9 +77,10 @@ def locked(connection: Connection, lane: Lane, clock: Clock | None = None) -> It
     Raises ``LostClaim`` when the version moved (possible on Galera, where a lock is local to a node), and
     ``SchemaOutOfDate`` when the lane has no row.
     """
-    row = connection.execute(_LOCK, {"key": str(lane)}).one_or_none()
-    if row is None:
+    rows = _LOCK.rows(connection, {"key": str(lane)})
+    if not rows:
         raise SchemaOutOfDate(f"outbox_lane has no row for {lane}. Run: outbox migrate")
+    [row] = rows
     now = row.now if clock is None else clock()
     before = _health(row)
     state = LockedLane(connection, lane, row.floor, row.cursor, row.version + 1, row.folded_version, before, now)
@@ -82,7 +88,7 @@ def locked(connection: Connection, lane: Lane, clock: Clock | None = None) -> It
     if state.untouched:
         return
     if state.leases:
-        connection.execute(_INSERT_BATCH, state.leases)
+        _lease(tuple(state.leases[0])).changed(connection, state.leases)
     values: dict[str, object] = {
         "version": state.version,
         "cursor": state.cursor,
@@ -93,12 +99,11 @@ def locked(connection: Connection, lane: Lane, clock: Clock | None = None) -> It
         values |= _columns(state.health)
     parameters = {f"new_{name}": value for name, value in values.items()}
     parameters |= {"key": str(lane), "read_version": row.version}
-    saved = connection.execute(_save(tuple(values)), parameters)
-    if saved.rowcount != 1:
+    if _save(tuple(values)).changed(connection, [parameters]) != 1:
         raise LostClaim(lane)
 
 
-def _health(row: Row[Any]) -> Health:
+def _health(row: Any) -> Health:
     return Health(LaneState(row.state), row.reason, row.next_probe_at, row.failures, row.dead_streak)
 
 

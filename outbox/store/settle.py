@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Update, bindparam, func, or_, select, update
+from sqlalchemy import Row, bindparam, func, or_, select, update
 
 from outbox.core import runs
 from outbox.core.batch import Batch
@@ -25,6 +25,7 @@ from outbox.core.transition import Move, Transition, decide
 from outbox.core.verdict import Receipt, Verdict
 from outbox.store.dialects import RUNS_AT_ONCE
 from outbox.store.ledger import LockedLane, add_to_totals, backoff, insert_batch
+from outbox.store.prepared import Prepared
 from outbox.store.schema import BATCH, LANE, LOGS
 
 _NEW = "new_"
@@ -150,19 +151,18 @@ def _fenced(batch: Batch, values: dict[str, Any]) -> dict[str, Any]:
 
 def _update_leased(lane: LockedLane, rows: Sequence[dict[str, Any]]) -> int:
     """Change batches whose lease is still ours; how many. All rows have the same columns."""
-    return lane.connection.execute(_settling(tuple(rows[0])), rows).rowcount
+    return _settling(tuple(rows[0])).changed(lane.connection, rows)
 
 
 @cache
-def _settling(names: tuple[str, ...]) -> Update:
-    """Built once for each set of columns."""
+def _settling(names: tuple[str, ...]) -> Prepared:
     fence = (
         BATCH.c.id == bindparam("batch"),
         BATCH.c.lease_token == bindparam("token"),
         BATCH.c.state == bindparam("leased"),
     )
     changed: dict[str, Any] = {name.removeprefix(_NEW): bindparam(name) for name in names if name.startswith(_NEW)}
-    return update(BATCH).where(*fence).values(changed)
+    return Prepared(update(BATCH).where(*fence).values(changed))
 
 
 def _leased(lane: LockedLane, batch: Batch) -> Row[Any] | None:

@@ -94,15 +94,14 @@ class Store:
 
     def outlook(self, lane: Lane) -> Outlook:
         """Whether a step would find something; reading only, so that an idle worker writes nothing."""
-        with self.database.read() as connection:
-            row = connection.execute(views.something_to_do(lane)).one()
+        [row] = self.database.look(views.something_to_do(lane), {})
         now = row.now if self.clock is None else self.clock()
         health = Health(LaneState(row.state), None, row.next_probe_at)
         if health.state is LaneState.OFF or health.stopped:
             return Outlook(False, None)
         times = [time for time in (row.due_at, row.hole_at) if time is not None]
         if health.state is LaneState.PAUSED:
-            waiting = row.newer or bool(times)
+            waiting = bool(row.newer or times)
             probe = health.may_send(now, self.policy.max_wait_us)
             left = max(0.0, ((row.next_probe_at or now) - now) / 1_000_000)
             return Outlook(waiting and probe, left if waiting else None, paused=waiting and not probe)

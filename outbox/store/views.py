@@ -21,6 +21,7 @@ from outbox.core.lifecycle import BatchState, Ending, Status, status_of
 from outbox.store.dialects import now_us
 from outbox.store.ledger import Clock
 from outbox.store.operate import Window, dead_letters
+from outbox.store.prepared import Prepared
 from outbox.store.schema import BATCH, HOLE, LANE, LOGS, REMOVED
 
 PENDING_COUNTED_EXACTLY = 10_000
@@ -195,7 +196,7 @@ def _pending(connection: Connection, lane: Lane, cursor: int) -> tuple[int, int 
 
 
 @cache
-def something_to_do(lane: Lane) -> Any:
+def something_to_do(lane: Lane) -> Prepared:
     """A query with one row: whether new rows, due batches or due holes wait, and what the lane says of it."""
     log = LOGS[lane]
     key = str(lane)
@@ -206,11 +207,6 @@ def something_to_do(lane: Lane) -> Any:
         .scalar_subquery()
     )
     hole = select(func.min(HOLE.c.next_check_at)).where(HOLE.c.lane == key).scalar_subquery()
-    return select(
-        LANE.c.state,
-        LANE.c.next_probe_at,
-        newer.label("newer"),
-        due.label("due_at"),
-        hole.label("hole_at"),
-        now_us().label("now"),
-    ).where(LANE.c.lane == key)
+    says = (LANE.c.state, LANE.c.next_probe_at)
+    waits = (newer.label("newer"), due.label("due_at"), hole.label("hole_at"))
+    return Prepared(select(*says, *waits, now_us().label("now")).where(LANE.c.lane == key))

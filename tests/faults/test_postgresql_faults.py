@@ -20,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from outbox import BeaconTransport, Dispatcher, Outbox, Settings, TelemetryEnvelope, Worker
+from outbox.core.lane import Lane
 from outbox.errors import DatabaseUnavailable, OutcomeUnknown
 from outbox.simulator import Simulator
 from outbox.store.dialects.postgresql import PostgreSQL
@@ -148,6 +149,59 @@ def test_a_put_that_is_cut_off_before_its_commit_wrote_nothing(
     assert again.duplicates == 0
     drain(box, beacon)
     assert beacon.received.ids() == once(again)
+
+
+@contextmanager
+def cut_off_while_it_waits(box: Outbox, operator: Operator, lock: str) -> Iterator[ThreadPoolExecutor]:
+    """Once what the block starts waits for ``lock``, its session is ended. Nobody listens to the box's statements:
+    they run as in production."""
+    with ExitStack() as held:
+        thread = held.enter_context(ThreadPoolExecutor(1))
+        holder = held.enter_context(closing(Operator(box.engine.url.render_as_string(hide_password=False))))
+        holder.do("BEGIN", lock)
+        yield thread
+        waiting = "wait_event_type = 'Lock'"
+        [pid] = wait_until(lambda: operator.sessions(waiting), message="nobody waits for the lock")
+        operator.terminate(pid)
+        holder.do("ROLLBACK")
+
+
+def test_a_put_of_one_message_that_is_cut_off_says_that_nobody_knows(
+    box: Outbox, operator: Operator, beacon: Simulator
+) -> None:
+    """Its statement is a transaction of its own: where its connection breaks, the server may have committed it."""
+    message = interval()
+    with cut_off_while_it_waits(box, operator, "LOCK TABLE outbox_usage") as thread:
+        put = thread.submit(box.put, message)
+    with pytest.raises(OutcomeUnknown, match="Enqueue the same messages again"):
+        put.result()
+    assert box.put(message).duplicates == 0, "it had waited, so it was not there"
+    assert box.put(message).duplicates == 1
+    drain(box, beacon)
+    assert beacon.received.ids() == {str(message.id): 1}
+
+
+def test_a_claim_that_waits_and_is_cut_off_sends_nothing_and_is_made_again(
+    box: Outbox, operator: Operator, beacon: Simulator
+) -> None:
+    ids = box.put(*intervals(3))
+    with dispatching(box) as dispatcher:
+        with cut_off_while_it_waits(box, operator, "SELECT * FROM outbox_lane FOR UPDATE") as thread:
+            tick = thread.submit(dispatcher.run_once)
+        with pytest.raises(DatabaseUnavailable, match="Nothing was written"):
+            tick.result()
+        assert beacon.received.ids() == {}
+        dispatcher.run_once()
+    assert beacon.received.ids() == once(ids)
+
+
+def test_a_look_that_is_cut_off_says_so_and_the_next_one_sees(box: Outbox, operator: Operator) -> None:
+    box.put(interval())
+    with cut_off_while_it_waits(box, operator, "LOCK TABLE outbox_hole") as thread:
+        look = thread.submit(box.store.outlook, Lane.USAGE)
+    with pytest.raises(DatabaseUnavailable):
+        look.result()
+    assert box.store.outlook(Lane.USAGE).ready
 
 
 def test_a_hosts_commit_that_is_cut_off_raises_and_may_be_tried_again(

@@ -154,16 +154,17 @@ def cut_off_while_it_waits(url: str) -> Iterator[ThreadPoolExecutor]:
         operator.terminate(pid)
 
 
+@pytest.mark.parametrize("count", [1, 3])
 def test_a_put_whose_commit_held_all_the_same_says_that_nobody_knows(
-    url: str, unanswered: str, box: Outbox, beacon: Simulator
+    url: str, unanswered: str, box: Outbox, beacon: Simulator, count: int
 ) -> None:
-    messages = intervals(3)
+    messages = intervals(count)
     with Outbox(unanswered, settings=Settings(notify=False)) as producer, cut_off_while_it_waits(url) as thread:
         put = thread.submit(producer.put, *messages)
     with pytest.raises(OutcomeUnknown, match="Enqueue the same messages again"):
         put.result()
     again = box.put(*messages)
-    assert again.duplicates == 3
+    assert again.duplicates == count
     drain(box, beacon)
     assert beacon.received.ids() == {str(message.id): 1 for message in messages}
 

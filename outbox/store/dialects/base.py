@@ -37,6 +37,8 @@ class Dialect(ABC):
     snapshot_isolation: ClassVar[str | None] = "REPEATABLE READ"
     single_writer: ClassVar[bool] = False
     """One transaction writes at a time: numbers commit in order, so there are no holes."""
+    autocommits: ClassVar[bool] = False
+    """A statement can be a transaction of its own, without a word to the server about it."""
     purge_chunk: ClassVar[int] = 20_000
     """Rows deleted in one transaction."""
     storage_statements: ClassVar[tuple[str, ...]] = ()
@@ -75,6 +77,11 @@ class Dialect(ABC):
     def session_setup(self, *, synchronous: str) -> Sequence[str]:
         """Statements for each new connection of ours."""
         return ()
+
+    @abstractmethod
+    def insertion(self, table: str, row: Row, driver: str) -> tuple[str, tuple[Any, ...]]:
+        """The statement that inserts one row, and its parameters. Where its id is there already it inserts none, or
+        raises the driver's ``IntegrityError``."""
 
     @abstractmethod
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:

@@ -30,10 +30,16 @@ class MySQL(Dialect):
         # What does not fit group_concat_max_len is cut off, with no more than a warning.
         return ("SET SESSION innodb_lock_wait_timeout = 5", "SET SESSION group_concat_max_len = 1073741824")
 
-    def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
+    def engine_arguments(self, *, synchronous: str) -> dict[str, Any]:
+        return {"pool_reset_on_return": None}  # a round trip: whoever takes a connection ends its transaction
+
+    def insertion(self, table: str, row: Row, driver: str) -> tuple[str, tuple[Any, ...]]:
         # A plain INSERT, and a look only when an id is there: INSERT IGNORE would also swallow truncation and
         # CHECK violations, and ON DUPLICATE KEY UPDATE counts and locks wrongly.
-        sql = f"INSERT INTO {table} (id, payload, size) VALUES (%s, %s, %s)"  # noqa: S608 - our name
+        return f"INSERT INTO {table} (id, payload, size) VALUES (%s, %s, %s)", row  # noqa: S608 - our name
+
+    def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
+        sql, _ = self.insertion(table, rows[0], connection.dialect.driver)
         fresh = list(rows)
         for last_try in (False, False, True):
             if not fresh:

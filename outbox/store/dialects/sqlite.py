@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -23,6 +24,8 @@ class SQLite(Dialect):
     worker_isolation = None  # one isolation level: serializable
     snapshot_isolation = None  # a deferred transaction reads one snapshot in WAL mode
     single_writer = True
+    waits_ms = 30_000
+    """So long a transaction waits for a lock."""
     purge_chunk = 2_000  # producers wait while we hold the only write lock
 
     def check_url(self, url: URL) -> None:
@@ -59,17 +62,20 @@ class SQLite(Dialect):
         return (
             "PRAGMA journal_mode = WAL",
             f"PRAGMA synchronous = {synchronous}",
-            "PRAGMA busy_timeout = 30000",
+            f"PRAGMA busy_timeout = {self.waits_ms}",
             "PRAGMA journal_size_limit = 67108864",  # a -wal file that a burst has grown shrinks again
         )
 
     def engine_arguments(self, *, synchronous: str) -> dict[str, Any]:
         return {"connect_args": {"timeout": 30.0, "check_same_thread": False}}
 
-    def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
+    def insertion(self, table: str, row: Row, driver: str) -> tuple[str, tuple[Any, ...]]:
         # The conflict target matters: without it a taken seq would silently swallow the row.
-        sql = f"INSERT INTO {table} (id, payload, size) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING"  # noqa: S608
-        return connection.exec_driver_sql(sql, rows[0] if len(rows) == 1 else list(rows)).rowcount
+        return f"INSERT INTO {table} (id, payload, size) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING", row  # noqa: S608
+
+    def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
+        sql, one = self.insertion(table, rows[0], connection.dialect.driver)
+        return connection.exec_driver_sql(sql, one if len(rows) == 1 else list(rows)).rowcount
 
     def sequence_position(self, connection: Connection, table: str) -> int:
         found = connection.execute(text("SELECT seq FROM sqlite_sequence WHERE name = :t"), {"t": table}).scalar()
@@ -95,7 +101,9 @@ class SQLite(Dialect):
 
     tells = True
     look_seconds = 0.005
-    """How often ``news`` looks at the file's version: a few microseconds each."""
+    """How often ``news`` looks at the file's version: a few microseconds each, and a turn of the processor."""
+    close_look_seconds, busy_seconds = 0.001, 0.1
+    """The same within ``busy_seconds`` of a commit."""
 
     @contextmanager
     def news(self, engine: Engine, lanes: Mapping[str, str]) -> Iterator[Look]:
@@ -103,6 +111,8 @@ class SQLite(Dialect):
         pooled.detach()
         with closing(pooled) as connection:
             cursor = connection.cursor()
+            cursor.execute(f"PRAGMA busy_timeout = {self.waits_ms}")  # a producer's connection leaves it at 0
+            busy_until = 0.0
 
             def ask(sql: str, *values: str) -> Any:
                 cursor.execute(sql, values)
@@ -120,10 +130,12 @@ class SQLite(Dialect):
             version, known = ask("PRAGMA data_version"), newest()
 
             def look(stop: Event) -> list[str]:
-                nonlocal version, known
+                nonlocal version, known, busy_until
                 while ask("PRAGMA data_version") == version:
-                    if stop.wait(self.look_seconds):
+                    busy = time.monotonic() < busy_until
+                    if stop.wait(self.close_look_seconds if busy else self.look_seconds):
                         return []
+                busy_until = time.monotonic() + self.busy_seconds
                 version = ask("PRAGMA data_version")
                 before, known = known, newest()
                 return [table for table in lanes if known[table] not in (None, before[table])]

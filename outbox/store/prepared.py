@@ -1,0 +1,126 @@
+"""Statements of the hot path: put together by SQLAlchemy once, run by the driver's own cursor.
+
+SQLAlchemy's execution takes longer than most of them take the database, and on SQLite producers wait meanwhile for the
+one write lock (benchmarks/NOTES.md). Where somebody listens to the statements of the engine, SQLAlchemy runs them.
+"""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+from sqlalchemy import Connection, Engine, Executable, PoolProxiedConnection, Select
+from sqlalchemy.engine import Dialect
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql.compiler import SQLCompiler
+
+Values = Mapping[str, Any]
+
+
+class Prepared:
+    """A SELECT, INSERT or UPDATE whose parameters are all bound by name. ``columns``: of an INSERT.
+
+    Numbers and texts of its rows come as the driver has them: it has no column of another kind. Errors are
+    SQLAlchemy's own.
+    """
+
+    def __init__(self, statement: Executable, *columns: str) -> None:
+        self.statement = statement
+        self._columns = columns
+        names = [str(column.key) for column in statement.selected_columns] if isinstance(statement, Select) else []
+        self._record: Callable[[Iterable[Any]], Any] = cast("Any", namedtuple)("Row", names)._make
+        self._texts: dict[tuple[str, str], _Text] = {}
+
+    def rows(self, connection: Connection, values: Values) -> Sequence[Any]:
+        """The rows, as named tuples."""
+        if heard(connection):
+            return connection.execute(self.statement, values).all()
+        with _translating(connection) as pooled:
+            return self.fetched(pooled, connection.dialect, values)
+
+    def changed(self, connection: Connection, rows: Sequence[Values]) -> int:
+        """Run for each of ``rows``; how many rows of the table that changed."""
+        if heard(connection):
+            return connection.execute(self.statement, list(rows)).rowcount
+        with _translating(connection) as pooled, closing(pooled.cursor()) as cursor:
+            text = self._text(connection.dialect)
+            if len(rows) == 1:
+                cursor.execute(text.sql, text.parameters(rows[0]))
+            else:
+                cursor.executemany(text.sql, [text.parameters(row) for row in rows])
+            return int(cursor.rowcount)
+
+    def fetched(self, pooled: PoolProxiedConnection, dialect: Dialect, values: Values) -> Sequence[Any]:
+        """As ``rows``, on a connection of the driver. Raises the driver's errors."""
+        text = self._text(dialect)
+        with closing(pooled.cursor()) as cursor:
+            cursor.execute(text.sql, text.parameters(values))
+            return list(map(self._record, cursor.fetchall()))
+
+    def _text(self, dialect: Dialect) -> _Text:
+        key = dialect.name, dialect.driver
+        if key not in self._texts:
+            self._texts[key] = _text_of(self.statement, self._columns, dialect)
+        return self._texts[key]
+
+
+@contextmanager
+def _translating(connection: Connection) -> Iterator[PoolProxiedConnection]:
+    """The driver's connection; its errors become SQLAlchemy's."""
+    pooled = connection.connection
+    try:
+        yield pooled
+    except connection.dialect.loaded_dbapi.Error as raised:
+        error = translated(raised, connection.dialect, pooled)
+        if error.connection_invalidated:
+            connection.invalidate(raised)
+        raise error from raised
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    sql: str
+    names: Sequence[str]
+    """Of the parameters, in order."""
+    positional: bool
+    constants: Values
+    conversions: Mapping[str, Callable[[Any], Any]]
+    """By parameter, where the driver does not know the value's type."""
+
+    def parameters(self, values: Values) -> Any:
+        given = {**self.constants, **values}
+        for name, convert in self.conversions.items():
+            given[name] = convert(given[name])
+        return tuple([given[name] for name in self.names]) if self.positional else given
+
+
+def _text_of(statement: Any, columns: Sequence[str], dialect: Dialect) -> _Text:
+    compiled: SQLCompiler = statement.compile(dialect=dialect, column_keys=columns or None)
+    conversions, constants = {}, {}
+    for parameter, name in compiled.bind_names.items():
+        convert = parameter.type.dialect_impl(dialect).bind_processor(dialect)
+        if convert is not None:
+            conversions[name] = convert
+        if not parameter.required:
+            constants[name] = parameter.value
+    return _Text(str(compiled), compiled.positiontup or (), compiled.positional, constants, conversions)
+
+
+def heard(by: Connection | Engine) -> bool:
+    """Somebody listens to statements: a test that strikes at one, a host that logs them."""
+    told = by.dispatch
+    return bool(told.before_cursor_execute or told.after_cursor_execute or by.dialect.dispatch.handle_error)
+
+
+def translated(error: Exception, dialect: Dialect, pooled: PoolProxiedConnection) -> DBAPIError:
+    """A driver's error as SQLAlchemy raises it."""
+    gone = not pooled.is_valid or dialect.is_disconnect(cast("Any", error), pooled, None)
+    base = dialect.loaded_dbapi.Error
+    made = DBAPIError.instance(
+        None, None, error, base, hide_parameters=True, connection_invalidated=gone, dialect=dialect
+    )
+    assert isinstance(made, DBAPIError)
+    return made
