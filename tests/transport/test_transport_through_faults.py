@@ -129,6 +129,7 @@ def test_half_an_answer_is_ambiguous_although_its_status_arrived(
     receipt = transport.send(batch(Lane.USAGE))
     assert ambiguous(receipt, status=200), receipt
     assert "cut short" in receipt.reason
+    proxy.wait_for(Fault.CUT)
     assert (proxy.fired[Fault.CUT], counts(beacon, Lane.USAGE)["accepted"]) == (1, 1)
 
 
@@ -141,6 +142,7 @@ def test_a_refused_connection_is_unavailable_and_certainly_not_sent(
         receipt = transport.send(batch(lane))
     assert (receipt.verdict, receipt.counted, receipt.status) == (Verdict.UNAVAILABLE, True, None)
     assert "nothing was sent" in receipt.reason
+    proxy.wait_for(Fault.REFUSE)
     assert proxy.fired[Fault.REFUSE] == 1
     assert counts(beacon, lane)["requests"] == 0
     assert transport.send(batch(lane)).verdict is Verdict.DELIVERED
@@ -168,7 +170,7 @@ def test_a_line_slower_than_the_deadline_is_ambiguous(
     for name, value in line.items():
         setattr(proxy, name, value)
     assert ambiguous(transport.send(batch(Lane.USAGE)))
-    assert proxy.fired[fault]
+    proxy.wait_for(fault)
     assert counts(beacon, Lane.USAGE)["accepted"] == 0
 
 
