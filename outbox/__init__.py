@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from outbox.core.lane import Lane
     from outbox.core.lifecycle import Status
     from outbox.core.receipt import Receipt, Verdict
-    from outbox.dispatcher import Dispatcher, DispatchReport
+    from outbox.core.step import DispatchReport
+    from outbox.dispatcher import Dispatcher
     from outbox.errors import (
         ConfigError,
         DatabaseUnavailable,
@@ -40,7 +41,8 @@ _HOMES = {
     "outbox.core.lane": ("Lane",),
     "outbox.core.lifecycle": ("Status",),
     "outbox.core.receipt": ("Receipt", "Verdict"),
-    "outbox.dispatcher": ("DispatchReport", "Dispatcher"),
+    "outbox.core.step": ("DispatchReport",),
+    "outbox.dispatcher": ("Dispatcher",),
     "outbox.errors": (
         "ConfigError",
         "DatabaseUnavailable",

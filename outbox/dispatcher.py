@@ -5,17 +5,18 @@ have come in are settled in the same commit.
       ▲                                          │
       └──────────────────────────────────────────┘
 
-A tick returns a report; whoever calls it only picks the next delay.
+A tick returns a report; whoever calls it only picks the next delay. A worker tells a lane's ``news`` of commits: what
+they brought is claimed while other requests are still on the wire.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event, Lock
 from typing import Protocol
 
@@ -26,7 +27,7 @@ from outbox.core.lane import LANES, Lane
 from outbox.core.pace import Pace
 from outbox.core.policy import Policy
 from outbox.core.receipt import Receipt, Verdict
-from outbox.core.step import Outlook, Settled, Settlement, Step
+from outbox.core.step import DispatchReport, Outlook, Settled, Settlement, Step
 
 logger = logging.getLogger("outbox.dispatcher")
 
@@ -39,6 +40,9 @@ CLAIMED_AHEAD = 1
 is settled."""
 CLAIMED_AHEAD_SECONDS = 0.02
 """Before its time at a pace a batch is claimed, so that it leaves when its time has come."""
+RESTED_SECONDS = 0.01
+"""After a step, before entries are claimed while others are on the wire: a beacon that answers at once is waited for,
+and they are settled and claimed in one commit."""
 _NOT_SENT = Receipt(Verdict.INTERRUPTED, counted=False, reason="")
 """Of a batch that was leased ahead and is not to leave any more."""
 
@@ -75,32 +79,28 @@ class Box(Protocol):
     def settings(self) -> DispatchSettings: ...
 
 
-@dataclass(frozen=True, slots=True)
-class DispatchReport:
-    """What a tick did. Counts of entries, but ``batches`` counts requests settled."""
+class News:
+    """What happens on a lane, for the one thread that waits for it."""
 
-    sent: int = 0
-    failed: int = 0
-    """Entries whose attempt failed and is counted; they wait for the next."""
-    dead: int = 0
-    batches: int = 0
-    more: bool = False
-    """Something can be sent right now."""
-    next_seconds: float | None = None
-    """Until the next timer: a retry, a probe, an expiring lease. None: no timer runs."""
-    paused: bool = False
-    """A lane waits for its probe: nothing of it leaves before that timer, whatever is committed."""
+    def __init__(self) -> None:
+        self._event = Event()
+        self.entries = False
+        """Some were committed since somebody looked."""
 
-    def __add__(self, other: DispatchReport) -> DispatchReport:
-        return DispatchReport(
-            self.sent + other.sent,
-            self.failed + other.failed,
-            self.dead + other.dead,
-            self.batches + other.batches,
-            self.more or other.more,
-            min((s for s in (self.next_seconds, other.next_seconds) if s is not None), default=None),
-            self.paused or other.paused,
-        )
+    def tell(self, *, entries: bool) -> None:
+        if entries:
+            self.entries = True
+        self._event.set()
+
+    def wait(self, seconds: float | None) -> None:
+        """Until something is told, at most ``seconds``."""
+        self._event.wait(seconds)
+        self._event.clear()
+
+    def wait_for_entries(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while not self.entries and (left := until - time.monotonic()) > 0:
+            self.wait(left)
 
 
 class Dispatcher:
@@ -115,6 +115,7 @@ class Dispatcher:
         """How many requests each lane may have on the wire now."""
         self.pace = dict.fromkeys(self.lanes, Pace())
         """How many requests a second each lane may begin."""
+        self.news = {lane: News() for lane in self.lanes}
         self._cut_off: dict[Lane, Flight] = {}
         """Flights that the database failed: what they sent is settled by the next one."""
         self._flowing: set[Lane] = set()
@@ -135,15 +136,17 @@ class Dispatcher:
         return report
 
     def run_lane(
-        self, lane: Lane, *, at_most: int | None = None, stop: Event | None = None, woken: bool = False
+        self, lane: Lane, *, at_most: int | None = None, stop: Event | None = None, told: bool = False
     ) -> DispatchReport:
         """Send batches of one lane until nothing is due, ``at_most`` are sent, or ``stop`` is set.
 
-        ``woken``: new entries are known to be there, so while the lane flows they are claimed without a look first. A
-        look only reads; a claim writes, and in an outage every commit of a producer would cause one in vain.
+        ``told``: its ``news`` hears of commits. While the lane flows, entries that it knows of are claimed without a
+        look first. A look only reads; a claim writes, and in an outage every commit of a producer would cause one in
+        vain.
         """
         stop = stop or Event()
-        flight = Flight(self, lane, at_most, stop, self._cut_off.pop(lane, None))
+        flight = Flight(self, lane, at_most, stop, told, self._cut_off.pop(lane, None))
+        woken, flight.news.entries = flight.news.entries, False  # before the look: who commits during it is looked for
         try:
             outlook = None if woken and lane in self._flowing else self.box.store.outlook(lane)
             if outlook is None or outlook.ready or flight.busy:
@@ -197,10 +200,14 @@ class Flight:
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, lane: Lane, at_most: int | None, stop: Event, cut_off: Flight | None = None
+        self, dispatcher: Dispatcher, lane: Lane, at_most: int | None, stop: Event, told: bool, cut_off: Flight | None
     ) -> None:
         self.dispatcher = dispatcher
         self.lane = lane
+        self.news = dispatcher.news[lane]
+        self.told = told
+        self.rested_at = -math.inf
+        """When what was committed meanwhile may be claimed."""
         self.left = at_most
         self.stop = stop
         self.flying: dict[Future[Settlement], bool] = {} if cut_off is None else cut_off.flying
@@ -212,6 +219,8 @@ class Flight:
         self.backlog = False
         """The newest batch is a full one, so there is likely to be more."""
         self.total = Settled()
+        self.deaf = False
+        """A claim was in vain: until something lands, nobody listens for entries."""
         self.troubled = False
         """An answer was not what it should be."""
 
@@ -224,8 +233,10 @@ class Flight:
             self._hand_back()
             want, exhausted = self._room(), False
             if self.landed or want:
+                settling = bool(self.landed)
                 step = self._step(want, look_due or self._long_since_look)
                 look_due = False
+                self.deaf = want > 0 and not (settling or step.batches)
                 self.ready += step.batches
                 if want:
                     self.backlog = any(batch.rows == policy.batch_max_rows for batch in step.batches[-1:])
@@ -235,7 +246,7 @@ class Flight:
                     continue
             seconds = self._pause(exhausted)
             if self.flying:
-                self.landed = self._wait(seconds)
+                self.landed = self._landing(seconds)
             elif seconds is not None:
                 self.stop.wait(seconds)
             elif not self.ready:
@@ -291,8 +302,12 @@ class Flight:
         """Settle what has landed, and claim. When it raises, what has landed is still to be settled."""
         if look_due:
             self.dispatcher.looked_at[self.lane] = time.monotonic()
+        if want:
+            self.news.entries = False  # before the claim: who commits during it is looked for again
+        began = time.monotonic()
         step = self.dispatcher.box.store.step(self.lane, self.landed, want=want, look_due=look_due, eager=look_due)
         landed, self.landed = self.landed, []
+        self.rested_at = time.monotonic() + max(RESTED_SECONDS, time.monotonic() - began)
         self.total.add(step.settled)
         for batch_id in step.settled.lost:
             logger.warning("lane %s: the lease of batch %s was lost; another worker has it", self.lane, batch_id)
@@ -319,11 +334,20 @@ class Flight:
         if self.left is not None:
             self.left -= 1
         reached = len(self.flying) + 1 >= self._allowed
-        self.flying[self.dispatcher.submit(batch)] = reached
+        request = self.dispatcher.submit(batch)
+        self.flying[request] = reached
+        request.add_done_callback(lambda _: self.news.tell(entries=False))
 
-    def _wait(self, seconds: float | None) -> list[Settlement]:
-        """What lands first, within ``seconds``."""
-        done, _ = wait(self.flying, seconds, return_when=FIRST_COMPLETED)
+    def _landing(self, seconds: float | None) -> list[Settlement]:
+        """What lands first, within ``seconds``. Nothing, too, when entries were committed that may leave."""
+        listens = self.told and not self.deaf and self._room() > 0
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
+        while not (done := [future for future in self.flying if future.done()]):
+            until = min(deadline, self.rested_at) if listens and self.news.entries else deadline
+            left = until - time.monotonic()
+            if left <= 0:
+                break
+            self.news.wait(None if left == math.inf else left)
         return [self._landed(future, self.flying.pop(future)) for future in done]
 
     def _landed(self, future: Future[Settlement], reached: bool) -> Settlement:

@@ -1,8 +1,8 @@
 """The worker: dispatchers driven by APScheduler, in a host process or as ``outbox worker``.
 
 The scheduler only wakes things and is their supervisor: a job that raises (the database is down) runs again at
-the next tick. A lane's job drains until nothing is due. APScheduler drops a wake while the job runs, so the wake
-is an Event of our own that the job looks at again before it ends.
+the next tick. A lane's job drains until nothing is due. APScheduler drops a wake while the job runs, so wakes are
+the dispatcher's ``news``, which the job looks at again before it ends.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ class Worker:
         self.dispatcher = Dispatcher(box, transport)
         self._transport = transport
         self._stop = threading.Event()
-        self._wakes = {lane: threading.Event() for lane in self.dispatcher.lanes}
         self._scheduler: BackgroundScheduler | None = None
         self._listening = ExitStack()
 
@@ -77,7 +76,7 @@ class Worker:
     def stop(self) -> None:
         """Claim no more, let the wire finish, settle. Waits at most two request timeouts."""
         self._stop.set()
-        self._woken(set(self._wakes))
+        self._woken(set(self.dispatcher.news))
 
     def close(self) -> None:
         self.stop()
@@ -128,12 +127,11 @@ class Worker:
 
         In a pause wakes are not heard: each commit of a producer would cause a look in vain.
         """
-        wake = self._wakes[lane]
+        news = self.dispatcher.news[lane]
         pause = FIRST_PAUSE_SECONDS
         while not self._stop.is_set():
-            woken = wake.is_set()
-            wake.clear()  # before the look: who wakes during it is looked for again
-            report = self.dispatcher.run_lane(lane, stop=self._stop, woken=woken)
+            woken = news.entries
+            report = self.dispatcher.run_lane(lane, stop=self._stop, told=True)
             if report.more and report.batches:
                 continue
             in_vain = report.more and not report.batches  # what waits is another worker's, or not there yet
@@ -141,12 +139,15 @@ class Worker:
                 pause = FIRST_PAUSE_SECONDS
             timed = report.next_seconds is not None and not in_vain
             due = max(report.next_seconds or 0.0, FIRST_PAUSE_SECONDS) if timed else pause
-            (self._stop if report.paused else wake).wait(min(pause, due))
+            if report.paused:
+                self._stop.wait(min(pause, due))
+            else:
+                news.wait_for_entries(min(pause, due))
             pause = min(2 * pause, self.box.settings.poll_seconds)
 
     def _woken(self, lanes: set[Lane]) -> None:
-        for lane in lanes & self._wakes.keys():
-            self._wakes[lane].set()
+        for lane in lanes & self.dispatcher.news.keys():
+            self.dispatcher.news[lane].tell(entries=True)
 
     def _switch_lanes(self) -> None:
         for lane in Lane:

@@ -165,20 +165,26 @@ def test_two_429s_with_deliveries_between_them_give_a_lane_a_pace_and_the_log_sa
     wait_until(lambda: dispatcher.run_once().sent)
 
 
+def woken(dispatcher: Dispatcher) -> DispatchReport:
+    """As a worker that was told of a commit."""
+    dispatcher.news[Lane.USAGE].tell(entries=True)
+    return dispatcher.run_lane(Lane.USAGE, told=True)
+
+
 def test_a_wake_in_an_outage_writes_nothing(new: New, beacon: Simulator, engine: Engine) -> None:
     box, dispatcher = new(backoff_base=60, backoff_max=60)
     box.put(interval())
-    assert dispatcher.run_lane(Lane.USAGE, woken=True).sent == 1
+    assert woken(dispatcher).sent == 1
     box.put(interval())
-    assert dispatcher.run_lane(Lane.USAGE, woken=True).sent == 1
+    assert woken(dispatcher).sent == 1
     beacon.faults.status, beacon.faults.retry_after = 503, "60"
     box.put(interval())
-    dispatcher.run_lane(Lane.USAGE, woken=True)
+    woken(dispatcher)
     assert beacon.faults.fired["status"] == 1
     before = _version(engine)
     for _ in range(3):
         box.put(interval())
-        dispatcher.run_lane(Lane.USAGE, woken=True)
+        woken(dispatcher)
     assert (_version(engine), beacon.faults.fired["status"]) == (before, 1)
 
 
@@ -190,11 +196,11 @@ def test_what_waits_for_a_retry_is_sent_though_there_is_something_new_at_every_l
     dispatcher.run_once()
     beacon.fail(503)
     (late,) = box.put(interval())
-    assert dispatcher.run_lane(Lane.USAGE, woken=True).failed == 1
+    assert woken(dispatcher).failed == 1
 
     def another() -> bool:
         box.put(interval())
-        assert dispatcher.run_lane(Lane.USAGE, woken=True).sent
+        assert woken(dispatcher).sent
         return str(late) in beacon.received.ids()
 
     wait_until(another)
@@ -206,7 +212,7 @@ def test_a_wake_without_anything_new_writes_nothing(new: New, beacon: Simulator,
     dispatcher.run_once()
     before = _version(engine)
     dispatcher.looked_at[Lane.USAGE] = float("inf")  # however slow the machine is, no look is due
-    assert dispatcher.run_lane(Lane.USAGE, woken=True) == DispatchReport()
+    assert woken(dispatcher) == DispatchReport()
     assert _version(engine) == before
 
 

@@ -60,3 +60,31 @@ class Outlook:
     next_seconds: float | None
     paused: bool = False
     """Something waits for the probe of a paused lane: what else is committed changes nothing until then."""
+
+
+@dataclass(frozen=True, slots=True)
+class DispatchReport:
+    """What a tick did. Counts of entries, but ``batches`` counts requests settled."""
+
+    sent: int = 0
+    failed: int = 0
+    """Entries whose attempt failed and is counted; they wait for the next."""
+    dead: int = 0
+    batches: int = 0
+    more: bool = False
+    """Something can be sent right now."""
+    next_seconds: float | None = None
+    """Until the next timer: a retry, a probe, an expiring lease. None: no timer runs."""
+    paused: bool = False
+    """A lane waits for its probe: nothing of it leaves before that timer, whatever is committed."""
+
+    def __add__(self, other: DispatchReport) -> DispatchReport:
+        return DispatchReport(
+            self.sent + other.sent,
+            self.failed + other.failed,
+            self.dead + other.dead,
+            self.batches + other.batches,
+            self.more or other.more,
+            min((s for s in (self.next_seconds, other.next_seconds) if s is not None), default=None),
+            self.paused or other.paused,
+        )
