@@ -25,6 +25,7 @@ from outbox.core.lane import Lane
 from outbox.store.schema import LOGS
 
 ASYNC_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mariadb": "mysql+asyncmy"}
+QUICK_ROWS = {"sqlite": 20_000, "postgresql": 20_000, "mariadb": 10_000}
 BULK = {"100": 100, "1k": 1000, "10k": 10_000}
 
 
@@ -57,8 +58,8 @@ def _by_hand(count: int) -> list[tuple[UUID, str]]:
 
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
     singles = 2000 if run.full else 200
-    bulk = 200_000 if run.full else 20_000
     for kind in databases:
+        bulk = 200_000 if run.full else QUICK_ROWS[kind]
         with places.fresh(kind) as url, outbox_in(url, settings()) as box:
             with closing(by_hand(kind, url)) as hand:
                 _added(run, kind, url, box, singles * 4)

@@ -23,6 +23,7 @@ from sqlalchemy import (
     func,
     or_,
     select,
+    true,
     update,
 )
 
@@ -56,7 +57,8 @@ class Entries:
 
 
 def _neighbours_of(log: Table) -> Any:
-    """The numbers after the cursor as one row a batch: how many, the last number, bytes, the payloads as lines."""
+    """The numbers after the cursor as one row a batch: how many, the last number, bytes, the payloads as lines. With
+    none of them still one row, which has the newest number."""
     after, most = bindparam("after", type_=BigInteger), bindparam("most", type_=BigInteger)
     part = ((log.c.seq - after - 1) // most).label("part")
     found = (
@@ -65,8 +67,9 @@ def _neighbours_of(log: Table) -> Any:
         .order_by(log.c.seq)
         .subquery()
     )
-    newest = select(func.max(log.c.seq)).scalar_subquery().label("newest")
-    return select(*_joined(found.c), newest).group_by(found.c.part).order_by(found.c.part)
+    batches = select(*_joined(found.c)).group_by(found.c.part).subquery()
+    newest = select(func.max(log.c.seq).label("newest")).subquery()
+    return select(batches, newest.c.newest).select_from(newest.outerjoin(batches, true()))
 
 
 def _run_of(log: Table) -> Any:
@@ -260,7 +263,7 @@ def _neighbours(lane: LockedLane, policy: Policy, want: int) -> Sequence[Entries
         rows = _RUN[lane.lane].rows(lane.connection, {"first": lane.cursor + 1, "last": lane.cursor + most})
     else:
         values = {"after": lane.cursor, "until": lane.cursor + most * want, "most": most}
-        rows = _NEIGHBOURS[lane.lane].rows(lane.connection, values)
+        rows = sorted(_NEIGHBOURS[lane.lane].rows(lane.connection, values), key=lambda row: row.last or 0)
     found: list[Entries] = []
     for row in rows:
         if (row.newest or 0) <= lane.cursor:

@@ -11,14 +11,13 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext
 from sqlite3 import SQLITE_BUSY
 from sqlite3 import OperationalError as SQLiteError
 from typing import Any
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, create_engine, event, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.engine import Dialect as SQLAlchemyDialect
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -32,7 +31,7 @@ from outbox.errors import ConfigError, DatabaseUnavailable, OutboxError, Outcome
 from outbox.observe import uninstrumented
 from outbox.store.dialects import Dialect, Row, dialect_named
 from outbox.store.forks import ForkGuard
-from outbox.store.prepared import Prepared, Values, heard, translated
+from outbox.store.prepared import Prepared, Values, autocommit, heard, own_transaction, rolled_back, translated
 
 _READ = "outbox_read"
 _WAITS_MS, _WAITS_NOW_MS, _WAL = "outbox_waits_ms", "outbox_waits_now_ms", "outbox_wal"
@@ -109,7 +108,7 @@ class Database:
         may_hold = False
         with self._guard.writer if self._guard else nullcontext(), self.explained():
             try:
-                with self._raw() as pooled, _autocommit(pooled) if alone else _transaction(dialect, pooled):
+                with self._raw() as pooled, autocommit(pooled) if alone else own_transaction(dialect, pooled):
                     with closing(pooled.cursor()) as cursor:
                         cursor.execute(*self.dialect.insertion(table, row, dialect.driver))
                         inserted = int(cursor.rowcount)
@@ -134,7 +133,7 @@ class Database:
         with (
             self.explained(),
             self._raw() as pooled,
-            _autocommit(pooled) if alone else _rolled_back(dialect, pooled),
+            autocommit(pooled) if alone else rolled_back(dialect, pooled),
         ):
             if self.dialect.single_writer:
                 _let_wait(pooled, _waits_ms(pooled))
@@ -312,42 +311,6 @@ def _require_alive(engine: Engine, suspect: threading.Event) -> Any:
             raise InvalidatePoolError("the connection went stale in the pool") from error
 
     return on_checkout
-
-
-@contextmanager
-def _autocommit(pooled: PoolProxiedConnection) -> Iterator[None]:
-    """Each statement in the block is a transaction of its own. The pool does not get such a connection back."""
-    driver_connection: Any = pooled.driver_connection
-    driver_connection.autocommit = True
-    try:
-        yield
-    finally:
-        try:
-            driver_connection.autocommit = False
-        except Exception:  # noqa: BLE001 - it broke, or was interrupted
-            pooled.invalidate()
-
-
-@contextmanager
-def _rolled_back(dialect: SQLAlchemyDialect, pooled: PoolProxiedConnection) -> Iterator[None]:
-    """Whatever the driver began by itself."""
-    try:
-        yield
-    finally:
-        with suppress(dialect.loaded_dbapi.Error):
-            dialect.do_rollback(pooled)
-
-
-@contextmanager
-def _transaction(dialect: SQLAlchemyDialect, pooled: PoolProxiedConnection) -> Iterator[None]:
-    """Committed in the block; rolled back by an exception."""
-    dialect.do_begin(pooled)
-    try:
-        yield
-    except BaseException:
-        with suppress(dialect.loaded_dbapi.Error):
-            dialect.do_rollback(pooled)
-        raise
 
 
 def _begin(pooled: PoolProxiedConnection) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -124,3 +124,39 @@ def translated(error: Exception, dialect: Dialect, pooled: PoolProxiedConnection
     )
     assert isinstance(made, DBAPIError)
     return made
+
+
+@contextmanager
+def autocommit(pooled: PoolProxiedConnection) -> Iterator[None]:
+    """Each statement in the block is a transaction of its own. The pool does not get such a connection back."""
+    driver_connection: Any = pooled.driver_connection
+    driver_connection.autocommit = True
+    try:
+        yield
+    finally:
+        try:
+            driver_connection.autocommit = False
+        except Exception:  # noqa: BLE001 - it broke, or was interrupted
+            pooled.invalidate()
+
+
+@contextmanager
+def rolled_back(dialect: Dialect, pooled: PoolProxiedConnection) -> Iterator[None]:
+    """Whatever the driver began by itself."""
+    try:
+        yield
+    finally:
+        with suppress(dialect.loaded_dbapi.Error):
+            dialect.do_rollback(pooled)
+
+
+@contextmanager
+def own_transaction(dialect: Dialect, pooled: PoolProxiedConnection) -> Iterator[None]:
+    """Committed in the block; rolled back by an exception."""
+    dialect.do_begin(pooled)
+    try:
+        yield
+    except BaseException:
+        with suppress(dialect.loaded_dbapi.Error):
+            dialect.do_rollback(pooled)
+        raise
