@@ -151,7 +151,8 @@ class Outbox:
 
         Waits up to ``timeout`` seconds for room where a bound is set. Raises ``OutboxFull`` then, or
         ``DatabaseUnavailable`` (nothing was written), or ``OutcomeUnknown`` (the COMMIT itself failed: put the same
-        messages again).
+        messages again). One message into PostgreSQL is a statement that commits itself, so there a connection that
+        breaks meanwhile is ``OutcomeUnknown`` too.
         """
         result, rows = self._prepared(messages)  # before the transaction, which keeps others waiting on SQLite
         return _with_room(timeout, lambda: self._put(result, rows))
