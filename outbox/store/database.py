@@ -1,8 +1,8 @@
 """Engines and transactions as the outbox needs them, whatever the host's engine says.
 
-`Database.write()` and `Database.read()` are the two ways in, and `Database.insert_one()` a short cut of the first. A
-write on SQLite begins IMMEDIATE: a deferred transaction that upgrades later fails at once with BUSY, whatever the
-timeout.
+`Database.write()` and `Database.read()` are the two ways in; `insert_one()` and `look()` are the same for one
+statement, by the driver alone. A write on SQLite begins IMMEDIATE: a deferred transaction that upgrades later fails at
+once with BUSY, whatever the timeout.
 """
 
 from __future__ import annotations
