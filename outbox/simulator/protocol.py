@@ -55,7 +55,7 @@ def _head(reply: Reply, framing: str, keep_alive: bool) -> bytes:
 
 
 class Connection(asyncio.Protocol):
-    """One client connection. ``connections`` is the set it adds itself to while it lives."""
+    """One client connection. ``connections`` is the set it adds itself to from before it is made until it is lost."""
 
     def __init__(self, application: Application, connections: set[Connection]) -> None:
         self._application = application
@@ -66,14 +66,18 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._hanging_up = False
         self._garbage: str | None = None  # why the bytes after what is queued are not HTTP
+        self._made = False
         self.on_message_begin()
+        connections.add(self)
 
     # -- asyncio
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._transport = transport
-        self._connections.add(self)
+        self._made = True
+        if self._hanging_up:
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)
@@ -131,7 +135,7 @@ class Connection(asyncio.Protocol):
     def hang_up(self) -> None:
         """End the connection now; an answer the control endpoints are about to give is still given."""
         self._hanging_up = True
-        if self._answering is None or self._answering.wait is None:
+        if self._made and (self._answering is None or self._answering.wait is None):
             self._transport.abort()
 
     def _advance(self) -> None:

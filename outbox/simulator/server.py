@@ -213,11 +213,9 @@ class Simulator:
         self.faults.on_down(self._down_changed)
         started.set_result(None)
         await self._stop.wait()
-        controlling.close()
+        await self._end(controlling, control_connections)
         await self._stop_listening()
         self._place.release()
-        for connection in list(control_connections):
-            connection.hang_up()
 
     def _connection(self) -> Connection:
         self.received.connected()
@@ -241,9 +239,16 @@ class Simulator:
 
     async def _stop_listening(self) -> None:
         if self._listening is not None:
-            self._listening.close()
+            await self._end(self._listening, self._connections)
             self._listening = None
-        for connection in list(self._connections):
+
+    async def _end(self, listening: asyncio.Server, connections: set[Connection]) -> None:
+        # What the server is closed under between its accept() and its transport, asyncio leaves open.
+        for each in listening.sockets:
+            self._loop.remove_reader(each)
+        await asyncio.sleep(0)
+        listening.close()
+        for connection in list(connections):
             connection.hang_up()
         await asyncio.sleep(0)  # lets the transports close their sockets
 
