@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, literal, select
+from sqlalchemy import Connection, func, select
 
 from outbox.core import batching, runs
 from outbox.core.lane import Lane
@@ -109,7 +109,7 @@ def require_room(connection: Connection, lane: Lane, entries: int, bound: int) -
     ).one()
     if max(row.newest - row.cursor, 0) + int(row.live) + entries <= bound:
         return
-    above = select(literal(1)).where(log.c.seq > row.cursor).limit(bound + 1).subquery()
+    above = select(log.c.seq).where(log.c.seq > row.cursor).order_by(log.c.seq).limit(bound + 1).subquery()
     held = connection.execute(select(func.count()).select_from(above)).scalar_one() + int(row.live)
     if held + entries > bound:
         why = f"{row.state}: {row.reason}" if row.reason else row.state

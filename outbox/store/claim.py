@@ -37,7 +37,7 @@ from outbox.core.runs import Runs
 from outbox.core.transition import Move, after_crash
 from outbox.store import holes
 from outbox.store.dialects import dialect_of, lines_of
-from outbox.store.ledger import LockedLane, add_to_totals, backoff, batch_columns, live_batches
+from outbox.store.ledger import LockedLane, add_to_totals, backoff, batch_columns, waiting_of
 from outbox.store.prepared import Prepared
 from outbox.store.schema import BATCH, LOGS
 from outbox.store.settle import halve
@@ -123,10 +123,17 @@ def _claim(lane: LockedLane, policy: Policy, want: int, look_due: bool, eager_ho
     if lane.health.state is not LaneState.OPEN:
         return _probe(lane, policy, eager_holes)
     if look_due:
-        batch = _due(lane, policy, probe=False) or _from_holes(lane, policy, eager_holes)
-        if batch is not None:
-            return [batch]
-        want = min(want, policy.live_batches - live_batches(lane))
+        there = waiting_of(lane, policy.max_wait_us)
+        if there.due:
+            batch = _due(lane, policy, probe=False)
+            if batch is not None:
+                return [batch]
+            there = waiting_of(lane, policy.max_wait_us)  # some was halved
+        if there.hole_due or (there.holes and eager_holes):
+            batch = _from_holes(lane, policy, eager_holes)
+            if batch is not None:
+                return [batch]
+        want = min(want, policy.live_batches - there.batches)
     return _new(lane, policy, want) if want > 0 else []
 
 
@@ -136,7 +143,7 @@ def _probe(lane: LockedLane, policy: Policy, eager_holes: bool) -> Sequence[Batc
     if not batches:
         waited = _due(lane, policy, probe=True) or _from_holes(lane, policy, eager_holes)
         batches = [] if waited is None else [waited]
-    if not batches and live_batches(lane) < policy.live_batches:
+    if not batches and waiting_of(lane, policy.max_wait_us).batches < policy.live_batches:
         batches = _new(lane, policy, 1)
     if not batches:
         return []

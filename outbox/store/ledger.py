@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import uuid_utils
-from sqlalchemy import Connection, bindparam, func, insert, select, update
+from sqlalchemy import Connection, bindparam, func, insert, or_, select, true, update
 
 from outbox.core.health import Backoff, Health, LaneState
 from outbox.core.lane import Lane
@@ -20,7 +20,7 @@ from outbox.core.runs import Runs, encode
 from outbox.errors import SchemaOutOfDate
 from outbox.store.dialects import now_us
 from outbox.store.prepared import Prepared
-from outbox.store.schema import BATCH, LANE
+from outbox.store.schema import BATCH, HOLE, LANE
 
 Clock = Callable[[], int]
 """Microseconds since the epoch. Given only by tests; otherwise the database's clock rules."""
@@ -160,6 +160,49 @@ def batch_columns(
     }
 
 
-def live_batches(lane: LockedLane) -> int:
-    live = select(func.count()).where(BATCH.c.lane == lane.key, BATCH.c.state.in_(("leased", "waiting")))
-    return lane.connection.execute(live).scalar_one() + len(lane.leases)
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a lane has besides new entries."""
+
+    batches: int
+    """Leased or waiting."""
+    due: bool
+    """One of them may be sent again."""
+    holes: bool
+    """There are some that may still be filled."""
+    hole_due: bool
+
+
+def _waiting() -> Any:
+    # Each state by itself, as in views.py: so each is a range of the index.
+    live = or_(*(BATCH.c.state == state for state in ("leased", "waiting")))
+    due_at, check_at = BATCH.c.due_at, HOLE.c.next_check_at
+    batches = (
+        select(func.count().label("batches"), func.min(due_at).label("due_from"), func.max(due_at).label("due_until"))
+        .where(BATCH.c.lane == bindparam("key"), live)
+        .subquery()
+    )
+    holes = (
+        select(func.min(check_at).label("check_from"), func.max(check_at).label("check_until"))
+        .where(HOLE.c.lane == bindparam("key"))
+        .subquery()
+    )
+    return select(batches, holes).join_from(batches, holes, true())
+
+
+_WAITING = Prepared(_waiting())
+
+
+def waiting_of(lane: LockedLane, max_wait_us: int) -> Waiting:
+    """By one query. What is due later than ``max_wait_us`` is due: the clock was set back."""
+    [row] = _WAITING.rows(lane.connection, {"key": lane.key})
+
+    def due(first: int | None, last: int | None) -> bool:
+        return first is not None and last is not None and (first <= lane.now or last > lane.now + max_wait_us)
+
+    return Waiting(
+        batches=row.batches + len(lane.leases),
+        due=due(row.due_from, row.due_until),
+        holes=row.check_from is not None,
+        hole_due=due(row.check_from, row.check_until),
+    )

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, and_, bindparam, func, literal, or_, select
+from sqlalchemy import Connection, Row, and_, bindparam, func, or_, select
 
 from outbox.core import runs
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, moment
@@ -140,7 +140,10 @@ _STATUS = select(
 # As in ledger.py, built once: an idle worker looks, and people poll.
 _NEWER = {lane: log.c.seq > bindparam("cursor") for lane, log in LOGS.items()}
 _COUNT = {
-    lane: select(func.count()).select_from(select(literal(1)).where(newer).limit(PENDING_COUNTED_EXACTLY).subquery())
+    lane: select(func.count()).select_from(
+        # In order, so by the index: as above, PostgreSQL would else begin with the oldest row.
+        select(LOGS[lane].c.seq).where(newer).order_by(LOGS[lane].c.seq).limit(PENDING_COUNTED_EXACTLY).subquery()
+    )
     for lane, newer in _NEWER.items()
 }
 _HIGHEST = {lane: select(func.max(log.c.seq)) for lane, log in LOGS.items()}
@@ -200,7 +203,8 @@ def something_to_do(lane: Lane) -> Prepared:
     """A query with one row: whether new rows, due batches or due holes wait, and what the lane says of it."""
     log = LOGS[lane]
     key = str(lane)
-    newer = select(literal(1)).where(log.c.seq > LANE.c.cursor).exists()
+    # Not EXISTS: PostgreSQL expects that a third of the log is above the cursor, and reads it from its oldest row.
+    newer = select(func.coalesce(func.max(log.c.seq), 0)).scalar_subquery() > LANE.c.cursor
     due = (
         select(func.min(BATCH.c.due_at))
         .where(BATCH.c.lane == key, or_(*(BATCH.c.state == state for state in ("waiting", "leased"))))

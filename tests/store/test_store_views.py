@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import text, update
+import pytest
+from sqlalchemy import event, text, update
 
 from outbox.core.lifecycle import Status
+from outbox.errors import OutboxFull
+from outbox.store.bounds import require_room
 from outbox.store.schema import BATCH
 from tests.store.driving import DELIVERED, REFUSED, UNAVAILABLE, Worker, usage
 
@@ -110,3 +114,34 @@ def test_the_status_counts_every_entry_once(worker: Worker) -> None:
     assert counts == (1, 1, 1, 1, 1, 1)
     assert status.senders == 1
     assert status.oldest_pending_seconds is not None
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_nobody_who_looks_for_new_entries_reads_those_that_are_sent(worker: Worker) -> None:
+    """PostgreSQL takes a third of the log for newer than the cursor, and would begin with the oldest."""
+    worker.policy(batch_max_rows=500)
+    worker.put(2000)
+    while worker.claim():
+        pass
+    worker.run(text("ANALYZE"))
+    asked: list[tuple[str, Any]] = []
+
+    def note(_: object, __: object, statement: str, parameters: Any, *___: object) -> None:
+        asked.append((statement, parameters))
+
+    def look() -> None:
+        worker.box.store.outlook(worker.lane)
+        worker.box.status()
+        assert worker.claim() is None
+        with worker.box.engine.connect() as connection, pytest.raises(OutboxFull):
+            require_room(connection, worker.lane, 1, bound=2000)  # so near that it counts
+
+    event.listen(worker.box.engine, "before_cursor_execute", note)
+    try:
+        look()
+    finally:
+        event.remove(worker.box.engine, "before_cursor_execute", note)
+    with worker.box.engine.connect() as connection:
+        for statement, parameters in asked:
+            plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars())
+            assert f"Seq Scan on {worker.log.name}" not in plan, plan
