@@ -11,8 +11,9 @@ Values = dict[str, float]
 """What one measuring gave, by the name of the column."""
 Measure = Callable[[], Values]
 
-COLD_PERCENT = 10
-"""The first rows find connections and caches cold; their waits are left out."""
+COLD_PERCENT = 50
+"""The first second finds connections, caches and interpreters cold: a worker has just started. Its waits are left
+out."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ ROWS = {
     "bulk": 20_000,
     "drain": 50_000,
     "post": 50_000,
-    "latency": 200,
+    "latency": 400,
     "kept": 10_000,
     "deleted": 10_000,
 }

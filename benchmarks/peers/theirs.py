@@ -51,22 +51,22 @@ PEERS = (
     Peer(
         "txoutbox",
         "postgresql",
-        {"enqueue": 1000, "bulk": 5000, "drain": 10_000, "post": 5000, "latency": 200} | STORED,
+        {"enqueue": 1000, "bulk": 5000, "drain": 10_000, "post": 5000, "latency": 400} | STORED,
     ),
     Peer("txoutbox", "postgresql", {"post": 20_000}, "coalesced"),
     Peer(
         "pgqueuer",
         "postgresql",
         # It keeps no row that was delivered, so there is no "kept"; its log of jobs stays in both.
-        {"enqueue": 1000, "bulk": 20_000, "drain": 10_000, "post": 4000, "latency": 200, "deleted": 10_000},
+        {"enqueue": 1000, "bulk": 20_000, "drain": 10_000, "post": 4000, "latency": 400, "deleted": 10_000},
     ),
     Peer(
         "procrastinate",
         "postgresql",
-        {"enqueue": 500, "bulk": 3000, "drain": 600, "post": 600, "latency": 200, "kept": 1500, "deleted": 1500},
+        {"enqueue": 500, "bulk": 3000, "drain": 600, "post": 600, "latency": 400, "kept": 1500, "deleted": 1500},
     ),
-    Peer("huey", "sqlite", {"enqueue": 1000, "drain": 1000, "post": 1000, "latency": 200}),
-    Peer("persist-queue", "sqlite", {"enqueue": 1000, "drain": 5000, "post": 3000, "latency": 200}),
+    Peer("huey", "sqlite", {"enqueue": 1000, "drain": 1000, "post": 1000, "latency": 400}),
+    Peer("persist-queue", "sqlite", {"enqueue": 1000, "drain": 5000, "post": 3000, "latency": 400}),
 )
 
 

@@ -13,8 +13,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
     Row,
     Select,
     Table,
@@ -23,7 +21,6 @@ from sqlalchemy import (
     func,
     or_,
     select,
-    true,
     update,
 )
 
@@ -56,36 +53,17 @@ class Entries:
     lines: str
 
 
-def _neighbours_of(log: Table) -> Any:
-    """The numbers after the cursor as one row a batch: how many, the last number, bytes, the payloads as lines. With
-    none of them still one row, which has the newest number."""
-    after, most = bindparam("after", type_=BigInteger), bindparam("most", type_=BigInteger)
-    part = ((log.c.seq - after - 1) // most).label("part")
-    found = (
-        select(part, log.c.seq, log.c.size, log.c.payload)
-        .where(log.c.seq > after, log.c.seq <= bindparam("until", type_=BigInteger))
-        .order_by(log.c.seq)
-        .subquery()
-    )
-    batches = select(*_joined(found.c)).group_by(found.c.part).subquery()
-    newest = select(func.max(log.c.seq).label("newest")).subquery()
-    return select(batches, newest.c.newest).select_from(newest.outerjoin(batches, true()))
-
-
 def _run_of(log: Table) -> Any:
-    """The numbers from ``first`` to ``last`` as one such row."""
+    """The entries from ``first`` to ``last`` as one row: how many, the last number, bytes, the payloads as lines. With
+    none of them it still has the newest number."""
     within = log.c.seq.between(bindparam("first"), bindparam("last"))
     found = select(log.c.seq, log.c.size, log.c.payload).where(within).order_by(log.c.seq).subquery()
-    newest = select(func.max(log.c.seq)).scalar_subquery().label("newest")
-    return select(*_joined(found.c), newest)
-
-
-def _joined(found: Any) -> Sequence[ColumnElement[Any]]:
-    return (
+    return select(
         func.count().label("entries"),
-        func.max(found.seq).label("last"),
-        func.sum(found.size).label("size"),
-        lines_of(found.payload, found.seq).label("lines"),
+        func.max(found.c.seq).label("last"),
+        func.sum(found.c.size).label("size"),
+        lines_of(found.c.payload, found.c.seq).label("lines"),
+        select(func.max(log.c.seq)).scalar_subquery().label("newest"),
     )
 
 
@@ -94,7 +72,6 @@ def _sizes_of(log: Table) -> Any:
     return select(log.c.seq, log.c.size).where(above).order_by(log.c.seq).limit(bindparam("count"))
 
 
-_NEIGHBOURS = {lane: Prepared(_neighbours_of(log)) for lane, log in LOGS.items()}
 _SIZES = {lane: Prepared(_sizes_of(log)) for lane, log in LOGS.items()}
 _RUN = {lane: Prepared(_run_of(log)) for lane, log in LOGS.items()}
 
@@ -254,53 +231,53 @@ def _from_holes(lane: LockedLane, policy: Policy, eager: bool) -> Batch | None:
 
 
 def _new(lane: LockedLane, policy: Policy, want: int) -> Sequence[Batch]:
-    """Batches of the entries above the cursor, which rises past them."""
-    some = _neighbours(lane, policy, want)
-    if not some and lane.cursor != lane.newest:
-        some = _above_cursor(lane, policy)
-    return [_lease(lane, policy, entries) for entries in some]
+    """Batches of the entries above the cursor, which rises past them. One, where a number is missing."""
+    batches: list[Batch] = []
+    while len(batches) < want and (not batches or lane.cursor != lane.newest):
+        entries = _neighbours(lane, policy)
+        if entries is None:
+            break
+        batches.append(_lease(lane, policy, entries))
+    if not batches and lane.cursor != lane.newest:
+        closer = _above_cursor(lane, policy)
+        return [] if closer is None else [_lease(lane, policy, closer)]
+    return batches
 
 
-def _neighbours(lane: LockedLane, policy: Policy, want: int) -> Sequence[Entries]:
-    """The next batches by one query, as far as no number is missing and each fits. Empty: look closer."""
+def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
+    """The next batch by one query, if no number is missing and it fits. None: look closer."""
     limit, most = policy.max_batch_bytes(lane.lane), policy.batch_max_rows
     if most * LANES[lane.lane].max_payload_bytes > _READ_AT_ONCE_BYTES:
-        return []
-    if dialect_of(lane.connection).single_writer:  # in this process a query costs little, and a sort by parts much
-        rows = _RUN[lane.lane].rows(lane.connection, {"first": lane.cursor + 1, "last": lane.cursor + most})
-    else:
-        values = {"after": lane.cursor, "until": lane.cursor + most * want, "most": most}
-        rows = sorted(_NEIGHBOURS[lane.lane].rows(lane.connection, values), key=lambda row: row.last or 0)
-    found: list[Entries] = []
-    for row in rows:
-        if (row.newest or 0) <= lane.cursor:
-            lane.newest = lane.cursor
-            break
-        if not row.entries or row.last - lane.cursor != row.entries or row.size > limit or not _whole(row):
-            break
-        if row.entries < most and row.last != row.newest:
-            break  # there are more, behind a gap: they belong to this batch
-        found.append(Entries(((lane.cursor + 1, row.last),), row.entries, row.size, row.lines))
-        lane.cursor, lane.newest = row.last, row.newest
-    return found
+        return None
+    first = lane.cursor + 1
+    [row] = _RUN[lane.lane].rows(lane.connection, {"first": first, "last": lane.cursor + most})
+    if (row.newest or 0) <= lane.cursor:
+        lane.newest = lane.cursor
+        return None
+    if not row.entries or row.last - lane.cursor != row.entries or row.size > limit or not _whole(row):
+        return None
+    if row.entries < most and row.last != row.newest:
+        return None  # there are more, behind a gap: they belong to this batch
+    lane.cursor, lane.newest = row.last, row.newest
+    return Entries(((first, row.last),), row.entries, row.size, row.lines)
 
 
-def _above_cursor(lane: LockedLane, policy: Policy) -> Sequence[Entries]:
+def _above_cursor(lane: LockedLane, policy: Policy) -> Entries | None:
     """The entries of the next batch; the numbers that are missing before them become holes."""
     values = {"after": lane.cursor, "count": policy.batch_max_rows}
     rows = _SIZES[lane.lane].rows(lane.connection, values)
     if not rows:
-        return []
+        return None
     numbers, sizes = zip(*rows, strict=True)
     count = batching.cut(sizes, policy.max_batch_bytes(lane.lane))
     gaps = batching.gaps(lane.cursor, numbers[:count])
     if gaps and not dialect_of(lane.connection).single_writer:
         count = _before_young_gap(lane, policy, numbers[:count], gaps)
     if count == 0:
-        return []
+        return None
     holes.record(lane, [gap for gap in gaps if gap[1] < numbers[count - 1]])
     lane.cursor = numbers[count - 1]
-    return [read_entries(lane, runs.from_sorted(numbers[:count]))]
+    return read_entries(lane, runs.from_sorted(numbers[:count]))
 
 
 def _before_young_gap(lane: LockedLane, policy: Policy, numbers: Sequence[int], gaps: Runs) -> int:
