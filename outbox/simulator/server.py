@@ -243,7 +243,9 @@ class Simulator:
             self._listening = None
 
     async def _end(self, listening: asyncio.Server, connections: set[Connection]) -> None:
-        # What the server is closed under between its accept() and its transport, asyncio leaves open.
+        """No connection more, and the end of those there are."""
+        # Accepts no more, and what it has accepted gets its transport: asyncio leaves the socket of a connection open
+        # whose server is closed in between.
         for each in listening.sockets:
             self._loop.remove_reader(each)
         await asyncio.sleep(0)

@@ -109,6 +109,7 @@ def require_room(connection: Connection, lane: Lane, entries: int, bound: int) -
     ).one()
     if max(row.newest - row.cursor, 0) + int(row.live) + entries <= bound:
         return
+    # In order, so by the index: as in views.py.
     above = select(log.c.seq).where(log.c.seq > row.cursor).order_by(log.c.seq).limit(bound + 1).subquery()
     held = connection.execute(select(func.count()).select_from(above)).scalar_one() + int(row.live)
     if held + entries > bound:

@@ -12,17 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import (
-    Row,
-    Select,
-    Table,
-    and_,
-    bindparam,
-    func,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Row, Select, Table, and_, bindparam, func, or_, select, update
 
 from outbox.core import batching, runs
 from outbox.core.batch import Batch
@@ -105,7 +95,7 @@ def _claim(lane: LockedLane, policy: Policy, want: int, look_due: bool, eager_ho
             batch = _due(lane, policy, probe=False)
             if batch is not None:
                 return [batch]
-            there = waiting_of(lane, policy.max_wait_us)  # some was halved
+            there = waiting_of(lane, policy.max_wait_us)  # one may have been halved: there are more
         if there.hole_due or (there.holes and eager_holes):
             batch = _from_holes(lane, policy, eager_holes)
             if batch is not None:

@@ -165,12 +165,13 @@ class Waiting:
     """What a lane has besides new entries."""
 
     batches: int
-    """Leased or waiting."""
+    """Leased or waiting, those of this transaction included."""
     due: bool
     """One of them may be sent again."""
     holes: bool
     """There are some that may still be filled."""
     hole_due: bool
+    """One of them is to be looked at again."""
 
 
 def _waiting() -> Any:
@@ -194,7 +195,7 @@ _WAITING = Prepared(_waiting())
 
 
 def waiting_of(lane: LockedLane, max_wait_us: int) -> Waiting:
-    """By one query. What is due later than ``max_wait_us`` is due: the clock was set back."""
+    """By one query. What is due more than ``max_wait_us`` (µs) from now is due: the clock was set back."""
     [row] = _WAITING.rows(lane.connection, {"key": lane.key})
 
     def due(first: int | None, last: int | None) -> bool:

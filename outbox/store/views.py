@@ -141,7 +141,7 @@ _STATUS = select(
 _NEWER = {lane: log.c.seq > bindparam("cursor") for lane, log in LOGS.items()}
 _COUNT = {
     lane: select(func.count()).select_from(
-        # In order, so by the index: as above, PostgreSQL would else begin with the oldest row.
+        # In order, so by the index: PostgreSQL takes a third of the log for newer, and would begin with the oldest row.
         select(LOGS[lane].c.seq).where(newer).order_by(LOGS[lane].c.seq).limit(PENDING_COUNTED_EXACTLY).subquery()
     )
     for lane, newer in _NEWER.items()
@@ -203,7 +203,7 @@ def something_to_do(lane: Lane) -> Prepared:
     """A query with one row: whether new rows, due batches or due holes wait, and what the lane says of it."""
     log = LOGS[lane]
     key = str(lane)
-    # Not EXISTS: PostgreSQL expects that a third of the log is above the cursor, and reads it from its oldest row.
+    # Not EXISTS: as in _COUNT, and without an order to ask for.
     newer = select(func.coalesce(func.max(log.c.seq), 0)).scalar_subquery() > LANE.c.cursor
     due = (
         select(func.min(BATCH.c.due_at))

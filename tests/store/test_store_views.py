@@ -129,18 +129,16 @@ def test_nobody_who_looks_for_new_entries_reads_those_that_are_sent(worker: Work
     def note(_: object, __: object, statement: str, parameters: Any, *___: object) -> None:
         asked.append((statement, parameters))
 
-    def look() -> None:
+    event.listen(worker.box.engine, "before_cursor_execute", note)
+    try:
         worker.box.store.outlook(worker.lane)
         worker.box.status()
         assert worker.claim() is None
         with worker.box.engine.connect() as connection, pytest.raises(OutboxFull):
             require_room(connection, worker.lane, 1, bound=2000)  # so near that it counts
-
-    event.listen(worker.box.engine, "before_cursor_execute", note)
-    try:
-        look()
     finally:
         event.remove(worker.box.engine, "before_cursor_execute", note)
+    assert sum(worker.log.name in statement for statement, _ in asked) >= 4, "each of them looked at the log"
     with worker.box.engine.connect() as connection:
         for statement, parameters in asked:
             plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {statement}", parameters).scalars())
