@@ -52,11 +52,15 @@ def put() -> None:
 
 
 def enqueue() -> None:
-    """Enqueue one interval in a transaction of an engine of the host's own, and end."""
+    """Enqueue one interval in a Session of the host's own, and end.
+
+    A Session tells the workers after its commit. A Connection tells just before: a worker that only waits for a wake
+    may then look too soon.
+    """
     from tests.support.intervals import interval
 
-    with Outbox() as box, create_engine(box.settings.database_url).begin() as connection:
-        box.enqueue(connection, interval())
+    with Outbox() as box, Session(create_engine(box.settings.database_url)) as session, session.begin():
+        box.enqueue(session, interval())
 
 
 def migrate() -> None:
