@@ -13,7 +13,7 @@ import time
 import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from typing import Any, Protocol
@@ -97,8 +97,19 @@ class _LeanClient(httpx.Client):
             method, _url(url), headers=given["headers"], content=given["content"], extensions={"timeout": timeout}
         )
 
+    @contextmanager
+    def stream(self, *args: Any, **kwargs: Any) -> Iterator[httpx.Response]:
+        """httpx's answer and its stream hold each other: each body would be there until the garbage collector is."""
+        with super().stream(*args, **kwargs) as response:
+            try:
+                yield response
+            finally:
+                response.close()
+                response.stream = _OVER
+
 
 _NO_COOKIES = _NoCookies()
+_OVER = httpx.ByteStream(b"")
 _url = lru_cache(maxsize=16)(httpx.URL)
 """The URLs of the lanes, parsed once."""
 

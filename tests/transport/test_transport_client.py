@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import Mock
 
+import httpx
 import pytest
 
 from outbox.core.receipt import Verdict
 from outbox.transport import client
 from outbox.transport.beacon import BeaconTransport
 from tests.transport.support.batches import batch_of
-from tests.transport.support.raw_server import Connection, RawServer, answer
+from tests.transport.support.raw_server import Connection, RawServer, Reply, answer, hang_up, send_bytes
 
 
 def test_requests_at_one_time_have_a_connection_each_and_the_next_ones_use_them_again(
@@ -66,3 +68,28 @@ def test_a_pool_whose_request_failed_is_not_used_again(pools: Any) -> None:
     pools.drop(failed)
     assert failed.close.called
     assert pools.take() is not failed
+
+
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        (answer(200, b'{"inserted_count":2}'), Verdict.DELIVERED),
+        (answer(503), Verdict.UNAVAILABLE),
+        (send_bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"), Verdict.AMBIGUOUS),
+        (hang_up, Verdict.AMBIGUOUS),
+    ],
+    ids=["taken", "unavailable", "half an answer", "none"],
+)
+def test_the_body_of_a_request_does_not_wait_for_the_garbage_collector(
+    server: RawServer, transport: BeaconTransport, reply: Reply, verdict: Verdict
+) -> None:
+    server.on("/ingest-traces", reply)
+    transport.verify()
+    gc.collect()
+    gc.disable()
+    try:
+        assert transport.send(batch_of()).verdict is verdict
+        left = [each for each in gc.get_objects() if isinstance(each, httpx.Request | httpx.Response)]
+    finally:
+        gc.enable()
+    assert not left
