@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import Row, Select, Table, and_, bindparam, func, or_, select, update
+from sqlalchemy import Row, Table, and_, bindparam, func, or_, select, update
 
 from outbox.core import batching, runs
 from outbox.core.batch import Batch
@@ -62,8 +62,29 @@ def _sizes_of(log: Table) -> Any:
     return select(log.c.seq, log.c.size).where(above).order_by(log.c.seq).limit(bindparam("count"))
 
 
+def _due_of(probe: bool) -> Any:
+    b = BATCH.c
+    overdue = or_(b.due_at <= bindparam("now"), b.due_at > bindparam("horizon"))
+    waiting = b.state == BatchState.WAITING
+    expired = and_(b.state == BatchState.LEASED, overdue)
+    return (
+        select(b.id, b.state, b.members, b.entries, b.payload_bytes, b.attempts, b.crash_count, b.ambiguous)
+        .add_columns(b.lease_token, b.root_id, b.last_error)
+        .where(b.lane == bindparam("key"), or_(waiting if probe else and_(waiting, overdue), expired))
+        .order_by(b.due_at)
+        .limit(bindparam("count"))
+    )
+
+
+def _leasing_again() -> Any:
+    names = ("state", "lease_token", "due_at", "attempts", "crash_count", "ambiguous")
+    return update(BATCH).where(BATCH.c.id == bindparam("batch")).values({n: bindparam(f"new_{n}") for n in names})
+
+
 _SIZES = {lane: Prepared(_sizes_of(log)) for lane, log in LOGS.items()}
 _RUN = {lane: Prepared(_run_of(log)) for lane, log in LOGS.items()}
+_DUE = {probe: Prepared(_due_of(probe)) for probe in (True, False)}
+_LEASE_AGAIN = Prepared(_leasing_again())
 
 
 def claim(lane: LockedLane, policy: Policy, *, want: int, look_due: bool, eager_holes: bool = False) -> Sequence[Batch]:
@@ -92,14 +113,14 @@ def _claim(lane: LockedLane, policy: Policy, want: int, look_due: bool, eager_ho
     if look_due:
         there = waiting_of(lane, policy.max_wait_us)
         if there.due:
-            batch = _due(lane, policy, probe=False)
-            if batch is not None:
-                return [batch]
+            batches = _due(lane, policy, want)
+            if batches:
+                return batches
             there = waiting_of(lane, policy.max_wait_us)  # one may have been halved: there are more
         if there.hole_due or (there.holes and eager_holes):
-            batch = _from_holes(lane, policy, eager_holes)
-            if batch is not None:
-                return [batch]
+            batches = _from_holes(lane, policy, eager_holes)
+            if batches:
+                return batches
         want = min(want, policy.live_batches - there.batches)
     return _new(lane, policy, want) if want > 0 else []
 
@@ -108,8 +129,7 @@ def _probe(lane: LockedLane, policy: Policy, eager_holes: bool) -> Sequence[Batc
     """Whatever waits, due or not; while everything is refused, every other time what was never refused."""
     batches = _new(lane, policy, 1) if lane.health.fresh_first else []
     if not batches:
-        waited = _due(lane, policy, probe=True) or _from_holes(lane, policy, eager_holes)
-        batches = [] if waited is None else [waited]
+        batches = _due(lane, policy, 1, probe=True) or _from_holes(lane, policy, eager_holes)
     if not batches and waiting_of(lane, policy.max_wait_us).batches < policy.live_batches:
         batches = _new(lane, policy, 1)
     if not batches:
@@ -118,14 +138,17 @@ def _probe(lane: LockedLane, policy: Policy, eager_holes: bool) -> Sequence[Batc
     return [replace(batches[0], probe_until=lane.health.next_probe_at)]
 
 
-def _due(lane: LockedLane, policy: Policy, probe: bool) -> Batch | None:
-    """Lease the batch that has been due longest; a probe takes any waiting one."""
-    while True:
-        row = lane.connection.execute(_due_query(lane, policy, probe)).first()
-        if row is None:
-            return None
-        if row.state == BatchState.WAITING or _again_at_once(lane, policy, row):
-            return _lease_again(lane, policy, row)
+def _due(lane: LockedLane, policy: Policy, want: int, *, probe: bool = False) -> Sequence[Batch]:
+    """Lease again the ``want`` batches that have been due longest; a probe takes any waiting one."""
+    values = {"key": lane.key, "now": lane.now, "horizon": lane.now + policy.max_wait_us, "count": want}
+    batches: list[Batch] = []
+    while not batches and (rows := _DUE[probe].rows(lane.connection, values)):
+        batches = [
+            _lease_again(lane, policy, row)
+            for row in rows
+            if row.state == BatchState.WAITING or _again_at_once(lane, policy, row)
+        ]
+    return batches
 
 
 def _again_at_once(lane: LockedLane, policy: Policy, row: Row[Any]) -> bool:
@@ -163,61 +186,48 @@ def _again_at_once(lane: LockedLane, policy: Policy, row: Row[Any]) -> bool:
     return False
 
 
-def _due_query(lane: LockedLane, policy: Policy, probe: bool) -> Select[Any]:
-    overdue = or_(BATCH.c.due_at <= lane.now, BATCH.c.due_at > lane.now + policy.max_wait_us)
-    waiting = BATCH.c.state == BatchState.WAITING
-    expired = and_(BATCH.c.state == BatchState.LEASED, overdue)
-    return (
-        select(BATCH)
-        .where(BATCH.c.lane == lane.key, or_(waiting if probe else and_(waiting, overdue), expired))
-        .order_by(BATCH.c.due_at)
-        .limit(1)
-    )
-
-
 def _lease_again(lane: LockedLane, policy: Policy, row: Row[Any]) -> Batch:
     """The same members under the same key and a new token. An expired lease counts as an attempt."""
-    crashed: bool = row.state == BatchState.LEASED
+    crashed = row.state == BatchState.LEASED
     token = uuid4()
     deadline = lease_deadline(policy)
     members = runs.decode(row.members)
     entries = read_entries(lane, members)
-    lane.connection.execute(
-        update(BATCH)
-        .where(BATCH.c.id == row.id)
-        .values(
-            state=BatchState.LEASED,
-            lease_token=token,
-            due_at=lane.now + policy.lease_us,
-            attempts=row.attempts + crashed,
-            crash_count=row.crash_count + crashed,
-            ambiguous=bool(row.ambiguous) or crashed,
-        )
-    )
+    attempts, ambiguous = row.attempts + crashed, bool(row.ambiguous) or crashed
+    values = {
+        "batch": row.id,
+        "new_state": BatchState.LEASED,
+        "new_lease_token": token,
+        "new_due_at": lane.now + policy.lease_us,
+        "new_attempts": attempts,
+        "new_crash_count": row.crash_count + crashed,
+        "new_ambiguous": ambiguous,
+    }
+    _LEASE_AGAIN.changed(lane.connection, [values])
     return Batch(
         id=row.id,
         lane=lane.lane,
         members=members,
         rows=row.entries,
         payload_bytes=row.payload_bytes,
-        attempts=row.attempts + crashed,
+        attempts=attempts,
         lease_token=token,
         lease_deadline=deadline,
-        ambiguous=bool(row.ambiguous) or crashed,
+        ambiguous=ambiguous,
         lines=entries.lines,
     )
 
 
-def _from_holes(lane: LockedLane, policy: Policy, eager: bool) -> Batch | None:
+def _from_holes(lane: LockedLane, policy: Policy, eager: bool) -> Sequence[Batch]:
     members = holes.check(lane, policy, eager=eager)
     if not members:
-        return None
+        return []
     found = read_entries(lane, members)
     sizes = [len(payload) for payload in found.lines.split("\n")]
     count = batching.cut(sizes, policy.max_batch_bytes(lane.lane))
     taken, rest = runs.split(members, count)
     holes.fill(lane, taken)
-    return _lease(lane, policy, read_entries(lane, taken) if rest else found)
+    return [_lease(lane, policy, read_entries(lane, taken) if rest else found)]
 
 
 def _new(lane: LockedLane, policy: Policy, want: int) -> Sequence[Batch]:

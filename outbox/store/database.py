@@ -7,6 +7,7 @@ once with BUSY, whatever the timeout.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -39,8 +40,10 @@ _USED_AT = "outbox_used_at"
 IDLE_SECONDS = 1.0
 """A connection that was idle for longer is tried before it is used: the server may have gone in between."""
 
-FIRST_LOCK_PAUSE_SECONDS, LOCK_PAUSE_SECONDS = 0.0002, 0.002
+FIRST_LOCK_PAUSE_SECONDS, LOCK_PAUSE_SECONDS = 0.0002, 0.0005
 """How long a write sleeps between two looks whether SQLite's one write lock is free."""
+TURN_PAUSE_SECONDS = 2 * LOCK_PAUSE_SECONDS
+"""Between two turns at it: whoever waits for the lock has looked by then."""
 
 
 class Database:
@@ -60,6 +63,7 @@ class Database:
             event.listen(self.engine, "checkin", _note_use)
             event.listen(self.engine, "checkout", _require_alive(self.engine, self._suspect))
         self._guard = ForkGuard(self.engine, str(self.url.database)) if self.dialect.single_writer else None
+        self._turn_over_at = -math.inf
         self._pid = os.getpid()
 
     @property
@@ -71,8 +75,11 @@ class Database:
         self.engine.dispose()
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, in_turn: bool = False) -> Iterator[Connection]:
         """One transaction that may write; committed at the end of the block, rolled back by an exception.
+
+        ``in_turn``: one of many, of a worker. Between two of them producers find SQLite's write lock free: a worker
+        that takes it again at once has it for as long as it is busy.
 
         Raises ``OutcomeUnknown`` when the COMMIT itself failed, ``DatabaseUnavailable`` and ``SchemaOutOfDate``
         for what they say.
@@ -80,6 +87,7 @@ class Database:
         self._after_fork()
         with (
             uninstrumented(),
+            self._turn() if in_turn and self.dialect.single_writer else nullcontext(),
             self._guard.writer if self._guard else nullcontext(),
             self.explained(),
             self.engine.connect() as connection,
@@ -94,6 +102,16 @@ class Database:
                 transaction.commit()
             except DBAPIError as error:
                 raise self._commit_failed(error) from error
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        pause = self._turn_over_at + TURN_PAUSE_SECONDS - time.monotonic()
+        if pause > 0:
+            time.sleep(pause)
+        try:
+            yield
+        finally:
+            self._turn_over_at = time.monotonic()
 
     def insert_one(self, table: str, row: Row) -> int | None:
         """Insert a row in a transaction of its own: how many were, 0 where the id is there already. None, and nothing

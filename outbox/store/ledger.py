@@ -124,9 +124,15 @@ def backoff(policy: Policy, lane: Lane) -> Backoff:
 
 def add_to_totals(lane: LockedLane, **amounts: int) -> None:
     """Add to counting columns of the lane's row; its lock is held."""
-    changed = {name: LANE.c[name] + amount for name, amount in amounts.items() if amount}
-    if changed:
-        lane.connection.execute(update(LANE).where(LANE.c.lane == lane.key).values(changed))
+    added = {name: amount for name, amount in amounts.items() if amount}
+    if added:
+        _adding(tuple(added)).changed(lane.connection, [{"key": lane.key} | {f"add_{n}": a for n, a in added.items()}])
+
+
+@cache
+def _adding(names: tuple[str, ...]) -> Prepared:
+    more = {name: LANE.c[name] + bindparam(f"add_{name}") for name in names}
+    return Prepared(update(LANE).where(LANE.c.lane == bindparam("key")).values(more))
 
 
 def new_id() -> UUID:

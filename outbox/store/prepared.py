@@ -23,14 +23,14 @@ Values = Mapping[str, Any]
 class Prepared:
     """A SELECT, INSERT or UPDATE whose parameters are all bound by name. ``columns``: of an INSERT.
 
-    Numbers and texts of its rows come as the driver has them: it has no column of another kind. Errors are
-    SQLAlchemy's own.
+    Values and errors are SQLAlchemy's own.
     """
 
     def __init__(self, statement: Executable, *columns: str) -> None:
         self.statement = statement
         self._columns = columns
-        names = [str(column.key) for column in statement.selected_columns] if isinstance(statement, Select) else []
+        self._selected = list(statement.selected_columns) if isinstance(statement, Select) else []
+        names = [str(column.key) for column in self._selected]
         self._record: Callable[[Iterable[Any]], Any] = cast("Any", namedtuple)("Row", names)._make
         self._texts: dict[tuple[str, str], _Text] = {}
 
@@ -58,12 +58,13 @@ class Prepared:
         text = self._text(dialect)
         with closing(pooled.cursor()) as cursor:
             cursor.execute(text.sql, text.parameters(values))
-            return list(map(self._record, cursor.fetchall()))
+            rows = cursor.fetchall()
+        return [self._record(text.converted(row)) for row in rows] if text.results else list(map(self._record, rows))
 
     def _text(self, dialect: Dialect) -> _Text:
         key = dialect.name, dialect.driver
         if key not in self._texts:
-            self._texts[key] = _text_of(self.statement, self._columns, dialect)
+            self._texts[key] = _text_of(self.statement, self._columns, self._selected, dialect)
         return self._texts[key]
 
 
@@ -89,6 +90,8 @@ class _Text:
     constants: Values
     conversions: Mapping[str, Callable[[Any], Any]]
     """By parameter, where the driver does not know the value's type."""
+    results: Mapping[int, Callable[[Any], Any]]
+    """By the place of a column, where the driver's value is not the type's."""
 
     def parameters(self, values: Values) -> Any:
         given = {**self.constants, **values}
@@ -96,8 +99,14 @@ class _Text:
             given[name] = convert(given[name])
         return tuple([given[name] for name in self.names]) if self.positional else given
 
+    def converted(self, row: Sequence[Any]) -> Sequence[Any]:
+        values = list(row)
+        for place, convert in self.results.items():
+            values[place] = convert(values[place])
+        return values
 
-def _text_of(statement: Any, columns: Sequence[str], dialect: Dialect) -> _Text:
+
+def _text_of(statement: Any, columns: Sequence[str], selected: Sequence[Any], dialect: Dialect) -> _Text:
     compiled: SQLCompiler = statement.compile(dialect=dialect, column_keys=columns or None)
     conversions, constants = {}, {}
     for parameter, name in compiled.bind_names.items():
@@ -106,7 +115,12 @@ def _text_of(statement: Any, columns: Sequence[str], dialect: Dialect) -> _Text:
             conversions[name] = convert
         if not parameter.required:
             constants[name] = parameter.value
-    return _Text(str(compiled), compiled.positiontup or (), compiled.positional, constants, conversions)
+    results = {}
+    for place, column in enumerate(selected):
+        convert = column.type.dialect_impl(dialect).result_processor(dialect, None)
+        if convert is not None:
+            results[place] = convert
+    return _Text(str(compiled), compiled.positiontup or (), compiled.positional, constants, conversions, results)
 
 
 def heard(by: Connection | Engine) -> bool:

@@ -180,7 +180,7 @@ class Store:
         deleted = 1
         while deleted:
             try:
-                with self.database.write() as connection:
+                with self.database.write(in_turn=True) as connection:
                     deleted = retention.purge_batches(connection, lane, before, now, chunk)
             except DatabaseUnavailable:
                 if chunk == 1:
@@ -194,7 +194,7 @@ class Store:
         return total
 
     def _give_back(self) -> bool:
-        with self.database.write() as connection:
+        with self.database.write(in_turn=True) as connection:
             return self.database.dialect.give_back(connection)
 
     @staticmethod
@@ -285,7 +285,7 @@ class Store:
         return self._once(lane, move)
 
     def _once(self, lane: Lane, move: Callable[[LockedLane], T]) -> T:
-        with self.database.write() as connection, locked(connection, lane, self.clock) as row:
+        with self.database.write(in_turn=True) as connection, locked(connection, lane, self.clock) as row:
             return move(row)
 
     def _all(self, lane: Lane, move: Callable[[LockedLane], int]) -> int:
