@@ -99,7 +99,7 @@ class _LeanClient(httpx.Client):
 
     @contextmanager
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[httpx.Response]:
-        """httpx's answer and its stream hold each other: each body would be there until the garbage collector is."""
+        """httpx's response and stream hold each other, and each body, until the garbage collector comes by: they part."""
         with super().stream(*args, **kwargs) as response:
             try:
                 yield response

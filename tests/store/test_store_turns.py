@@ -59,6 +59,7 @@ def test_a_producer_is_next_after_a_worker_that_takes_one_turn_after_the_other(b
         over.set()
         worker.join()
     assert statistics.median(turns_in_between) <= 1
+    assert turns_in_between[0] < 50, "nobody had written before: the worker cannot know that somebody waits"
 
 
 def test_steps_and_purges_are_turns_and_puts_are_not(box: Outbox, worker: Worker, pauses: list[float]) -> None:
