@@ -99,7 +99,7 @@ class _LeanClient(httpx.Client):
 
     @contextmanager
     def stream(self, *args: Any, **kwargs: Any) -> Iterator[httpx.Response]:
-        """httpx's response and stream hold each other, and each body, until the garbage collector comes by: they part."""
+        """httpx's response and stream hold each other, and the body, until the garbage collector comes by."""
         with super().stream(*args, **kwargs) as response:
             try:
                 yield response
