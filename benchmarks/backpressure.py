@@ -27,8 +27,8 @@ BACK_CAPACITY = 2.0
 it is free to clear the backlog."""
 CAUGHT_UP_SECONDS = 0.1
 """A backlog of what arrives in this time is none."""
-WARM_SECONDS = 1.0
-HEALTHY_SECONDS = 1.1
+WARM_SECONDS = 0.5
+HEALTHY_SECONDS = 0.8
 SETTLING_PART = 0.6
 """Of the time under a limit, before it counts: the limit has to be found, and each 429 on the way costs a second."""
 PATIENCE_SECONDS = 60.0
@@ -64,7 +64,7 @@ class Trouble:
 
 TROUBLES = (
     Trouble("slow 50 ms", 2.0, {"latency_ms": 50}),
-    Trouble("slow 500 ms", 2.5, {"latency_ms": 500}),
+    Trouble("slow 500 ms", 2.0, {"latency_ms": 500}),
     Trouble("limited", 20.0, {}, limit=0.5),
     Trouble("bursts of 503", 2.0, {"status": 503}, bursts=2),
     Trouble("bursts of 429", 2.0, {"status": 429, "retry_after": 1}, bursts=2),

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from benchmarks.places import LICENSE
+from benchmarks.known import LICENSE
 
 START_SECONDS = 30.0
 END_SECONDS = 30.0
@@ -22,6 +22,9 @@ _ROOT = Path(__file__).parents[1]
 
 class Child:
     """A program of ours that says it is ready, and ends when its stdin is closed."""
+
+    ready = "ready"
+    """What it says then."""
 
     def __init__(self, module: str, *arguments: str) -> None:
         self._name = module
@@ -45,6 +48,10 @@ class Child:
         if not line.startswith(word):
             raise RuntimeError(f"{self._name}: {word!r} expected, {line!r} said")
         return line.removeprefix(word).strip()
+
+    def has_said(self) -> bool:
+        """Whether it has said something that nobody has read."""
+        return bool(select.select([_pipe(self._process.stdout)], [], [], 0)[0])
 
     def say(self, line: str) -> None:
         into = _pipe(self._process.stdin)
@@ -91,6 +98,9 @@ class HandWorker(Child):
 
 class OutboxWorker:
     """``outbox worker``, with the settings that are given and no others. Its log is kept in ``folder``."""
+
+    ready = "sending from"
+    """What its log says as soon as it delivers."""
 
     def __init__(self, url: str, beacon: str, folder: Path, **settings: Any) -> None:
         given = {"database_url": url, "beacon_url": beacon, "license_key": LICENSE, **settings}

@@ -19,12 +19,13 @@ from benchmarks.figures import Run
 from benchmarks.hand import by_hand
 from benchmarks.hand.beacon import HandSender, drain
 from benchmarks.hand.post import HandPost
-from benchmarks.places import LICENSE, Beacon, Places, fill, outbox_in, settings
+from benchmarks.known import LICENSE
+from benchmarks.places import Places, fill, outbox_in, settings
 from benchmarks.rows import prepared
 from outbox import BeaconTransport, Dispatcher, Outbox
 from outbox.core.lane import Lane
 
-QUICK_ROWS = {"sqlite": 100_000, "postgresql": 60_000, "mariadb": 30_000}
+QUICK_ROWS = {"sqlite": 40_000, "postgresql": 25_000, "mariadb": 12_000}
 """Of the figure 100k in the quick profile: what each takes about as long to fill as the others."""
 FILL_ROWS = 10_000
 BATCH_ROWS = 1000
@@ -84,7 +85,8 @@ def _several(run: Run, places: Places, kind: str, number: int) -> None:
 
 def _by_workers(places: Places, kind: str, count: int, number: int) -> float:
     """Rows a second by dispatchers in processes of their own, from the word to start to the end of the last."""
-    with Beacon() as beacon, places.fresh(kind) as url, outbox_in(url, settings(beacon)) as box:
+    beacon = places.beacon()
+    with places.fresh(kind) as url, outbox_in(url, settings(beacon)) as box:
         fill(box, count)
         workers = [WorkerProcess(url, beacon.url) for _ in range(number)]
         began = time.perf_counter()
@@ -146,12 +148,8 @@ def with_outbox(
     """Rows a second. ``beside``: what is held on the database from before its first row to the end."""
 
     def measure() -> float:
-        with (
-            Beacon() as beacon,
-            places.fresh(kind) as url,
-            outbox_in(url, settings(beacon, **changes)) as box,
-            beside(url),
-        ):
+        beacon = places.beacon()
+        with places.fresh(kind) as url, outbox_in(url, settings(beacon, **changes)) as box, beside(url):
             fill(box, count)
             with BeaconTransport(box.settings) as transport:
                 transport.verify()
@@ -172,7 +170,8 @@ def hand(
     """Rows a second; ``bare``: by http.client."""
 
     def measure() -> float:
-        with Beacon() as beacon, places.fresh(kind) as url:
+        beacon = places.beacon()
+        with places.fresh(kind) as url:
             ledger = by_hand(kind, url)
             for start in range(0, count, FILL_ROWS):
                 ledger.insert(prepared(min(FILL_ROWS, count - start)))

@@ -25,8 +25,9 @@ from outbox.core.lane import Lane
 from outbox.store.schema import LOGS
 
 ASYNC_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mariadb": "mysql+asyncmy"}
-QUICK_ROWS = {"sqlite": 20_000, "postgresql": 20_000, "mariadb": 10_000}
-BULK = {"100": 100, "1k": 1000, "10k": 10_000}
+FULL_ROWS = 200_000
+BULK = {"100": (100, 2000), "1k": (1000, 4000), "10k": (10_000, 10_000)}
+"""Rows of a transaction, and of all in the quick profile."""
 
 
 class _Row(msgspec.Struct):
@@ -57,16 +58,15 @@ def _by_hand(count: int) -> list[tuple[UUID, str]]:
 
 
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
-    singles = 2000 if run.full else 200
+    singles = 2000 if run.full else 100
     for kind in databases:
-        bulk = 200_000 if run.full else QUICK_ROWS[kind]
         with places.fresh(kind) as url, outbox_in(url, settings()) as box:
             with closing(by_hand(kind, url)) as hand:
-                _added(run, kind, url, box, singles * 4)
+                _added(run, kind, url, box, singles * 2)
                 _put(run, kind, box, hand, singles)
-                for name, size in BULK.items():
-                    _bulk(run, kind, box, hand, name, size, bulk if size > 100 else bulk // 3)
-            _async(run, kind, url, box, singles)
+                for name, (size, quick) in BULK.items():
+                    _bulk(run, kind, box, hand, name, size, FULL_ROWS if run.full else quick)
+            _async(run, kind, url, box, singles if run.full else 60)
 
 
 def _added(run: Run, kind: str, url: str, box: Outbox, count: int) -> None:

@@ -17,13 +17,14 @@ from pathlib import Path
 
 from benchmarks.children import Child, HandWorker, OutboxWorker, Producer, close_all
 from benchmarks.figures import Figure, Run
+from benchmarks.hand import by_hand
 from benchmarks.places import Beacon, Places, outbox_in, settings
 from benchmarks.records import quantile, read_commits, waits
 
 QUANTILES = {"p50": 0.5, "p99": 0.99}
 MODES = {"inside": "in one process", "across": "across processes"}
 ARRIVAL_SECONDS = 20.0
-AWAKE_SECONDS = 0.05
+AWAKE_SECONDS = 0.02
 """After SIGCONT: timers that have run out meanwhile are dealt with."""
 
 
@@ -36,19 +37,21 @@ class Pace:
     seconds: float
 
 
-QUICK, QUICK_ROUNDS = (Pace(200, 1, 0.5), Pace(2000, 10, 0.3)), 3
+QUICK, QUICK_ROUNDS = (Pace(200, 1, 0.25), Pace(2000, 10, 0.15)), 5
 FULL, FULL_ROUNDS = (Pace(200, 1, 5.0), Pace(2000, 10, 5.0)), 7
 
 
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
     paces, rounds = (FULL, FULL_ROUNDS) if run.full else (QUICK, QUICK_ROUNDS)
-    with Beacon() as for_ours, Beacon() as by_hand:
+    with Beacon() as for_ours, Beacon() as for_hand:
         for kind in databases:
             for mode in MODES:
                 with (
                     _side("outbox", places, kind, mode, for_ours) as ours,
-                    _side("hand", places, kind, mode, by_hand) as hand,
+                    _side("hand", places, kind, mode, for_hand) as hand,
                 ):
+                    for side in (ours, hand):
+                        side.warm()
                     _take_turns((ours, hand), paces, rounds)
                     _report(run, kind, mode, paces, ours.waits(), hand.waits())
 
@@ -66,6 +69,13 @@ class Side:
     children: Sequence[Child | OutboxWorker]
     turns: list[tuple[Pace, float, float]] = field(default_factory=list)
     """When each began and ended, in epoch seconds."""
+
+    def warm(self) -> None:
+        """Until all are ready, and both ends have worked."""
+        for child in self.children:
+            child.expect(child.ready)
+        self.turn(Pace(200, 1, 0.1))
+        self.turns.clear()
 
     def turn(self, pace: Pace) -> None:
         self.thaw()
@@ -109,7 +119,7 @@ def _take_turns(sides: tuple[Side, Side], paces: Sequence[Pace], rounds: int) ->
 
 @contextmanager
 def _side(how: str, places: Places, kind: str, mode: str, beacon: Beacon) -> Iterator[Side]:
-    """All started, ready, and stopped."""
+    """All are starting; ``warm`` waits until they have."""
     beacon.control.reset()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="outbox-bench-")))
@@ -117,24 +127,20 @@ def _side(how: str, places: Places, kind: str, mode: str, beacon: Beacon) -> Ite
         if how == "outbox":
             with outbox_in(url, settings()):
                 pass
+        elif mode == "across":
+            by_hand(kind, url).close()  # its tables
         workers = [] if mode == "inside" else [_worker(how, kind, url, beacon, folder)]
         stack.callback(close_all, workers)
         inside = beacon.url if mode == "inside" else ""
         producer = Producer(kind, url, folder / "commits", how=how, beacon=inside)
         stack.callback(producer.close)
-        producer.expect("ready")
         side = Side(beacon, producer, [producer, *workers])
         stack.callback(side.thaw)  # before the end of the producer, not just before the signal to end the worker
-        side.turn(Pace(200, 1, 0.1))  # both ends are warm before time counts
-        side.turns.clear()
         yield side
 
 
 def _worker(how: str, kind: str, url: str, beacon: Beacon, folder: Path) -> Child | OutboxWorker:
-    worker: HandWorker | OutboxWorker
-    worker = OutboxWorker(url, beacon.url, folder) if how == "outbox" else HandWorker(kind, url, beacon.url)
-    worker.expect("sending from" if how == "outbox" else "ready")
-    return worker
+    return OutboxWorker(url, beacon.url, folder) if how == "outbox" else HandWorker(kind, url, beacon.url)
 
 
 def _report(run: Run, kind: str, mode: str, paces: Sequence[Pace], ours: Turns, hand: Turns) -> None:

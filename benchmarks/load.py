@@ -25,10 +25,9 @@ from threading import Thread
 from uuid import UUID
 
 from benchmarks.hand.live import HandProducer, delivering
-from benchmarks.places import LICENSE
+from benchmarks.known import LICENSE
 from benchmarks.records import pack
 from benchmarks.rows import messages, prepared
-from outbox import BeaconTransport, Outbox, Settings, Worker
 
 Commit = Callable[[int], tuple[Sequence[UUID], float]]
 """Commit so many rows: their ids, and the epoch seconds right after COMMIT returned, before anyone is woken."""
@@ -79,6 +78,8 @@ class Producer:
 @contextmanager
 def _with_outbox(given: argparse.Namespace) -> Iterator[Commit]:
     """``Outbox.put``; with ``--beacon`` a Worker delivers in this process."""
+    from outbox import BeaconTransport, Outbox, Settings, Worker  # not where it is by hand: it takes a while
+
     wire = {"beacon_url": given.beacon, "license_key": LICENSE} if given.beacon else {}
     woken: list[float] = []
     with Outbox(given.database, settings=Settings(**wire)) as box:

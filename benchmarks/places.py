@@ -8,31 +8,33 @@ import select
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
 from sqlalchemy import create_engine, text
 
+from benchmarks.known import LICENSE
 from benchmarks.rows import prepared
 from outbox import Outbox, Settings
 from outbox.core.lane import LANES, Lane
 from outbox.simulator import SimulatorClient
 from tests.support.servers import MariaDBServer, PostgresServer, Server
 
-LICENSE = "lsv2-bench-0123456789abcdef"
 DATABASES = ("sqlite", "postgresql", "mariadb")
 DRIVERS = {"postgresql": "psycopg", "mariadb": "pymysql"}
 _SERVERS: dict[str, type[Server]] = {"postgresql": PostgresServer, "mariadb": MariaDBServer}
 
 
 class Places:
-    """Fresh databases of each kind. Servers start at the first use, with the durability they ship with."""
+    """Fresh databases of each kind, and a simulator. Servers start at the first use, with the durability they ship
+    with, and end with the last benchmark."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
         self._servers: dict[str, Server] = {}
+        self._beacon: Beacon | None = None
         self._made = 0
 
     def __enter__(self) -> Places:
@@ -42,9 +44,23 @@ class Places:
         self._stack.close()
 
     def server(self, kind: str) -> Server:
-        if kind not in self._servers:
-            self._servers[kind] = self._stack.enter_context(_SERVERS[kind](durable=True))
+        self.start([kind])
         return self._servers[kind]
+
+    def start(self, kinds: Iterable[str]) -> None:
+        """The servers that are needed, at the same time."""
+        missing = [kind for kind in kinds if kind in _SERVERS and kind not in self._servers]
+        servers = [_SERVERS[kind](durable=True) for kind in missing]
+        with ThreadPoolExecutor() as threads:
+            started = list(threads.map(self._stack.enter_context, servers))
+        self._servers |= dict(zip(missing, started, strict=True))
+
+    def beacon(self) -> Beacon:
+        """The one simulator of all that is measured one after the other, as if it had just begun."""
+        if self._beacon is None:
+            self._beacon = self._stack.enter_context(Beacon())
+        self._beacon.control.reset()
+        return self._beacon
 
     def versions(self) -> dict[str, str]:
         return {kind: server.version for kind, server in self._servers.items()}
@@ -128,7 +144,3 @@ def fill(box: Outbox, count: int, rows: int = 10_000) -> None:
         with database.write() as connection:
             some = [(id.bytes, payload, len(payload)) for id, payload in prepared(min(rows, count - start))]
             database.dialect.insert(connection, table, some)
-
-
-def folder_of(url: str) -> Path:
-    return Path(url.removeprefix("sqlite:///")).parent

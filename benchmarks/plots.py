@@ -58,6 +58,9 @@ def draw(result: Result, folder: Path) -> list[Picture]:
 
 
 def _save(canvas: Canvas, path: Path, caption: str) -> Picture:
+    if engine := canvas.get_layout_engine():
+        engine.execute(canvas)
+        canvas.set_layout_engine("none")  # it would lay out again for each kind
     for kind, metadata in _NO_DATE.items():
         canvas.savefig(path.with_suffix(f".{kind}"), dpi=110, metadata=metadata)
     return Picture(path, caption)

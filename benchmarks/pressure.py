@@ -221,7 +221,7 @@ def _by_phase(told: Told) -> Counter[str]:
     found: Counter[str] = Counter()
     for id in told.duplicates:
         at = told.arrivals[id]
-        found[next((phase.name for phase in told.phases if phase.since <= at <= phase.until), "elsewhere")] += 1
+        found[next((phase.name for phase in reversed(told.phases) if phase.since <= at), "elsewhere")] += 1
     return found
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import make_url
 
 from benchmarks.drain import WorkerProcess, with_outbox
 from benchmarks.figures import Run
-from benchmarks.places import Beacon, Places, fill, outbox_in, settings
+from benchmarks.places import Places, fill, outbox_in, settings
 
 ROUNDS = 3
 MILLION = 1_000_000
@@ -53,7 +53,8 @@ def _memory(run: Run, places: Places, kind: str) -> None:
 
 def _megabytes(places: Places, kind: str, count: int) -> Callable[[], float]:
     def measure() -> float:
-        with Beacon() as beacon, places.fresh(kind) as url, outbox_in(url, settings(beacon)) as box:
+        beacon = places.beacon()
+        with places.fresh(kind) as url, outbox_in(url, settings(beacon)) as box:
             fill(box, count)
             worker = WorkerProcess(url, beacon.url)
             worker.start()

@@ -13,7 +13,8 @@ from typing import Any
 from sqlalchemy import text
 
 from benchmarks.children import OutboxWorker, Producer
-from benchmarks.places import Beacon, Places, folder_of, outbox_in, settings
+from benchmarks.known import folder_of
+from benchmarks.places import Beacon, Places, outbox_in, settings
 from benchmarks.records import Commits, count_commits, read_commits
 from benchmarks.watch import SAMPLE_SECONDS, Watch
 from outbox import Outbox
@@ -82,8 +83,8 @@ def scene(
             writing.append(Producer(kind, url, folder / f"commits-{number}"))
             stack.callback(writing[-1].close)
         for producer in writing:
-            producer.expect("ready")
-        delivering.expect("sending from")
+            producer.expect(producer.ready)
+        delivering.expect(delivering.ready)
         pids = {"worker": delivering.pid, "producer": writing[0].pid}
         watch = stack.enter_context(Watch(beacon, box, pids, _size_of(kind, url, box), sample_seconds))
         yield Scene(kind, beacon, delivering, writing, watch)

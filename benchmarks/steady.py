@@ -8,12 +8,12 @@ runs from the first row to the last one deleted.
 from __future__ import annotations
 
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
+from benchmarks.children import Child
 from benchmarks.figures import Run
 from benchmarks.hand import by_hand
 from benchmarks.places import Places, fill, outbox_in, settings
@@ -23,7 +23,8 @@ from outbox.core.batch import Batch
 from outbox.core.lane import Lane
 from outbox.core.policy import Retention
 
-QUICK_ROWS = {"sqlite": 50_000, "postgresql": 40_000, "mariadb": 15_000}
+QUICK_ROWS = {"sqlite": 12_000, "postgresql": 12_000, "mariadb": 5_000}
+ALONE_SECONDS = 0.3
 COMMIT_ROWS = 1000
 BATCH_ROWS = 1000
 AT_ONCE = Retention(sent_seconds=0, receipts_seconds=3600, max_bytes=2**60, at_least_seconds=0)
@@ -37,22 +38,23 @@ class Swallow:
 
 
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
-    for kind in databases:
-        count = 1_000_000 if run.full else QUICK_ROWS[kind]
-        run.compare(
-            f"steady/{kind}",
-            f"insert + drain + purge at once, {kind}, no HTTP",
-            lambda kind=kind, count=count: _ours(places, kind, count),  # type: ignore[misc]
-            lambda kind=kind, count=count: _hand(places, kind, count),  # type: ignore[misc]
-            rounds=5 if not run.full else 3,
-        )
-        _beside_a_purge(run, places, kind, count // 2)
+    with closing(Child("benchmarks.steady")) as other:
+        for kind in databases:
+            count = 1_000_000 if run.full else QUICK_ROWS[kind]
+            run.compare(
+                f"steady/{kind}",
+                f"insert + drain + purge at once, {kind}, no HTTP",
+                lambda kind=kind, count=count: _ours(places, other, kind, count),  # type: ignore[misc]
+                lambda kind=kind, count=count: _hand(places, other, kind, count),  # type: ignore[misc]
+                rounds=5 if not run.full else 3,
+            )
+            _beside_a_purge(run, places, other, kind, count)
 
 
-def _ours(places: Places, kind: str, count: int) -> float:
+def _ours(places: Places, other: Child, kind: str, count: int) -> float:
     with places.fresh(kind) as url, outbox_in(url, settings()) as box:
         dispatcher = Dispatcher(box, Swallow(), lanes=[Lane.USAGE])
-        with _other("insert", kind, url, count):
+        with _meanwhile(other, "insert", kind, url, count):
             began = time.perf_counter()
             sent = deleted = 0
             while deleted < count:
@@ -64,8 +66,12 @@ def _ours(places: Places, kind: str, count: int) -> float:
     return count / took
 
 
-def _hand(places: Places, kind: str, count: int) -> float:
-    with places.fresh(kind) as url, closing(by_hand(kind, url)) as hand, _other("insert by hand", kind, url, count):
+def _hand(places: Places, other: Child, kind: str, count: int) -> float:
+    with (
+        places.fresh(kind) as url,
+        closing(by_hand(kind, url)) as hand,
+        _meanwhile(other, "insert-by-hand", kind, url, count),
+    ):
         began = time.perf_counter()
         deleted, settled = 0, None
         while deleted < count:
@@ -76,7 +82,7 @@ def _hand(places: Places, kind: str, count: int) -> float:
     return count / took
 
 
-def _beside_a_purge(run: Run, places: Places, kind: str, count: int) -> None:
+def _beside_a_purge(run: Run, places: Places, other: Child, kind: str, count: int) -> None:
     """How long a put takes while another process deletes what was delivered: p99, milliseconds."""
     with places.fresh(kind) as url, outbox_in(url, settings()) as box:
 
@@ -85,11 +91,11 @@ def _beside_a_purge(run: Run, places: Places, kind: str, count: int) -> None:
             dispatcher = Dispatcher(box, Swallow(), lanes=[Lane.USAGE])
             dispatcher.run_lane(Lane.USAGE)
             dispatcher.close()
-            with _other("purge", kind, url, count) as purging:
-                return _p99_of_puts(box, lambda: purging.poll() is not None)
+            with _meanwhile(other, "purge", kind, url, count) as over:
+                return _p99_of_puts(box, over)
 
         def alone() -> float:
-            deadline = time.monotonic() + 1.0
+            deadline = time.monotonic() + ALONE_SECONDS
             return _p99_of_puts(box, lambda: time.monotonic() > deadline)
 
         title = f"put while a purge deletes {count:,} rows, p99, {kind}"
@@ -107,46 +113,54 @@ def _p99_of_puts(box: Outbox, over: Callable[[], bool]) -> float:
 
 
 @contextmanager
-def _other(what: str, kind: str, url: str, count: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Another process that inserts or purges ``count`` rows, from the beginning of the block on."""
-    command = [sys.executable, "-m", "benchmarks.steady", what, kind, url, str(count)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdin.close()
-    yield process
-    process.stdout.close()
-    if process.wait(120) != 0:
-        raise RuntimeError(f"the process that should {what} failed")
+def _meanwhile(other: Child, what: str, kind: str, url: str, count: int) -> Iterator[Callable[[], bool]]:
+    """The other process inserts or purges ``count`` rows from the beginning of the block on; whether it is over."""
+    other.say(f"{what} {kind} {url} {count}")
+    other.expect("ready")
+    other.say("go")
+    yield other.has_said
+    other.expect("done")
 
 
-def _insert_by_hand(kind: str, url: str, count: int) -> None:
+Work = Callable[[], object]
+
+
+@contextmanager
+def _inserting_by_hand(kind: str, url: str, count: int) -> Iterator[Work]:
     with closing(by_hand(kind, url, create=False)) as hand:
-        _ready()
-        for _ in range(count // COMMIT_ROWS):
-            hand.insert(prepared(COMMIT_ROWS))
+
+        def work() -> None:
+            for _ in range(count // COMMIT_ROWS):
+                hand.insert(prepared(COMMIT_ROWS))
+
+        yield work
 
 
-def _insert(_kind: str, url: str, count: int) -> None:
+@contextmanager
+def _inserting(_kind: str, url: str, count: int) -> Iterator[Work]:
     with Outbox(url, settings=settings()) as box:
-        _ready()
-        fill(box, count, COMMIT_ROWS)
+        yield lambda: fill(box, count, COMMIT_ROWS)
 
 
-def _purge(_kind: str, url: str, _count: int) -> None:
+@contextmanager
+def _purging(_kind: str, url: str, _count: int) -> Iterator[Work]:
     with Outbox(url, settings=settings()) as box:
-        _ready()
-        box.store.purge(Lane.USAGE, AT_ONCE)
+        yield lambda: box.store.purge(Lane.USAGE, AT_ONCE)
 
 
-def _ready() -> None:
-    """All is loaded: tell so, and wait for the word to begin."""
-    print("ready", flush=True)
-    sys.stdin.read()
+_WORK = {"insert": _inserting, "insert-by-hand": _inserting_by_hand, "purge": _purging}
 
 
-_OTHERS = {"insert": _insert, "insert by hand": _insert_by_hand, "purge": _purge}
+def main() -> None:
+    """The other process: for each line the work that it names, when told to go."""
+    for line in sys.stdin:
+        what, kind, url, count = line.split()
+        with _WORK[what](kind, url, int(count)) as work:
+            print("ready", flush=True)
+            sys.stdin.readline()
+            work()
+        print("done", flush=True)
+
 
 if __name__ == "__main__":
-    _OTHERS[sys.argv[1]](*sys.argv[2:4], int(sys.argv[4]))
+    main()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from importlib import import_module
+from typing import Protocol, cast
 from uuid import UUID
-
-from benchmarks.hand.mariadb import HandMariaDB
-from benchmarks.hand.postgresql import HandPostgreSQL
-from benchmarks.hand.sqlite import HandSQLite
 
 
 class Hand(Protocol):
@@ -19,13 +16,6 @@ class Hand(Protocol):
     def close(self) -> None: ...
 
 
-_BY_HAND: dict[str, type[HandSQLite] | type[HandPostgreSQL] | type[HandMariaDB]] = {
-    "sqlite": HandSQLite,
-    "postgresql": HandPostgreSQL,
-    "mariadb": HandMariaDB,
-}
-
-
 def by_hand(kind: str, url: str, *, create: bool = True) -> Hand:
-    """Its tables, in the database of ``url``."""
-    return _BY_HAND[kind](url, create=create)
+    """Its tables, in the database of ``url``. Only its driver is loaded: a benchmark starts many processes."""
+    return cast(Hand, import_module(f"benchmarks.hand.{kind}").Ledger(url, create=create))

@@ -17,13 +17,11 @@ from threading import Event, Lock, Thread
 from typing import Any
 from uuid import UUID
 
-import psycopg
-import pymysql
 from sqlalchemy import make_url
 
 from benchmarks.hand import by_hand
 from benchmarks.hand.post import HandPost
-from benchmarks.places import LICENSE, folder_of
+from benchmarks.known import LICENSE, folder_of
 
 Rows = Sequence[tuple[UUID, str]]
 News = Callable[[], None]
@@ -77,7 +75,7 @@ class HandProducer:
 def delivering(kind: str, url: str, beacon: str, *, inside: bool) -> Iterator[Callable[[], None]]:
     """A thread that delivers what is committed; the result tells it of a commit in this process (``inside``)."""
     stop, told = Event(), Event()
-    ledger = by_hand(kind, url)
+    ledger = by_hand(kind, url, create=inside)
     line = HandPost(beacon, LICENSE)
     news, close = (_inside(told), _nothing) if inside else _across(kind, url)
     turn = WRITER if kind == "sqlite" else nullcontext()
@@ -125,7 +123,7 @@ def _across(kind: str, url: str) -> tuple[News, Callable[[], None]]:
     return (_listening if kind == "postgresql" else _asking)(connection), connection.close
 
 
-def _listening(connection: psycopg.Connection) -> News:
+def _listening(connection: Any) -> News:
     connection.autocommit = True
     connection.execute(f"LISTEN {CHANNEL}")
 
@@ -159,7 +157,11 @@ def _connect(kind: str, url: str) -> Any:
         return connection
     at = make_url(url)
     if kind == "postgresql":
+        import psycopg
+
         return psycopg.connect(at.set(drivername="postgresql").render_as_string(hide_password=False))
+    import pymysql
+
     return pymysql.connect(
         host=at.host, port=at.port or 3306, user=at.username, password=at.password or "", database=at.database
     )

@@ -24,7 +24,7 @@ BATCHES_PURGED_AT_ONCE = 20
 _INSERT = "INSERT INTO log (id, payload) VALUES (%s, %s)"
 
 
-class HandMariaDB:
+class Ledger:
     """A log and a ledger in the database of ``url``."""
 
     def __init__(self, url: str, *, create: bool = True) -> None:

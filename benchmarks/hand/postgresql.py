@@ -22,7 +22,7 @@ _COPY_FROM_ROWS = 100
 BATCHES_PURGED_AT_ONCE = 20
 
 
-class HandPostgreSQL:
+class Ledger:
     """A log and a ledger in the database of ``url``."""
 
     def __init__(self, url: str, *, create: bool = True) -> None:

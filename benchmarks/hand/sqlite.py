@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from uuid import UUID
 
-from benchmarks.places import folder_of
+from benchmarks.known import folder_of
 
 Rows = Sequence[tuple[UUID, str]]
 
@@ -22,7 +22,7 @@ BATCHES_PURGED_AT_ONCE = 2
 _INSERT = "INSERT INTO log (id, payload) VALUES (?, ?)"
 
 
-class HandSQLite:
+class Ledger:
     """A log and a ledger in the folder of ``url``."""
 
     def __init__(self, url: str, *, create: bool = True) -> None:

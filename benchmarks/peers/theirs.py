@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.known import folder_of
 from benchmarks.peers import environment
 from benchmarks.peers.columns import Measure, Values, waiting
 from benchmarks.peers.storage import settled_bytes
-from benchmarks.places import Beacon, Places, folder_of
+from benchmarks.places import Beacon, Places
 from benchmarks.rows import prepared
 
 START_SECONDS = 30.0
