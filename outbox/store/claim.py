@@ -23,14 +23,12 @@ from outbox.core.policy import MICROSECONDS, Policy
 from outbox.core.runs import Runs
 from outbox.core.transition import Move, after_crash
 from outbox.store import holes
-from outbox.store.dialects import dialect_of, lines_of
+from outbox.store.dialects import dialect_of
 from outbox.store.ledger import LockedLane, add_to_totals, backoff, batch_columns, waiting_of
 from outbox.store.prepared import Prepared
+from outbox.store.reading import RUN, at_once, whole
 from outbox.store.schema import BATCH, LOGS
 from outbox.store.settle import halve
-
-_READ_AT_ONCE_BYTES = 8 * 1024 * 1024
-"""Where a full batch of the largest entries fits this, payloads are read with the numbers: one query for two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,20 +39,6 @@ class Entries:
     count: int
     size: int
     lines: str
-
-
-def _run_of(log: Table) -> Any:
-    """The entries from ``first`` to ``last`` as one row: how many, the last number, bytes, the payloads as lines. With
-    none of them it still has the newest number."""
-    within = log.c.seq.between(bindparam("first"), bindparam("last"))
-    found = select(log.c.seq, log.c.size, log.c.payload).where(within).order_by(log.c.seq).subquery()
-    return select(
-        func.count().label("entries"),
-        func.max(found.c.seq).label("last"),
-        func.sum(found.c.size).label("size"),
-        lines_of(found.c.payload, found.c.seq).label("lines"),
-        select(func.max(log.c.seq)).scalar_subquery().label("newest"),
-    )
 
 
 def _sizes_of(log: Table) -> Any:
@@ -82,7 +66,6 @@ def _leasing_again() -> Any:
 
 
 _SIZES = {lane: Prepared(_sizes_of(log)) for lane, log in LOGS.items()}
-_RUN = {lane: Prepared(_run_of(log)) for lane, log in LOGS.items()}
 _DUE = {probe: Prepared(_due_of(probe)) for probe in (True, False)}
 _LEASE_AGAIN = Prepared(_leasing_again())
 
@@ -247,14 +230,16 @@ def _new(lane: LockedLane, policy: Policy, want: int) -> Sequence[Batch]:
 def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
     """The next batch by one query, if no number is missing and it fits. None: look closer."""
     limit, most = policy.max_batch_bytes(lane.lane), policy.batch_max_rows
-    if most * LANES[lane.lane].max_payload_bytes > _READ_AT_ONCE_BYTES:
+    if not at_once(lane.lane, policy):
         return None
     first = lane.cursor + 1
-    [row] = _RUN[lane.lane].rows(lane.connection, {"first": first, "last": lane.cursor + most})
+    row = lane.ahead.get(first)
+    if row is None or row.entries != most:
+        [row] = RUN[lane.lane].rows(lane.connection, {"first": first, "last": lane.cursor + most})
     if (row.newest or 0) <= lane.cursor:
         lane.newest = lane.cursor
         return None
-    if not row.entries or row.last - lane.cursor != row.entries or row.size > limit or not _whole(row):
+    if not row.entries or row.last - lane.cursor != row.entries or row.size > limit or not whole(row):
         return None
     if row.entries < most and row.last != row.newest:
         return None  # there are more, behind a gap: they belong to this batch
@@ -303,8 +288,8 @@ def read_entries(lane: LockedLane, members: Runs) -> Entries:
     """The entries at ``members``. Raises ``MembersMissing`` when the log has not all of them."""
     wanted = runs.count(members)
     if len(members) == 1:
-        [row] = _RUN[lane.lane].rows(lane.connection, {"first": members[0][0], "last": members[0][1]})
-        if row.entries == wanted and _whole(row):
+        [row] = RUN[lane.lane].rows(lane.connection, {"first": members[0][0], "last": members[0][1]})
+        if row.entries == wanted and whole(row):
             return Entries(members, row.entries, row.size, row.lines)
     payloads = _payloads(lane, members, wanted)
     if len(payloads) != wanted:
@@ -312,12 +297,6 @@ def read_entries(lane: LockedLane, members: Runs) -> Entries:
     # A line break can only be what a person wrote between the tokens of a payload.
     lines = "\n".join([payload.replace("\n", " ") for payload in payloads])
     return Entries(members, wanted, sum(map(len, payloads)), lines)
-
-
-def _whole(row: Any) -> bool:
-    """Whether the joined payloads are all there, a line each: a database may cut off what is too long for it."""
-    length = row.size + row.entries - 1
-    return row.lines is not None and len(row.lines) == length and row.lines.count("\n") == row.entries - 1
 
 
 def _payloads(lane: LockedLane, members: Runs, entries: int) -> Sequence[str]:

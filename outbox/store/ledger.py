@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -47,6 +47,8 @@ class LockedLane:
     """The newest entry, if a claim has seen it."""
     untouched: bool = False
     """Nothing was written under the lock: nothing is to be saved."""
+    ahead: Mapping[int, Any] = field(default_factory=dict)
+    """Full batches that were read before the lock, by their first number: rows of ``reading.RUN``."""
     leases: list[dict[str, Any]] = field(default_factory=list)
     """Batches to insert, all at once, before the lane's row is saved."""
 

@@ -25,6 +25,7 @@ from outbox.store.database import Database
 from outbox.store.ledger import Clock, LockedLane, LostClaim, locked
 from outbox.store.mend import give_up_missing, mend_below_floor, mend_range
 from outbox.store.operate import Window
+from outbox.store.reading import Ahead
 from outbox.store.settle import settle
 from outbox.store.wake import Listener
 from outbox.store.watch import Watch
@@ -47,8 +48,10 @@ class Store:
         self.database = database
         self.policy = policy
         self.clock = clock
+        self._ahead = Ahead(database)
 
     def close(self) -> None:
+        self._ahead.close()
         self.database.close()
 
     # --- dispatching -------------------------------------------------------------------------------------
@@ -61,10 +64,15 @@ class Store:
         If the claim is lost, the settlements are committed alone.
         """
 
+        ahead = self._ahead.ready(lane, want) if want else {}
+
         def settle_and_claim(row: LockedLane) -> Step:
+            row.ahead = ahead
             settled = settle(row, self.policy, settlements)
             batches = claim(row, self.policy, want=want, look_due=look_due, eager_holes=eager)
             row.untouched = not (settlements or batches or look_due)
+            if batches:
+                self._ahead.plan(lane, self.policy, version=row.version, cursor=row.cursor, newest=row.newest)
             return Step(batches, settled)
 
         try:

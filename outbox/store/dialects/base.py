@@ -39,6 +39,8 @@ class Dialect(ABC):
     """One transaction writes at a time: numbers commit in order, so there are no holes."""
     autocommits: ClassVar[bool] = False
     """A statement can be a transaction of its own, without a word to the server about it."""
+    reads_ahead: ClassVar[bool] = False
+    """Reading a batch before its claim, beside the one before it, pays (benchmarks/NOTES.md)."""
     purge_chunk: ClassVar[int] = 20_000
     """Rows deleted in one transaction."""
     storage_statements: ClassVar[tuple[str, ...]] = ()
