@@ -8,12 +8,12 @@ from contextlib import contextmanager
 import psycopg
 from sqlalchemy import make_url
 
-from benchmarks.drain import WorkerProcess, with_outbox
-from benchmarks.figures import Run
+from benchmarks.drain import WorkerProcess, hand, with_outbox
+from benchmarks.figures import Figure, Measure, Run
 from benchmarks.places import Places, fill, outbox_in, settings
 
 ROUNDS = 3
-MILLION = 1_000_000
+SHORT, MILLION = 100_000, 1_000_000
 MEGABYTE = 2**20
 
 
@@ -28,14 +28,22 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
 
 
 def _longer(run: Run, places: Places, kind: str, name: str, count: int, rounds: int) -> None:
-    run.compare(
-        f"scale/{kind}/{name}",
-        f"drain {name} rows, {kind}",
-        with_outbox(places, kind, count),
-        with_outbox(places, kind, 100_000),
-        rounds=rounds,
-        base_name="100k rows",
-    )
+    """Against a short backlog, and against what the loop by hand makes of the long one: both are of the same rounds."""
+    measures = (with_outbox(places, kind, count), with_outbox(places, kind, SHORT), hand(places, kind, count))
+    long, short, by_hand = (samples for samples in zip(*_in_turns(measures, rounds), strict=True))
+    title, unit = f"drain {name} rows, {kind}", "rows/s"
+    run.add(Figure(f"scale/{kind}/{name}", title, unit, "higher", [*long], [*short], base_name="100k rows"))
+    run.add(Figure(f"scale/{kind}/{name}/by-hand", f"{title}, one worker", unit, "higher", [*long], [*by_hand]))
+
+
+def _in_turns(measures: Sequence[Measure], rounds: int) -> list[list[float]]:
+    """What each gave, round by round. Who goes first changes with the round."""
+    found = []
+    for number in range(rounds):
+        order = [(number + place) % len(measures) for place in range(len(measures))]
+        gave = {which: measures[which]() for which in order}
+        found.append([gave[which] for which in range(len(measures))])
+    return found
 
 
 def _memory(run: Run, places: Places, kind: str) -> None:
