@@ -1,16 +1,18 @@
 """The entries of a batch as the database joins them, and reading them before they are claimed.
 
 The log is append-only: what was committed between two numbers without a gap stays what it was. So a full batch can be
-read before the lane is locked, while the batches before it are on their way, and is claimed without a look if the
-cursor is found where it begins. On PostgreSQL reading takes longer than all else that a claim does.
+read before the lane is locked, and is claimed without a look if the cursor is found where it begins. On PostgreSQL,
+where reading takes longer than all else that a claim does, a thread reads while the batches before are on their way. On
+SQLite a claim reads just before it takes the lock that producers wait for.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Table, bindparam, func, select
@@ -56,14 +58,14 @@ def whole(row: Any) -> bool:
 
 
 class Ahead:
-    """The next full batches of each lane, by the number of their first entry, as a thread reads them.
+    """The next full batches of each lane, by the number of their first entry.
 
     While another worker claims of a lane too, its cursor is not where this one left it, and nothing is read.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._reads: dict[Lane, dict[int, Future[Any]]] = {}
+        self._reads: dict[Lane, dict[int, Callable[[], Any]]] = {}
         self._versions: dict[Lane, int] = {}
         """Of each lane, as this worker left it."""
         self._thread = _thread()
@@ -76,22 +78,24 @@ class Ahead:
         rows = {}
         for first, read in list(self._reads.get(lane, {}).items())[:want]:
             with suppress(Exception):  # the claim reads it itself then, and tells
-                rows[first] = read.result()
+                rows[first] = read()
         return rows
 
     def plan(self, lane: Lane, policy: Policy, *, version: int, cursor: int, newest: int | None) -> None:
-        """Begin to read what is above ``cursor``. ``version``: of the lane, after this step."""
-        if not self._database.dialect.reads_ahead or not at_once(lane, policy):
+        """Read what is above ``cursor``, or begin to. ``version``: of the lane, after this step."""
+        if self._database.dialect.reads_ahead is None or not at_once(lane, policy):
             return
         alone = self._versions.get(lane) == version - 1
         self._versions[lane] = version
         rows, reads = policy.batch_max_rows, self._reads.get(lane, {})
         batches = min(BATCHES_AHEAD, ((newest or 0) - cursor) // rows) if alone else 0
         firsts = [cursor + 1 + number * rows for number in range(batches)]
-        self._reads[lane] = {
-            first: reads.get(first) or self._thread.submit(self._look, lane, first, first + rows - 1)
-            for first in firsts
-        }
+        self._reads[lane] = {first: reads.get(first) or self._read(lane, first, rows) for first in firsts}
+
+    def _read(self, lane: Lane, first: int, rows: int) -> Callable[[], Any]:
+        """What gives the row of ``RUN``."""
+        look = partial(self._look, lane, first, first + rows - 1)
+        return self._thread.submit(look).result if self._database.dialect.reads_ahead == "beside" else look
 
     def _look(self, lane: Lane, first: int, last: int) -> Any:
         [row] = self._database.look(RUN[lane], {"first": first, "last": last})

@@ -20,7 +20,7 @@ from outbox.store.schema import LOGS
 from tests.store.driving import Worker
 from tests.support.databases import Database as Place
 
-pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 ROWS = 10
 
 

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from threading import Event
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
@@ -39,8 +39,8 @@ class Dialect(ABC):
     """One transaction writes at a time: numbers commit in order, so there are no holes."""
     autocommits: ClassVar[bool] = False
     """A statement can be a transaction of its own, without a word to the server about it."""
-    reads_ahead: ClassVar[bool] = False
-    """Reading a batch before its claim, beside the one before it, pays (benchmarks/NOTES.md)."""
+    reads_ahead: ClassVar[Literal["before", "beside"] | None] = None
+    """Whether to read a full batch before its claim has the lane, or beside the one before it (store/reading.py)."""
     purge_chunk: ClassVar[int] = 20_000
     """Rows deleted in one transaction."""
     storage_statements: ClassVar[tuple[str, ...]] = ()

@@ -24,6 +24,7 @@ class SQLite(Dialect):
     worker_isolation = None  # one isolation level: serializable
     snapshot_isolation = None  # a deferred transaction reads one snapshot in WAL mode
     single_writer = True
+    reads_ahead = "before"
     waits_ms = 30_000
     """So long a transaction waits for a lock."""
     purge_chunk = 2_000  # producers wait while we hold the only write lock
