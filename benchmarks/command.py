@@ -66,6 +66,7 @@ def bench(name: str, *, full: bool, databases: Sequence[str], out: Path, places:
     """Run one benchmark and write its result."""
     run = Run(name, "full" if full else "quick", {"databases": list(databases)})
     print(f"{name}: {BENCHMARKS[name]} ({run.profile} profile)", flush=True)
+    places.start(databases)
     module = importlib.import_module(f"benchmarks.{name}")
     gc.collect()
     gc.freeze()  # what is loaded is not looked through again before each measurement: a seventh of a second
@@ -79,14 +80,14 @@ def _bench(given: argparse.Namespace) -> int:
     names = {"quick": QUICK, "all": tuple(BENCHMARKS)}.get(given.name, (given.name,))
     out = given.out or (RESULTS if given.full else QUICK_RESULTS)
     failed, runs = False, []
-    with Places() as places:
-        if len(names) > 1:
-            places.start(given.database or DATABASES)
-        for name in names:
-            runs.append(bench(name, full=given.full, databases=given.database or DATABASES, out=out, places=places))
-            failed = (given.bars and missed(runs[-1])) or failed
-            print()
-    _draw(runs, out)
+    try:
+        with Places() as places:
+            for name in names:
+                runs.append(bench(name, full=given.full, databases=given.database or DATABASES, out=out, places=places))
+                failed = (given.bars and missed(runs[-1])) or failed
+                print()
+    finally:
+        _draw(runs, out)
     return int(failed)
 
 

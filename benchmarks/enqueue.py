@@ -149,6 +149,8 @@ def _async(run: Run, kind: str, url: str, box: Outbox, count: int) -> None:
     async def measure(add: Callable[..., Awaitable[object]]) -> float:
         engine = create_async_engine(make_url(url).set(drivername=ASYNC_DRIVERS[kind], query={}))
         rows = messages(count)
+        async with engine.connect():
+            pass  # the pool has one now
         began = time.perf_counter()
         for row in rows:
             async with engine.begin() as connection:

@@ -56,7 +56,7 @@ class Places:
         self._servers |= dict(zip(missing, started, strict=True))
 
     def beacon(self) -> Beacon:
-        """The one simulator of all that is measured one after the other, as if it had just begun."""
+        """The one simulator of all that is measured one after the other, with an empty record."""
         if self._beacon is None:
             self._beacon = self._stack.enter_context(Beacon())
         self._beacon.control.reset()

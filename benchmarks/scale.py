@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -37,11 +38,13 @@ def _longer(run: Run, places: Places, kind: str, name: str, count: int, rounds: 
 
 
 def _in_turns(measures: Sequence[Measure], rounds: int) -> list[list[float]]:
-    """What each gave, round by round. Who goes first changes with the round."""
+    """What each gave, round by round: forwards, then backwards."""
     found = []
     for number in range(rounds):
-        order = [(number + place) % len(measures) for place in range(len(measures))]
-        gave = {which: measures[which]() for which in order}
+        gave: dict[int, float] = {}
+        for which in sorted(range(len(measures)), reverse=bool(number % 2)):
+            gc.collect()
+            gave[which] = measures[which]()
         found.append([gave[which] for which in range(len(measures))])
     return found
 

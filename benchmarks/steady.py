@@ -7,7 +7,6 @@ runs from the first row to the last one deleted.
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from benchmarks.children import Child
 from benchmarks.figures import Run
 from benchmarks.hand import by_hand
 from benchmarks.places import Places, fill, outbox_in, settings
+from benchmarks.records import quantile
 from benchmarks.rows import messages, prepared
 from outbox import Dispatcher, Outbox, Receipt, Verdict
 from outbox.core.batch import Batch
@@ -109,7 +109,7 @@ def _p99_of_puts(box: Outbox, over: Callable[[], bool]) -> float:
         began = time.perf_counter()
         box.put(row)
         times.append((time.perf_counter() - began) * 1000)
-    return statistics.quantiles(times, n=100)[98]
+    return quantile(times, 0.99)
 
 
 @contextmanager

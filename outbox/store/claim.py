@@ -236,6 +236,9 @@ def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
     row = lane.ahead.get(first)
     if row is None or row.entries != most:
         [row] = RUN[lane.lane].rows(lane.connection, {"first": first, "last": lane.cursor + most})
+        newest = row.newest
+    else:
+        newest = row.newest if row.newest > row.last else None  # by now there may be newer ones
     if (row.newest or 0) <= lane.cursor:
         lane.newest = lane.cursor
         return None
@@ -243,7 +246,7 @@ def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
         return None
     if row.entries < most and row.last != row.newest:
         return None  # there are more, behind a gap: they belong to this batch
-    lane.cursor, lane.newest = row.last, row.newest
+    lane.cursor, lane.newest = row.last, newest
     return Entries(((first, row.last),), row.entries, row.size, row.lines)
 
 

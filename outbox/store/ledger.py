@@ -48,7 +48,7 @@ class LockedLane:
     untouched: bool = False
     """Nothing was written under the lock: nothing is to be saved."""
     ahead: Mapping[int, Any] = field(default_factory=dict)
-    """Full batches that were read before the lock, by their first number: rows of ``reading.RUN``."""
+    """Full batches that were read before the lock, by their first number: see ``reading.py``."""
     leases: list[dict[str, Any]] = field(default_factory=list)
     """Batches to insert, all at once, before the lane's row is saved."""
 

@@ -1,18 +1,19 @@
 """The entries of a batch as the database joins them, and reading them before they are claimed.
 
 The log is append-only: what was committed between two numbers without a gap stays what it was. So a full batch can be
-read before the lane is locked, and is claimed without a look if the cursor is found where it begins. On PostgreSQL,
-where reading takes longer than all else that a claim does, a thread reads while the batches before are on their way. On
-SQLite a claim reads just before it takes the lock that producers wait for.
+read before the lane is locked, and is claimed without a look if nobody else has changed the lane meanwhile. On
+PostgreSQL, where reading takes longer than all else that a claim does, a thread reads while the batches before are on
+their way. On SQLite a claim reads just before it takes the lock that producers wait for.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Table, bindparam, func, select
@@ -21,6 +22,7 @@ from outbox.core.lane import LANES, Lane
 from outbox.core.policy import Policy
 from outbox.store.database import Database
 from outbox.store.dialects import lines_of
+from outbox.store.ledger import LockedLane
 from outbox.store.prepared import Prepared
 from outbox.store.schema import LOGS
 
@@ -28,6 +30,8 @@ READ_AT_ONCE_BYTES = 8 * 1024 * 1024
 """Where a full batch of the largest entries fits this, payloads are read with the numbers: one query for two."""
 BATCHES_AHEAD = 4
 """As many as are claimed at once."""
+FRESH_SECONDS = 1.0
+"""What was read longer ago is read again: meanwhile somebody may have deleted or restored rows by hand."""
 
 
 def _run_of(log: Table) -> Any:
@@ -57,51 +61,80 @@ def whole(row: Any) -> bool:
     return row.lines is not None and len(row.lines) == length and row.lines.count("\n") == row.entries - 1
 
 
+@dataclass(frozen=True, slots=True)
+class Read:
+    """``row``: of ``RUN``, or what is going to be it."""
+
+    begun_at: float
+    row: Future[Any] | None
+
+    @property
+    def fresh(self) -> bool:
+        return time.monotonic() - self.begun_at < FRESH_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """``rows``: of ``RUN``, by their first number. They hold while the lane has this ``version``."""
+
+    version: int
+    rows: Mapping[int, Any]
+
+
 class Ahead:
     """The next full batches of each lane, by the number of their first entry.
 
-    While another worker claims of a lane too, its cursor is not where this one left it, and nothing is read.
+    What is read holds for the lane as this worker left it. Beside another worker nothing is read.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._reads: dict[Lane, dict[int, Callable[[], Any]]] = {}
+        self._reads: dict[Lane, dict[int, Read]] = {}
         self._versions: dict[Lane, int] = {}
         """Of each lane, as this worker left it."""
         self._thread = _thread()
         self._pid = os.getpid()
 
-    def ready(self, lane: Lane, want: int) -> Mapping[int, Any]:
-        """What was read for ``want`` batches, by its first number: rows of ``RUN``. Waits for what is being read."""
+    def ready(self, lane: Lane, policy: Policy, want: int) -> Found:
+        """What is there for ``want`` batches. Raises nothing: what is not, the claim reads itself, and tells why."""
         if self._pid != os.getpid():  # the parent's thread is not here
             self._reads, self._thread, self._pid = {}, _thread(), os.getpid()
         rows = {}
-        for first, read in list(self._reads.get(lane, {}).items())[:want]:
-            with suppress(Exception):  # the claim reads it itself then, and tells
-                rows[first] = read()
-        return rows
+        with suppress(Exception):
+            for first, read in list(self._reads.get(lane, {}).items())[:want]:
+                if read.row is None:
+                    rows[first] = self._look(lane, first, policy.batch_max_rows)
+                elif read.fresh:
+                    rows[first] = read.row.result(FRESH_SECONDS)
+        return Found(self._versions.get(lane, 0), rows)
 
-    def plan(self, lane: Lane, policy: Policy, *, version: int, cursor: int, newest: int | None) -> None:
-        """Read what is above ``cursor``, or begin to. ``version``: of the lane, after this step."""
-        if self._database.dialect.reads_ahead is None or not at_once(lane, policy):
-            return
-        alone = self._versions.get(lane) == version - 1
-        self._versions[lane] = version
-        rows, reads = policy.batch_max_rows, self._reads.get(lane, {})
-        batches = min(BATCHES_AHEAD, ((newest or 0) - cursor) // rows) if alone else 0
-        firsts = [cursor + 1 + number * rows for number in range(batches)]
-        self._reads[lane] = {first: reads.get(first) or self._read(lane, first, rows) for first in firsts}
+    def plan(self, left: LockedLane, policy: Policy) -> None:
+        """After the commit of a step that ``left`` the lane so: what the next one will claim. Raises nothing."""
+        lane, before = left.lane, self._reads.pop(left.lane, {})
+        alone = self._versions.get(lane) == left.version - 1
+        self._versions[lane] = left.version
+        kept = {first: read for first, read in before.items() if alone and first > left.cursor and read.fresh}
+        if alone and left.newest is not None and self._database.dialect.reads_ahead and at_once(lane, policy):
+            rows = policy.batch_max_rows
+            batches = min(BATCHES_AHEAD, (left.newest - left.cursor) // rows)
+            firsts = [left.cursor + 1 + number * rows for number in range(batches)]
+            with suppress(RuntimeError):  # closed, or no thread is to be had
+                kept = {first: kept.get(first) or self._read(lane, first, rows) for first in firsts}
+        self._reads[lane] = kept
+        for first in before.keys() - kept.keys():
+            if (row := before[first].row) is not None:
+                row.cancel()
 
-    def _read(self, lane: Lane, first: int, rows: int) -> Callable[[], Any]:
-        """What gives the row of ``RUN``."""
-        look = partial(self._look, lane, first, first + rows - 1)
-        return self._thread.submit(look).result if self._database.dialect.reads_ahead == "beside" else look
+    def _read(self, lane: Lane, first: int, rows: int) -> Read:
+        beside = self._database.dialect.reads_ahead == "beside"
+        return Read(time.monotonic(), self._thread.submit(self._look, lane, first, rows) if beside else None)
 
-    def _look(self, lane: Lane, first: int, last: int) -> Any:
-        [row] = self._database.look(RUN[lane], {"first": first, "last": last})
+    def _look(self, lane: Lane, first: int, rows: int) -> Any:
+        [row] = self._database.look(RUN[lane], {"first": first, "last": first + rows - 1})
         return row
 
     def close(self) -> None:
+        self._reads = {}
         if self._pid == os.getpid():
             self._thread.shutdown(cancel_futures=True)
 

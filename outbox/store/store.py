@@ -64,24 +64,29 @@ class Store:
         If the claim is lost, the settlements are committed alone.
         """
 
-        ahead = self._ahead.ready(lane, want) if want else {}
+        ahead = self._ahead.ready(lane, self.policy, want)
+        left: LockedLane
 
         def settle_and_claim(row: LockedLane) -> Step:
-            row.ahead = ahead
+            nonlocal left
+            left = row
+            row.ahead = ahead.rows if ahead.version == row.version - 1 else {}
             settled = settle(row, self.policy, settlements)
             batches = claim(row, self.policy, want=want, look_due=look_due, eager_holes=eager)
             row.untouched = not (settlements or batches or look_due)
-            if batches:
-                self._ahead.plan(lane, self.policy, version=row.version, cursor=row.cursor, newest=row.newest)
             return Step(batches, settled)
 
         try:
-            return self._on(lane, settle_and_claim)
+            step = self._on(lane, settle_and_claim)
         except MembersMissing as missing:
             self._stop(lane, str(missing))
         except Exception as error:
             if not (settlements and want and self._lost(error)):
                 raise
+        else:
+            if not left.untouched:
+                self._ahead.plan(left, self.policy)
+            return step
         done = self._on(lane, lambda row: settle(row, self.policy, settlements)) if settlements else Settled()
         return Step(settled=done)
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from sqlalchemy import delete
+from sqlalchemy import delete, update
 
 from outbox import DatabaseUnavailable, Outbox
 from outbox.core.batch import Batch
 from outbox.core.lane import Lane
 from outbox.store import claim as store_claim
+from outbox.store import reading
 from outbox.store.database import Database
 from outbox.store.prepared import Prepared
 from outbox.store.schema import LOGS
-from tests.store.driving import Worker
+from tests.store.driving import Worker, usage
 from tests.support.databases import Database as Place
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
@@ -65,8 +67,9 @@ def claimed(worker: Worker, want: int = 1) -> Sequence[Batch]:
     return worker.box.store.step(worker.lane, [], want=want, look_due=False).batches
 
 
-def ids(worker: Worker, batches: Sequence[Batch]) -> list[UUID]:
-    return [id for batch in batches for id in worker.ids(batch)]
+def ids(batches: Sequence[Batch]) -> list[UUID]:
+    """As they are going to be sent."""
+    return [UUID(json.loads(payload)["id"]) for batch in batches for payload in batch.payloads]
 
 
 def test_a_backlog_is_read_ahead_from_the_third_step_on_and_claimed_in_order(
@@ -74,7 +77,7 @@ def test_a_backlog_is_read_ahead_from_the_third_step_on_and_claimed_in_order(
 ) -> None:
     put = worker.put(10 * ROWS)
     batches = [batch for _ in range(5) for batch in claimed(worker, 2)]
-    assert ids(worker, batches) == put
+    assert ids(batches) == put
     assert [batch.rows for batch in batches] == [ROWS] * 10
     assert reads == {"ahead": 6, "under the lock": 4}
 
@@ -85,7 +88,7 @@ def test_what_another_worker_has_claimed_meanwhile_is_not_claimed_again(worker: 
     theirs = [*claimed(another), *claimed(another, 2)]
     ours += [batch for _ in range(4) for batch in claimed(worker, 2)]
     assert len(theirs) == 3
-    assert sorted(ids(worker, [*ours, *theirs])) == sorted(put)
+    assert sorted(ids([*ours, *theirs])) == sorted(put)
 
 
 def test_beside_another_worker_nothing_is_read_that_the_other_will_claim(
@@ -103,7 +106,7 @@ def test_a_batch_that_is_not_full_yet_is_read_when_it_is_claimed(worker: Worker,
     put += worker.put(3)
     batches += [*claimed(worker), *claimed(worker)]
     assert [batch.rows for batch in batches] == [ROWS, ROWS, ROWS, 4]
-    assert ids(worker, batches) == put
+    assert ids(batches) == put
     assert reads["ahead"] == 1
 
 
@@ -118,7 +121,7 @@ def test_a_read_that_fails_is_made_again_by_the_claim(worker: Worker, monkeypatc
 
     monkeypatch.setattr(Database, "look", broken)
     batches = [batch for _ in range(6) for batch in claimed(worker)]
-    assert ids(worker, batches) == put
+    assert ids(batches) == put
     assert failed > 0
 
 
@@ -129,7 +132,7 @@ def test_a_number_that_is_missing_among_what_is_read_ahead_is_left_out(worker: W
     with worker.box.engine.begin() as connection:
         connection.execute(delete(log).where(log.c.id == put[35]))
     batches += [batch for _ in range(5) for batch in claimed(worker)]
-    assert ids(worker, batches) == [id for id in put if id != put[35]]
+    assert ids(batches) == [id for id in put if id != put[35]]
 
 
 def test_a_forked_child_does_not_wait_for_the_thread_of_its_parent(worker: Worker) -> None:
@@ -137,7 +140,63 @@ def test_a_forked_child_does_not_wait_for_the_thread_of_its_parent(worker: Worke
     batches = [*claimed(worker), *claimed(worker)]
     child = os.fork()
     if child == 0:
-        os._exit(0 if len(claimed(worker, 2)) == 2 else 1)
+        leased = 0
+        try:
+            leased = len(claimed(worker, 2))
+        finally:
+            os._exit(0 if leased == 2 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     batches += claimed(worker, 2)
-    assert ids(worker, batches) == [*put[: 2 * ROWS], *put[4 * ROWS :]]
+    assert ids(batches) == [*put[: 2 * ROWS], *put[4 * ROWS :]]
+
+
+def test_rows_that_were_replaced_by_hand_are_not_sent_as_they_were(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.put(6 * ROWS)
+    assert [*claimed(worker), *claimed(worker)]
+    reading_is_over(worker)
+    monkeypatch.setattr(reading, "FRESH_SECONDS", 0.0)
+    put = replaced(worker, 3)
+    assert ids(claimed(worker))[3] == put
+
+
+def test_what_was_read_before_the_lane_was_mended_is_read_again(worker: Worker) -> None:
+    worker.put(6 * ROWS)
+    assert [*claimed(worker), *claimed(worker)]
+    reading_is_over(worker)
+    put = replaced(worker, 3)
+    worker.box.audit(worker.lane, mend=True)
+    assert ids(claimed(worker))[3] == put
+
+
+def replaced(worker: Worker, place: int) -> UUID:
+    """The id of another entry, that somebody has put where one of the third batch was."""
+    message, log = usage(), LOGS[Lane.USAGE]
+    with worker.box.engine.begin() as connection:
+        at = log.c.seq == 2 * ROWS + 1 + place
+        values = {"id": message.id, "payload": message.payload, "size": len(message.payload)}
+        assert connection.execute(update(log).where(at).values(values)).rowcount == 1
+    return message.id
+
+
+def test_what_is_committed_behind_a_batch_that_was_read_ahead_is_claimed_with_it(worker: Worker) -> None:
+    put = worker.put(4 * ROWS)
+    batches = [*claimed(worker), *claimed(worker)]  # the last two are read, and are all there is
+    reading_is_over(worker)
+    put += worker.put(1)
+    batches += claimed(worker, 3)
+    assert [batch.rows for batch in batches] == [ROWS] * 4 + [1]
+    assert ids(batches) == put
+
+
+def reading_is_over(worker: Worker) -> None:
+    worker.box.store._ahead.ready(worker.lane, worker.box.store.policy, 4)
+
+
+def test_a_store_that_was_closed_meanwhile_settles_and_claims_without_reading_ahead(worker: Worker) -> None:
+    put = worker.put(6 * ROWS)
+    batches = [*claimed(worker), *claimed(worker)]
+    worker.box.store.close()
+    batches += [batch for _ in range(4) for batch in claimed(worker)]
+    assert ids(batches) == put

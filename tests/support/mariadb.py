@@ -64,9 +64,10 @@ class MariaDBServer(Server):
 
     def _prepare(self) -> None:
         self._install, self.source = self._find()
-        data = self.home / "data"
-        data.mkdir()
-        shutil.chown(data, self.home.stat().st_uid, self.home.stat().st_gid)
+        for name in ("data", "tmp"):
+            folder = self.home / name
+            folder.mkdir()
+            shutil.chown(folder, self.home.stat().st_uid, self.home.stat().st_gid)
         (self.home / "init.sql").write_text(
             f"CREATE USER IF NOT EXISTS '{_USER}'@'127.0.0.1';\n"
             f"GRANT ALL PRIVILEGES ON *.* TO '{_USER}'@'127.0.0.1' WITH GRANT OPTION;\n"
@@ -124,6 +125,7 @@ class MariaDBServer(Server):
         share = self._install.share
         return [
             *(str(self._install.program), "--no-defaults", f"--datadir={self.home / 'data'}"),
+            f"--tmpdir={self.home / 'tmp'}",  # one that starts removes what others have in the same folder
             *(f"--lc-messages-dir={share}", f"--character-sets-dir={share / 'charsets'}"),
         ]
 
