@@ -28,7 +28,7 @@ it is free to clear the backlog."""
 CAUGHT_UP_SECONDS = 0.1
 """A backlog of what arrives in this time is none."""
 WARM_SECONDS = 0.5
-HEALTHY_SECONDS = 0.8
+HEALTHY_SECONDS = 0.7
 SETTLING_PART = 0.6
 """Of the time under a limit, before it counts: the limit has to be found, and each 429 on the way costs a second."""
 PATIENCE_SECONDS = 60.0

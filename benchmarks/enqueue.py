@@ -26,7 +26,7 @@ from outbox.store.schema import LOGS
 
 ASYNC_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mariadb": "mysql+asyncmy"}
 FULL_ROWS = 200_000
-BULK = {"100": (100, 2000), "1k": (1000, 4000), "10k": (10_000, 10_000)}
+BULK = {"100": (100, 2000), "1k": (1000, 3000), "10k": (10_000, 10_000)}
 """Rows of a transaction, and of all in the quick profile."""
 
 
@@ -66,7 +66,7 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
                 _put(run, kind, box, hand, singles)
                 for name, (size, quick) in BULK.items():
                     _bulk(run, kind, box, hand, name, size, FULL_ROWS if run.full else quick)
-            _async(run, kind, url, box, singles if run.full else 60)
+            _async(run, kind, url, box, singles if run.full else 40)
 
 
 def _added(run: Run, kind: str, url: str, box: Outbox, count: int) -> None:

@@ -23,7 +23,7 @@ from outbox.core.batch import Batch
 from outbox.core.lane import Lane
 from outbox.core.policy import Retention
 
-QUICK_ROWS = {"sqlite": 12_000, "postgresql": 12_000, "mariadb": 5_000}
+QUICK_ROWS = {"sqlite": 10_000, "postgresql": 10_000, "mariadb": 4_000}
 ALONE_SECONDS = 0.3
 COMMIT_ROWS = 1000
 BATCH_ROWS = 1000
