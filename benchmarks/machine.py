@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.metadata
 import os
 import platform
@@ -18,7 +17,6 @@ _LIBRARIES = ("sqlalchemy", "httpx", "httpcore", "msgspec", "psycopg", "pymysql"
 _SYNCS = 200
 
 
-@functools.cache
 def machine_card() -> dict[str, Any]:
     """Processor, cores, memory, kernel, and the milliseconds of one fdatasync where databases are put."""
     return {
