@@ -62,7 +62,7 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
     for kind in databases:
         with places.fresh(kind) as url, outbox_in(url, settings()) as box:
             with closing(by_hand(kind, url)) as hand:
-                _added(run, kind, url, box, singles * 2)
+                _added(run, kind, url, box, singles * 4)
                 _put(run, kind, box, hand, singles)
                 for name, (size, quick) in BULK.items():
                     _bulk(run, kind, box, hand, name, size, FULL_ROWS if run.full else quick)

@@ -26,7 +26,7 @@ from outbox.store.ledger import LockedLane
 from outbox.store.prepared import Prepared
 from outbox.store.schema import LOGS
 
-READ_AT_ONCE_BYTES = 8 * 1024 * 1024
+_READ_AT_ONCE_BYTES = 8 * 1024 * 1024
 """Where a full batch of the largest entries fits this, payloads are read with the numbers: one query for two."""
 BATCHES_AHEAD = 4
 """As many as are claimed at once."""
@@ -52,7 +52,8 @@ RUN = {lane: Prepared(_run_of(log)) for lane, log in LOGS.items()}
 
 
 def at_once(lane: Lane, policy: Policy) -> bool:
-    return policy.batch_max_rows * LANES[lane].max_payload_bytes <= READ_AT_ONCE_BYTES
+    """Whether a batch of the lane may be read by ``RUN``: its size is known only when it is here."""
+    return policy.batch_max_rows * LANES[lane].max_payload_bytes <= _READ_AT_ONCE_BYTES
 
 
 def whole(row: Any) -> bool:
@@ -63,7 +64,10 @@ def whole(row: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """``row``: of ``RUN``, or what is going to be it."""
+    """``begun_at``: seconds of the monotonic clock.
+
+    ``row``: the future one of ``RUN``; None: it is read when it is wanted.
+    """
 
     begun_at: float
     row: Future[Any] | None
@@ -134,6 +138,7 @@ class Ahead:
         return row
 
     def close(self) -> None:
+        """Wait for the read that is under way; the others are not begun."""
         self._reads = {}
         if self._pid == os.getpid():
             self._thread.shutdown(cancel_futures=True)
