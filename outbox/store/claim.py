@@ -234,11 +234,12 @@ def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
         return None
     first = lane.cursor + 1
     row = lane.ahead.get(first)
-    if row is None or row.entries != most:
-        [row] = RUN[lane.lane].rows(lane.connection, {"first": first, "last": lane.cursor + most})
+    if row is None or (row.entries != most and not lane.plain):
+        values = {"first": first, "last": lane.cursor + most}
+        [row] = lane.look(values) if lane.look else RUN[lane.lane].rows(lane.connection, values)
         newest = row.newest
     else:
-        newest = row.newest if row.newest > row.last else None  # by now there may be newer ones
+        newest = row.newest if row.entries < most or row.newest > row.last else None  # by now there may be newer ones
     if (row.newest or 0) <= lane.cursor:
         lane.newest = lane.cursor
         return None

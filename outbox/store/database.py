@@ -11,11 +11,11 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from sqlite3 import SQLITE_BUSY
 from sqlite3 import OperationalError as SQLiteError
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, create_engine, event, make_url
 from sqlalchemy.engine import URL
@@ -33,6 +33,8 @@ from outbox.observe import uninstrumented
 from outbox.store.dialects import Dialect, Row, dialect_named
 from outbox.store.forks import ForkGuard
 from outbox.store.prepared import Prepared, Values, autocommit, heard, own_transaction, rolled_back, translated
+
+T = TypeVar("T")
 
 _READ = "outbox_read"
 _WAITS_MS, _WAITS_NOW_MS, _WAL = "outbox_waits_ms", "outbox_waits_now_ms", "outbox_wal"
@@ -114,26 +116,38 @@ class Database:
             self._turn_over_at = time.monotonic()
 
     def insert_one(self, table: str, row: Row) -> int | None:
-        """Insert a row in a transaction of its own: how many were, 0 where the id is there already. None, and nothing
-        written: it takes a ``write``.
+        """Insert a row in a transaction of its own: how many were, 0 where it is there. None: see ``alone``."""
 
-        By the driver alone: SQLAlchemy's Connection takes longer than the INSERT. Raises as :meth:`write`; a
-        statement that is its own transaction may hold or not when its connection breaks.
+        def insert(pooled: PoolProxiedConnection) -> int:
+            with closing(pooled.cursor()) as cursor:
+                cursor.execute(*self.dialect.insertion(table, row, self.engine.dialect.driver))
+                return int(cursor.rowcount)
+
+        return self.alone(insert)
+
+    def alone(self, work: Callable[[PoolProxiedConnection], T | None], *, in_turn: bool = False) -> T | None:
+        """Do ``work`` on a connection of the driver, in a transaction of its own: SQLAlchemy's Connection takes longer
+        than a statement. None, and nothing is written: ``work`` said so, or it takes a :meth:`write`.
+
+        Where a statement can commit itself, ``work`` must be one. ``in_turn`` and what is raised: as :meth:`write`; a
+        statement that commits itself may hold or not when its connection breaks.
         """
         if heard(self.engine):
             return None
         dialect, alone = self.engine.dialect, self.dialect.autocommits
         may_hold = False
-        with self._guard.writer if self._guard else nullcontext(), self.explained():
+        with (
+            self._turn() if in_turn and self.dialect.single_writer else nullcontext(),
+            self._guard.writer if self._guard else nullcontext(),
+            self.explained(),
+        ):
             try:
                 with self._raw() as pooled, autocommit(pooled) if alone else own_transaction(dialect, pooled):
-                    with closing(pooled.cursor()) as cursor:
-                        cursor.execute(*self.dialect.insertion(table, row, dialect.driver))
-                        inserted = int(cursor.rowcount)
-                    may_hold = True
-                    if not alone:
-                        dialect.do_commit(pooled)
-                    return inserted
+                    done = work(pooled)
+                    may_hold = done is not None
+                    if may_hold and not alone:
+                        dialect.do_commit(pooled)  # else the pool rolls back
+                    return done
             except DBAPIError as error:
                 if may_hold or (alone and error.connection_invalidated):
                     self._suspect.set()

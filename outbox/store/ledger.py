@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import uuid_utils
-from sqlalchemy import Connection, bindparam, func, insert, or_, select, true, update
+from sqlalchemy import Connection, Update, bindparam, func, insert, or_, select, true, update
 
 from outbox.core.health import Backoff, Health, LaneState
 from outbox.core.lane import Lane
@@ -28,6 +28,10 @@ Clock = Callable[[], int]
 
 class LostClaim(Exception):
     """Another worker changed the lane in between."""
+
+
+class NotPlain(Exception):
+    """It takes the lane's lock: see ``plain.py``."""
 
 
 @dataclass(slots=True)
@@ -51,6 +55,14 @@ class LockedLane:
     """Full batches that were read before the lock, by their first number: see ``reading.py``."""
     leases: list[dict[str, Any]] = field(default_factory=list)
     """Batches to insert, all at once, before the lane's row is saved."""
+    look: Callable[[Mapping[str, int]], Sequence[Any]] | None = None
+    """Of a plain step, whose lane is not locked (``plain.py``): runs ``RUN``."""
+    arrivals: list[dict[str, Any]] = field(default_factory=list)
+    """Of ``leased_batch``: what a plain step settles when it writes."""
+
+    @property
+    def plain(self) -> bool:
+        return self.look is not None
 
     @property
     def key(self) -> str:
@@ -62,14 +74,31 @@ _INSERT_BATCH = insert(BATCH)
 
 
 @cache
-def _lease(names: tuple[str, ...]) -> Prepared:
+def leasing(names: tuple[str, ...]) -> Prepared:
     return Prepared(_INSERT_BATCH, *names)
 
 
 @cache
-def _save(names: tuple[str, ...]) -> Prepared:
+def save_lane(names: tuple[str, ...]) -> Prepared:
+    return Prepared(saved_lane(names))
+
+
+def saved_lane(names: Iterable[str]) -> Update:
+    """The update of a lane's row that is still as it was read, by parameters: see ``saving``."""
     read = (LANE.c.lane == bindparam("key"), LANE.c.version == bindparam("read_version"))
-    return Prepared(update(LANE).where(*read).values({name: bindparam(f"new_{name}") for name in names}))
+    return update(LANE).where(*read).values({name: bindparam(NEW + name) for name in names})
+
+
+NEW = "new_"
+"""Before the name of a column: the parameter that it is set to."""
+
+
+def leased_batch(names: Iterable[str], prefix: str = "") -> Update:
+    """The update of a batch whose lease is still ours, by parameters: ``batch``, ``token``, ``leased``, ``new_...``."""
+    columns = {"batch": BATCH.c.id, "token": BATCH.c.lease_token, "leased": BATCH.c.state}
+    fence = [column == bindparam(prefix + name) for name, column in columns.items()]
+    changed: dict[str, Any] = {n.removeprefix(NEW): bindparam(prefix + n) for n in names if n.startswith(NEW)}
+    return update(BATCH).where(*fence).values(changed)
 
 
 @contextmanager
@@ -90,19 +119,26 @@ def locked(connection: Connection, lane: Lane, clock: Clock | None = None) -> It
     if state.untouched:
         return
     if state.leases:
-        _lease(tuple(state.leases[0])).changed(connection, state.leases)
-    values: dict[str, object] = {
-        "version": state.version,
-        "cursor": state.cursor,
-        "floor": state.floor,
-        "folded_version": state.folded_version,
-    }
+        leasing(tuple(state.leases[0])).changed(connection, state.leases)
+    values = columns_to_save(state)
     if state.health != before:
         values |= _columns(state.health)
-    parameters = {f"new_{name}": value for name, value in values.items()}
-    parameters |= {"key": str(lane), "read_version": row.version}
-    if _save(tuple(values)).changed(connection, [parameters]) != 1:
+    if save_lane(tuple(values)).changed(connection, [saving(state, row.version, values)]) != 1:
         raise LostClaim(lane)
+
+
+def columns_to_save(lane: LockedLane) -> dict[str, object]:
+    return {
+        "version": lane.version,
+        "cursor": lane.cursor,
+        "floor": lane.floor,
+        "folded_version": lane.folded_version,
+    }
+
+
+def saving(lane: LockedLane, read_version: int, values: Mapping[str, object]) -> dict[str, object]:
+    """Parameters of ``save_lane``."""
+    return {NEW + name: value for name, value in values.items()} | {"key": lane.key, "read_version": read_version}
 
 
 def _health(row: Any) -> Health:

@@ -45,8 +45,13 @@ class Prepared:
         """Run for each of ``rows``; how many rows of the table that changed."""
         if heard(connection):
             return connection.execute(self.statement, list(rows)).rowcount
-        with _translating(connection) as pooled, closing(pooled.cursor()) as cursor:
-            text = self._text(connection.dialect)
+        with _translating(connection) as pooled:
+            return self.on(pooled, connection.dialect, rows)
+
+    def on(self, pooled: PoolProxiedConnection, dialect: Dialect, rows: Sequence[Values]) -> int:
+        """As ``changed``, on a connection of the driver. Raises the driver's errors."""
+        text = self._text(dialect)
+        with closing(pooled.cursor()) as cursor:
             if len(rows) == 1:
                 cursor.execute(text.sql, text.parameters(rows[0]))
             else:

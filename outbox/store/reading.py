@@ -19,9 +19,9 @@ from typing import Any
 from sqlalchemy import Table, bindparam, func, select
 
 from outbox.core.lane import LANES, Lane
-from outbox.core.policy import Policy
+from outbox.core.policy import MICROSECONDS, Policy
 from outbox.store.database import Database
-from outbox.store.dialects import lines_of
+from outbox.store.dialects import lines_of, now_us
 from outbox.store.ledger import LockedLane
 from outbox.store.prepared import Prepared
 from outbox.store.schema import LOGS
@@ -45,6 +45,7 @@ def _run_of(log: Table) -> Any:
         func.sum(found.c.size).label("size"),
         lines_of(found.c.payload, found.c.seq).label("lines"),
         select(func.max(log.c.seq)).scalar_subquery().label("newest"),
+        now_us().label("now"),
     )
 
 
@@ -60,6 +61,12 @@ def whole(row: Any) -> bool:
     """Whether the joined payloads are all there, a line each: a database may cut off what is too long for it."""
     length = row.size + row.entries - 1
     return row.lines is not None and len(row.lines) == length and row.lines.count("\n") == row.entries - 1
+
+
+def timed(row: Any, begun_at: float) -> Any:
+    """A row of ``RUN``, its clock moved on to this moment: a bit too far, as the lease of a batch may end too late but
+    never too early. ``begun_at``: seconds of the monotonic clock when the reading began."""
+    return row._replace(now=row.now + int((time.monotonic() - begun_at) * MICROSECONDS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +113,18 @@ class Ahead:
         rows = {}
         with suppress(Exception):
             for first, read in list(self._reads.get(lane, {}).items())[:want]:
+                began = time.monotonic()
                 if read.row is None:
-                    rows[first] = self._look(lane, first, policy.batch_max_rows)
+                    rows[first] = timed(self._look(lane, first, policy.batch_max_rows), began)
                 elif read.fresh:
-                    rows[first] = read.row.result(FRESH_SECONDS)
+                    rows[first] = timed(read.row.result(FRESH_SECONDS), read.begun_at)
         return Found(self._versions.get(lane, 0), rows)
 
-    def plan(self, left: LockedLane, policy: Policy) -> None:
-        """After the commit of a step that ``left`` the lane so: what the next one will claim. Raises nothing."""
+    def plan(self, left: LockedLane, policy: Policy) -> bool:
+        """After the commit of a step that ``left`` the lane so: what the next one will claim. Raises nothing.
+
+        Whether this worker had left the lane before it, too.
+        """
         lane, before = left.lane, self._reads.pop(left.lane, {})
         alone = self._versions.get(lane) == left.version - 1
         self._versions[lane] = left.version
@@ -128,6 +139,7 @@ class Ahead:
         for first in before.keys() - kept.keys():
             if (row := before[first].row) is not None:
                 row.cancel()
+        return alone
 
     def _read(self, lane: Lane, first: int, rows: int) -> Read:
         beside = self._database.dialect.reads_ahead == "beside"

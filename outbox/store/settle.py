@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, bindparam, func, or_, select, update
+from sqlalchemy import Row, func, or_, select, update
 
 from outbox.core import runs
 from outbox.core.batch import Batch
@@ -24,11 +24,9 @@ from outbox.core.step import Settled, Settlement
 from outbox.core.transition import Move, Transition, decide
 from outbox.core.verdict import Receipt, Verdict
 from outbox.store.dialects import RUNS_AT_ONCE
-from outbox.store.ledger import LockedLane, add_to_totals, backoff, insert_batch
+from outbox.store.ledger import NEW, LockedLane, add_to_totals, backoff, insert_batch, leased_batch
 from outbox.store.prepared import Prepared
 from outbox.store.schema import BATCH, LANE, LOGS
-
-_NEW = "new_"
 
 
 def settle(lane: LockedLane, policy: Policy, settlements: Sequence[Settlement]) -> Settled:
@@ -113,6 +111,9 @@ def _deliver(lane: LockedLane, group: Sequence[Settlement]) -> frozenset[UUID]:
     ids = {one.batch.id for one in group}
     if len(ids) < len(group):  # two leases of one batch: only one at a time tells which of them still held
         return frozenset(row["token"] for row in rows if _update_leased(lane, [row]) == 1)
+    if lane.plain:
+        lane.arrivals = rows
+        return frozenset(row["token"] for row in rows)
     if not group or _update_leased(lane, rows) == len(group):
         return frozenset(row["token"] for row in rows)
     here = (BATCH.c.lane == lane.key, BATCH.c.settled_version == lane.version, BATCH.c.id.in_(ids))
@@ -133,7 +134,7 @@ def ended(lane: LockedLane, verdict: Ending) -> dict[str, Any]:
 
 
 def _parameters(batch: Batch, receipt: Receipt, changes: dict[str, Any]) -> dict[str, Any]:
-    """Of ``_settling``."""
+    """Of ``settling``."""
     values = {
         "lease_token": None,
         "crash_count": 0,
@@ -146,23 +147,17 @@ def _parameters(batch: Batch, receipt: Receipt, changes: dict[str, Any]) -> dict
 
 def _fenced(batch: Batch, values: dict[str, Any]) -> dict[str, Any]:
     fence = {"batch": batch.id, "token": batch.lease_token, "leased": BatchState.LEASED}
-    return fence | {f"{_NEW}{name}": value for name, value in values.items()}
+    return fence | {NEW + name: value for name, value in values.items()}
 
 
 def _update_leased(lane: LockedLane, rows: Sequence[dict[str, Any]]) -> int:
     """Change batches whose lease is still ours; how many. All rows have the same columns."""
-    return _settling(tuple(rows[0])).changed(lane.connection, rows)
+    return settling(tuple(rows[0])).changed(lane.connection, rows)
 
 
 @cache
-def _settling(names: tuple[str, ...]) -> Prepared:
-    fence = (
-        BATCH.c.id == bindparam("batch"),
-        BATCH.c.lease_token == bindparam("token"),
-        BATCH.c.state == bindparam("leased"),
-    )
-    changed: dict[str, Any] = {name.removeprefix(_NEW): bindparam(name) for name in names if name.startswith(_NEW)}
-    return Prepared(update(BATCH).where(*fence).values(changed))
+def settling(names: tuple[str, ...]) -> Prepared:
+    return Prepared(leased_batch(names))
 
 
 def _leased(lane: LockedLane, batch: Batch) -> Row[Any] | None:

@@ -25,6 +25,7 @@ from outbox.store.database import Database
 from outbox.store.ledger import Clock, LockedLane, LostClaim, locked
 from outbox.store.mend import give_up_missing, mend_below_floor, mend_range
 from outbox.store.operate import Window
+from outbox.store.plain import PlainSteps
 from outbox.store.reading import Ahead
 from outbox.store.settle import settle
 from outbox.store.wake import Listener
@@ -49,6 +50,7 @@ class Store:
         self.policy = policy
         self.clock = clock
         self._ahead = Ahead(database)
+        self._plain = PlainSteps(database, self._ahead)
 
     def close(self) -> None:
         self._ahead.close()
@@ -64,6 +66,10 @@ class Store:
         If the claim is lost, the settlements are committed alone.
         """
 
+        if not look_due:
+            plain = self._plain.step(lane, self.policy, settlements, want, self.clock)
+            if plain is not None:
+                return plain
         ahead = self._ahead.ready(lane, self.policy, want)
         left: LockedLane
 
@@ -85,7 +91,7 @@ class Store:
                 raise
         else:
             if not left.untouched:
-                self._ahead.plan(left, self.policy)
+                self._plain.left(left, self.policy)
             return step
         done = self._on(lane, lambda row: settle(row, self.policy, settlements)) if settlements else Settled()
         return Step(settled=done)

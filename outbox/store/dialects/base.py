@@ -39,6 +39,10 @@ class Dialect(ABC):
     """One transaction writes at a time: numbers commit in order, so there are no holes."""
     autocommits: ClassVar[bool] = False
     """A statement can be a transaction of its own, without a word to the server about it."""
+    plain_steps: ClassVar[bool] = False
+    """A worker that is alone decides without the lane's lock (store/plain.py)."""
+    joins_writes: ClassVar[bool] = False
+    """One statement can write to several tables."""
     reads_ahead: ClassVar[Literal["before", "beside"] | None] = None
     """Whether to read a full batch before its claim has the lane, or beside the one before it (store/reading.py)."""
     purge_chunk: ClassVar[int] = 20_000

@@ -23,7 +23,7 @@ class SQLite(Dialect):
     sync_driver = "pysqlite"
     worker_isolation = None  # one isolation level: serializable
     snapshot_isolation = None  # a deferred transaction reads one snapshot in WAL mode
-    single_writer = True
+    single_writer = plain_steps = True
     reads_ahead = "before"
     waits_ms = 30_000
     """So long a transaction waits for a lock."""

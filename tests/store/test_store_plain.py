@@ -1,0 +1,264 @@
+"""Steps of a worker that has its lane to itself: without the lane's lock, and as right as under it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import delete, select, update
+
+from outbox import Outbox, Receipt
+from outbox.core.batch import Batch
+from outbox.core.lane import Lane
+from outbox.core.step import Settlement, Step
+from outbox.store import ledger as store_ledger
+from outbox.store import store as store_store
+from outbox.store.database import Database
+from outbox.store.dialects import now_us
+from outbox.store.schema import BATCH, LANE
+from tests.store.driving import DELIVERED, INTERRUPTED, REFUSED, UNAVAILABLE, Worker
+from tests.support.databases import Database as Place
+
+pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+ROWS = 3
+"""Of a put, and so of a batch."""
+
+
+@pytest.fixture
+def locks(monkeypatch: pytest.MonkeyPatch) -> list[Lane]:
+    """A lane for each time that it was locked."""
+    taken: list[Lane] = []
+    locked = store_ledger.locked
+
+    def locking(connection: Any, lane: Lane, *rest: Any) -> Any:
+        taken.append(lane)
+        return locked(connection, lane, *rest)
+
+    monkeypatch.setattr(store_store, "locked", locking)
+    return taken
+
+
+@pytest.fixture
+def another(box: Outbox, database: Place) -> Iterator[Worker]:
+    """A worker of another process."""
+    with Outbox(database.url) as other:
+        yield Worker(other)
+
+
+@pytest.fixture
+def alone(worker: Worker, locks: list[Lane]) -> Worker:
+    """It has made two steps in a row: the lane is as it knows it."""
+    for _ in range(2):
+        worker.put(ROWS)
+        assert step(worker, [*leased(worker)]).batches
+    locks.clear()
+    return worker
+
+
+def step(worker: Worker, settled: Sequence[Batch] = (), receipt: Receipt = DELIVERED, want: int = 1) -> Step:
+    settlements = [Settlement(batch, receipt) for batch in settled]
+    done = worker.box.store.step(worker.lane, settlements, want=want, look_due=False)
+    ON_THE_WIRE[worker] = [*(b for b in leased(worker) if b not in settled), *done.batches]
+    return done
+
+
+ON_THE_WIRE: dict[Worker, list[Batch]] = {}
+
+
+def leased(worker: Worker) -> list[Batch]:
+    return ON_THE_WIRE.get(worker, [])
+
+
+def ids(batches: Sequence[Batch]) -> list[UUID]:
+    return [UUID(json.loads(payload)["id"]) for batch in batches for payload in batch.payloads]
+
+
+def test_the_third_step_in_a_row_takes_no_lock_and_does_the_same(alone: Worker, locks: list[Lane]) -> None:
+    before = leased(alone)
+    put = alone.put(ROWS)
+    done = step(alone, before)
+    assert not locks
+    assert ids(done.batches) == put
+    assert (done.settled.batches, done.settled.sent) == (1, ROWS)
+    [batch], row = done.batches, alone.row
+    written = alone.batch(batch.id)
+    assert (row.cursor, row.version) == (written.last_seq, alone.batch(before[0].id).settled_version)
+    assert (written.state, written.lease_token, written.entries) == ("leased", batch.lease_token, ROWS)
+    assert alone.batch(before[0].id).verdict == "delivered"
+    assert written.due_at - alone.clock.now() == alone.box.store.policy.lease_us
+
+
+def test_several_batches_are_settled_and_leased_at_once(alone: Worker, locks: list[Lane]) -> None:
+    alone.policy(batch_max_rows=ROWS)
+    put = alone.put(3 * ROWS + 1)
+    first = step(alone, leased(alone), want=3)
+    second = step(alone, leased(alone), want=3)
+    assert not locks
+    assert ids([*first.batches, *second.batches]) == put
+    assert [batch.rows for batch in first.batches] == [ROWS] * 3
+    assert (second.settled.batches, second.settled.sent) == (3, 3 * ROWS)
+    assert {alone.batch(batch.id).state for batch in first.batches} == {"settled"}
+
+
+def test_with_nothing_to_do_it_writes_nothing(alone: Worker, locks: list[Lane]) -> None:
+    step(alone, leased(alone))
+    before = alone.row.version
+    assert step(alone) == Step()
+    assert alone.row.version == before
+    assert not locks
+
+
+def test_what_another_worker_claims_between_its_look_and_its_write_is_not_claimed_twice(
+    alone: Worker, another: Worker, locks: list[Lane], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone.policy(batch_max_rows=ROWS)
+    another.policy(batch_max_rows=ROWS)
+    before, put = leased(alone), alone.put(2 * ROWS)
+    theirs: list[Batch] = []
+    with not_under_sqlites_lock(alone, lambda: theirs.append(another.must_claim()), monkeypatch):
+        done = step(alone, before)
+    assert ids([*theirs, *done.batches]) == put
+    assert done.settled.sent == ROWS
+    assert len(locks) == 2, "theirs, and its own, as the lane was not as it had left it"
+
+
+@contextmanager
+def not_under_sqlites_lock(
+    worker: Worker, strike: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """After the look of a plain step, and before its transaction begins."""
+    struck = 0
+    alone = Database.alone
+
+    def writing(database: Database, work: Any, **options: Any) -> Any:
+        nonlocal struck
+        if database is worker.box.store.database and not struck:
+            struck += 1
+            strike()
+        return alone(database, work, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "alone", writing)
+        yield
+    assert struck
+
+
+def test_beside_another_worker_each_takes_the_lock(
+    alone: Worker, another: Worker, locks: list[Lane], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone.policy(batch_max_rows=ROWS)
+    another.policy(batch_max_rows=ROWS)
+    put, sent, tried = alone.put(6 * ROWS), [], []
+    without_the_lock = Database.alone
+    monkeypatch.setattr(Database, "alone", lambda *a, **b: tried.append(a) or without_the_lock(*a, **b))
+    for _ in range(3):
+        for worker in (another, alone):
+            sent += ids(step(worker).batches)
+    assert sent == put
+    assert len(locks) == 6
+    assert len(tried) == 1, "once, and from then on it knows that it is not alone"
+
+
+def test_a_lease_that_was_lost_settles_nothing_and_loses_nothing_else(alone: Worker, locks: list[Lane]) -> None:
+    lost = leased(alone)[0]
+    alone.run(update(BATCH).where(BATCH.c.id == lost.id).values(lease_token=uuid4()))
+    put = alone.put(ROWS)
+    done = step(alone, [lost])
+    assert not locks
+    assert (done.settled.lost, done.settled.batches, done.settled.sent) == ([lost.id], 0, 0)
+    assert ids(done.batches) == put
+    assert alone.batch(lost.id).state == "leased"
+
+
+def test_one_lost_lease_does_not_lose_the_others_of_its_step(alone: Worker, locks: list[Lane]) -> None:
+    alone.put(ROWS)
+    step(alone)
+    lost, kept = leased(alone)
+    alone.run(update(BATCH).where(BATCH.c.id == lost.id).values(lease_token=uuid4()))
+    done = step(alone, [lost, kept])
+    assert not locks
+    assert (done.settled.lost, done.settled.batches, done.settled.sent) == ([lost.id], 1, ROWS)
+    assert alone.batch(kept.id).verdict == "delivered"
+
+
+@pytest.mark.parametrize("receipt", [UNAVAILABLE, INTERRUPTED], ids=["unavailable", "interrupted"])
+def test_what_did_not_arrive_is_settled_under_the_lock(alone: Worker, locks: list[Lane], receipt: Receipt) -> None:
+    batch = leased(alone)[0]
+    step(alone, [batch], receipt)
+    assert locks
+    assert alone.batch(batch.id).state == "waiting"
+
+
+def test_what_a_delivery_says_of_the_lane_is_written_under_the_lock(alone: Worker, locks: list[Lane]) -> None:
+    alone.put(1)
+    [refused] = step(alone, leased(alone)).batches
+    alone.put(ROWS)
+    arrived = step(alone, [refused], REFUSED).batches
+    assert alone.row.dead_streak == 1
+    alone.put(ROWS)
+    step(alone)
+    locks.clear()
+    step(alone, arrived)
+    assert alone.row.dead_streak == 0
+    assert locks
+
+
+def test_a_number_that_is_missing_is_looked_at_under_the_lock(alone: Worker, locks: list[Lane]) -> None:
+    put = alone.put(ROWS)
+    alone.run(delete(alone.log).where(alone.log.c.id == put[1]))
+    done = step(alone, leased(alone))
+    assert locks
+    assert ids(done.batches) == [put[0], put[2]]
+    assert [(hole.lo, hole.hi) for hole in alone.holes()] == [(3 * ROWS - 1, 3 * ROWS - 1)]
+
+
+def test_a_lane_that_was_stopped_meanwhile_leases_nothing(
+    alone: Worker, another: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone.put(ROWS)
+
+    def stop() -> None:
+        stopped = {"state": "paused", "reason": "its log contradicts its ledger", "version": LANE.c.version + 1}
+        another.run(update(LANE).where(LANE.c.lane == str(alone.lane)).values(stopped))
+
+    batch = leased(alone)[0]
+    with not_under_sqlites_lock(alone, stop, monkeypatch):
+        done = step(alone, [batch])
+    assert not done.batches
+    assert done.settled.sent == ROWS
+
+
+def test_a_lease_lasts_from_the_moment_it_is_written_not_from_the_look_before(
+    alone: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone.box.store.clock = None
+    alone.put(ROWS)
+    look = Database.look
+
+    def stalled(database: Database, *what: Any) -> Any:
+        found = look(database, *what)
+        [[now]] = alone.rows(select(now_us()))
+        while alone.rows(select(now_us()))[0][0] < now + 50_000:
+            pass
+        return found
+
+    monkeypatch.setattr(Database, "look", stalled)
+    [[began]] = alone.rows(select(now_us()))
+    [batch] = step(alone).batches
+    assert alone.batch(batch.id).due_at - alone.box.store.policy.lease_us >= began + 40_000
+
+
+def test_its_writes_name_every_column_that_a_step_under_the_lock_writes(alone: Worker, locks: list[Lane]) -> None:
+    under_the_lock = leased(alone)[0]
+    alone.put(ROWS)
+    [plain] = step(alone, [under_the_lock]).batches
+    step(alone, [plain])
+    first, second = (alone.batch(batch.id)._asdict() for batch in (under_the_lock, plain))
+    assert {name for name, value in first.items() if value is None} == {
+        name for name, value in second.items() if value is None
+    }
+    assert not locks

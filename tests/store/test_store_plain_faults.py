@@ -1,0 +1,95 @@
+"""The write of a step without the lane's lock that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from outbox import DatabaseUnavailable, OutcomeUnknown
+from outbox.core.batch import Batch
+from outbox.core.step import Settlement, Step
+from outbox.store.plain import PlainSteps
+from tests.store.driving import DELIVERED, Worker
+from tests.support.databases import Database as Place
+from tests.support.strike import Operator
+
+ROWS = 3
+"""Of a put, and so of a batch."""
+
+
+def step(worker: Worker, settled: Sequence[Batch]) -> Step:
+    settlements = [Settlement(batch, DELIVERED) for batch in settled]
+    return worker.box.store.step(worker.lane, settlements, want=1, look_due=False)
+
+
+@pytest.fixture
+def sent(worker: Worker) -> Batch:
+    """What the second of two steps has leased: the next one takes no lock."""
+    worker.put(ROWS)
+    first = step(worker, [])
+    worker.put(ROWS)
+    [batch] = step(worker, first.batches).batches
+    return batch
+
+
+def came_through(worker: Worker, batch: Batch, put: Sequence[object]) -> None:
+    done = step(worker, [batch])
+    assert done.settled.sent == ROWS
+    assert [worker.ids(each) for each in done.batches] == [put]
+
+
+@contextmanager
+def before_it_writes(monkeypatch: pytest.MonkeyPatch, strike: Callable[[Any], object]) -> Iterator[list[object]]:
+    """Between what a plain step has read and what it writes, once; what ``strike`` returned."""
+    struck: list[object] = []
+    write = PlainSteps._write
+
+    def writing(steps: PlainSteps, pooled: Any, row: Any) -> int | None:
+        if not struck:
+            struck.append(strike(pooled))
+        return write(steps, pooled, row)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainSteps, "_write", writing)
+        yield struck
+    assert struck
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_write_that_is_cut_off_before_it_arrives_may_hold_for_all_it_knows_and_loses_nothing(
+    worker: Worker, sent: Batch, database: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    operator, put = Operator(database.url), worker.put(ROWS)
+
+    def cut(pooled: Any) -> int:
+        pid: int = pooled.driver_connection.info.backend_pid
+        operator.terminate(pid)
+        return pid
+
+    with before_it_writes(monkeypatch, cut), pytest.raises(OutcomeUnknown):
+        step(worker, [sent])
+    operator.close()
+    came_through(worker, sent, put)
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_write_that_fails_halfway_writes_nothing(
+    worker: Worker, sent: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, before = worker.put(ROWS), worker.row
+    error = worker.box.engine.dialect.loaded_dbapi.OperationalError(1, "the disk is full")
+    write = PlainSteps._write
+
+    def full(steps: PlainSteps, pooled: Any, row: Any) -> int | None:
+        assert write(steps, pooled, row) == 1
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainSteps, "_write", full)
+        with pytest.raises(DatabaseUnavailable):
+            step(worker, [sent])
+    assert worker.row == before
+    came_through(worker, sent, put)
