@@ -1,12 +1,11 @@
 """What to send next, in this order: a batch that is due, rows found in holes, rows above the cursor.
 
-Every function works inside a transaction that holds the lane's row, so no two workers decide at once. Nothing
-is sent before that transaction commits.
+Every function works inside a transaction that holds the lane's row, so no two workers decide at once, or for a plain
+step (plain.py), which is written only if nobody else did. Nothing is sent before it is committed.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -173,7 +172,7 @@ def _lease_again(lane: LockedLane, policy: Policy, row: Row[Any]) -> Batch:
     """The same members under the same key and a new token. An expired lease counts as an attempt."""
     crashed = row.state == BatchState.LEASED
     token = uuid4()
-    deadline = lease_deadline(policy)
+    deadline = lease_deadline(lane, policy)
     members = runs.decode(row.members)
     entries = read_entries(lane, members)
     attempts, ambiguous = row.attempts + crashed, bool(row.ambiguous) or crashed
@@ -235,8 +234,7 @@ def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
     first = lane.cursor + 1
     row = lane.ahead.get(first)
     if row is None or (row.entries != most and not lane.plain):
-        values = {"first": first, "last": lane.cursor + most}
-        [row] = lane.look(values) if lane.look else RUN[lane.lane].rows(lane.connection, values)
+        row = lane.look(first) if lane.look else _run(lane, first, most)
         newest = row.newest
     else:
         newest = row.newest if row.entries < most or row.newest > row.last else None  # by now there may be newer ones
@@ -249,6 +247,11 @@ def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
         return None  # there are more, behind a gap: they belong to this batch
     lane.cursor, lane.newest = row.last, newest
     return Entries(((first, row.last),), row.entries, row.size, row.lines)
+
+
+def _run(lane: LockedLane, first: int, count: int) -> Any:
+    [row] = RUN[lane.lane].rows(lane.connection, {"first": first, "last": first + count - 1})
+    return row
 
 
 def _above_cursor(lane: LockedLane, policy: Policy) -> Entries | None:
@@ -326,14 +329,14 @@ class MembersMissing(Exception):
         )
 
 
-def lease_deadline(policy: Policy) -> float:
+def lease_deadline(lane: LockedLane, policy: Policy) -> float:
     """On the monotonic clock of this process: a POST that starts later might still run when the lease is over."""
-    return time.monotonic() + policy.lease_seconds - policy.request_timeout
+    return lane.at + policy.lease_seconds - policy.request_timeout
 
 
 def _lease(lane: LockedLane, policy: Policy, found: Entries) -> Batch:
     token: UUID = uuid4()
-    deadline = lease_deadline(policy)
+    deadline = lease_deadline(lane, policy)
     columns = batch_columns(
         lane,
         found.members,

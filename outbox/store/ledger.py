@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -36,7 +37,7 @@ class NotPlain(Exception):
 
 @dataclass(slots=True)
 class LockedLane:
-    """The row of a lane inside a transaction that holds its lock."""
+    """The row of a lane inside a transaction that holds its lock, or of a plain step (``plain.py``)."""
 
     connection: Connection
     lane: Lane
@@ -47,6 +48,8 @@ class LockedLane:
     folded_version: int
     health: Health
     now: int
+    at: float
+    """A moment of the monotonic clock, at ``now`` or before it: a lease from ``now`` on lasts as long from here."""
     newest: int | None = None
     """The newest entry, if a claim has seen it."""
     untouched: bool = False
@@ -54,9 +57,9 @@ class LockedLane:
     ahead: Mapping[int, Any] = field(default_factory=dict)
     """Full batches that were read before the lock, by their first number: see ``reading.py``."""
     leases: list[dict[str, Any]] = field(default_factory=list)
-    """Batches to insert, all at once, before the lane's row is saved."""
-    look: Callable[[Mapping[str, int]], Sequence[Any]] | None = None
-    """Of a plain step, whose lane is not locked (``plain.py``): runs ``RUN``."""
+    """Batches to insert, all at once, when the lane's row is saved."""
+    look: Callable[[int], Any] | None = None
+    """Of a plain step: the row of ``RUN`` from a number on."""
     arrivals: list[dict[str, Any]] = field(default_factory=list)
     """Of ``leased_batch``: what a plain step settles when it writes."""
 
@@ -85,7 +88,8 @@ def save_lane(names: tuple[str, ...]) -> Prepared:
 
 def saved_lane(names: Iterable[str]) -> Update:
     """The update of a lane's row that is still as it was read, by parameters: see ``saving``."""
-    read = (LANE.c.lane == bindparam("key"), LANE.c.version == bindparam("read_version"))
+    read = [LANE.c.lane == bindparam("key")]
+    read += [LANE.c[name] == bindparam(f"read_{name}") for name in ("version", "cursor")]
     return update(LANE).where(*read).values({name: bindparam(NEW + name) for name in names})
 
 
@@ -108,37 +112,35 @@ def locked(connection: Connection, lane: Lane, clock: Clock | None = None) -> It
     Raises ``LostClaim`` when the version moved (possible on Galera, where a lock is local to a node), and
     ``SchemaOutOfDate`` when the lane has no row.
     """
+    at = time.monotonic()
     rows = _LOCK.rows(connection, {"key": str(lane)})
     if not rows:
         raise SchemaOutOfDate(f"outbox_lane has no row for {lane}. Run: outbox migrate")
     [row] = rows
     now = row.now if clock is None else clock()
     before = _health(row)
-    state = LockedLane(connection, lane, row.floor, row.cursor, row.version + 1, row.folded_version, before, now)
+    state = LockedLane(connection, lane, row.floor, row.cursor, row.version + 1, row.folded_version, before, now, at)
     yield state
     if state.untouched:
         return
     if state.leases:
         leasing(tuple(state.leases[0])).changed(connection, state.leases)
-    values = columns_to_save(state)
+    values: dict[str, object] = {
+        "version": state.version,
+        "cursor": state.cursor,
+        "floor": state.floor,
+        "folded_version": state.folded_version,
+    }
     if state.health != before:
         values |= _columns(state.health)
-    if save_lane(tuple(values)).changed(connection, [saving(state, row.version, values)]) != 1:
+    if save_lane(tuple(values)).changed(connection, [saving(lane, row, values)]) != 1:
         raise LostClaim(lane)
 
 
-def columns_to_save(lane: LockedLane) -> dict[str, object]:
-    return {
-        "version": lane.version,
-        "cursor": lane.cursor,
-        "floor": lane.floor,
-        "folded_version": lane.folded_version,
-    }
-
-
-def saving(lane: LockedLane, read_version: int, values: Mapping[str, object]) -> dict[str, object]:
-    """Parameters of ``save_lane``."""
-    return {NEW + name: value for name, value in values.items()} | {"key": lane.key, "read_version": read_version}
+def saving(lane: Lane, read: Any, values: Mapping[str, object]) -> dict[str, object]:
+    """Parameters of ``save_lane``. ``read``: has the version and the cursor that were read."""
+    fence = {"key": str(lane), "read_version": read.version, "read_cursor": read.cursor}
+    return {NEW + name: value for name, value in values.items()} | fence
 
 
 def _health(row: Any) -> Health:

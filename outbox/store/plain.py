@@ -12,18 +12,18 @@ missing, a batch did not arrive, somebody else has changed the lane.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any, cast
 
-from sqlalchemy import Connection, PoolProxiedConnection, bindparam, func, insert, literal, select
+from sqlalchemy import Connection, PoolProxiedConnection, bindparam, func, insert, select
 from sqlalchemy.exc import DBAPIError
 
 from outbox.core.health import LaneState
 from outbox.core.lane import Lane
-from outbox.core.policy import Policy
-from outbox.core.step import Settled, Settlement, Step
+from outbox.core.policy import MICROSECONDS, Policy
+from outbox.core.step import Settlement, Step
 from outbox.errors import OutboxError
 from outbox.store.claim import claim
 from outbox.store.database import Database
@@ -31,7 +31,6 @@ from outbox.store.ledger import (
     Clock,
     LockedLane,
     NotPlain,
-    columns_to_save,
     leased_batch,
     leasing,
     save_lane,
@@ -39,7 +38,7 @@ from outbox.store.ledger import (
     saving,
 )
 from outbox.store.prepared import Prepared, heard
-from outbox.store.reading import RUN, Ahead, at_once, timed
+from outbox.store.reading import Ahead, at_once
 from outbox.store.schema import BATCH, LANE
 from outbox.store.settle import settle, settling
 
@@ -47,6 +46,8 @@ Names = tuple[str, ...]
 
 AT_MOST = 4
 """Batches that a plain step settles, and that it leases: as many as are leased at once."""
+ODD_STEPS = 10
+"""After one that was not plain: where numbers are missing now and then, it is not read in vain each time."""
 
 
 class _NoConnection:
@@ -66,6 +67,8 @@ class PlainSteps:
         self._database = database
         self._ahead = ahead
         self._left: dict[Lane, LockedLane] = {}
+        self._odd: dict[Lane, int] = {}
+        """How many more steps of a lane take its lock, since one was not plain."""
 
     def step(
         self, lane: Lane, policy: Policy, settlements: Sequence[Settlement], want: int, clock: Clock | None
@@ -78,71 +81,71 @@ class PlainSteps:
             row = self._read(left, policy, want, clock)
             settled = settle(row, policy, settlements)
             batches = claim(row, policy, want=want, look_due=False)
-        except (NotPlain, OutboxError, DBAPIError):
-            del self._left[lane]  # nor is the next one, hardly; what the database has to say it says under the lock
+        except (NotPlain, OutboxError, DBAPIError):  # what the database has to say it says under the lock
+            self._odd[lane] = ODD_STEPS
+            self._left.pop(lane, None)
             return None
         if not (settlements or batches):
             return Step()
         if row.health != left.health:
             return None
-        arrived = self._database.alone(lambda pooled: self._write(pooled, row), in_turn=True)
+        arrived = self._database.alone(lambda pooled: self._write(pooled, left, row), in_turn=True)
         if arrived is None:
+            self._left.pop(lane, None)
             return None
-        if arrived < len(settlements):
-            self._find_lost(row, settlements, settled)
+        for batch, ours in zip((one.batch for one in settlements), arrived, strict=True):
+            if not ours:  # nothing else in the step depended on it
+                settled.batches -= 1
+                settled.sent -= batch.rows
+                settled.lost.append(batch.id)
         self.left(row, policy)
         return Step(batches, settled)
 
     def left(self, row: LockedLane, policy: Policy) -> None:
         """After the commit of a step that left the lane so, locked or not."""
-        alone = self._ahead.plan(row, policy) and self._database.dialect.plain_steps and at_once(row.lane, policy)
-        if alone and row.health.state is LaneState.OPEN:
-            look = partial(self._look, row.lane)
-            self._left[row.lane] = replace(row, connection=_NO_CONNECTION, look=look, ahead={}, leases=[], arrivals=[])
+        lane, odd = row.lane, self._odd.pop(row.lane, 0)
+        alone = self._ahead.plan(row, policy) and self._database.dialect.plain_steps and at_once(lane, policy)
+        if alone and not odd and row.health.state is LaneState.OPEN:
+            self._left[lane] = replace(row, connection=_NO_CONNECTION, look=None, ahead={}, leases=[], arrivals=[])
         else:
-            self._left.pop(row.lane, None)
+            self._left.pop(lane, None)
+        if odd > 1:
+            self._odd[lane] = odd - 1
 
     def _read(self, left: LockedLane, policy: Policy, want: int, clock: Clock | None) -> LockedLane:
         """The lane as it was left, and what is above its cursor."""
         ahead, first = self._ahead.ready(left.lane, policy, want), left.cursor + 1
-        rows = dict(ahead.rows) if ahead.version == left.version else {}
-        if first not in rows and left.look:
-            began = time.monotonic()
-            [row] = left.look({"first": first, "last": left.cursor + policy.batch_max_rows})
-            rows[first] = timed(row, began)
-        now = rows[first].now if clock is None else clock()
-        return replace(left, version=left.version + 1, now=now, newest=None, ahead=rows, leases=[], arrivals=[])
+        rows, times = dict(ahead.rows), dict(ahead.times)
+        if first not in rows:
+            rows[first], times[first] = self._ahead.look(left.lane, first, policy.batch_max_rows)
+        at = time.monotonic()
+        now = rows[first].now + int((at - times[first]) * MICROSECONDS) if clock is None else clock()
+        read = replace(left, version=left.version + 1, now=now, at=at, newest=None, ahead=rows, leases=[], arrivals=[])
+        read.look = partial(self._row, left.lane, policy.batch_max_rows)
+        return read
 
-    def _look(self, lane: Lane, values: Mapping[str, int]) -> Sequence[Any]:
-        return self._database.look(RUN[lane], values)
+    def _row(self, lane: Lane, rows: int, first: int) -> Any:
+        return self._ahead.look(lane, first, rows)[0]
 
-    def _write(self, pooled: PoolProxiedConnection, row: LockedLane) -> int | None:
-        """How many of the settled batches were still ours. None: somebody else has changed the lane."""
-        dialect, values = self._database.engine.dialect, columns_to_save(row)
-        names, saved = tuple(values), saving(row, row.version - 1, values)
+    def _write(self, pooled: PoolProxiedConnection, left: LockedLane, row: LockedLane) -> Sequence[bool] | None:
+        """Which of the settled batches were still ours. None: somebody else has changed the lane."""
+        dialect = self._database.engine.dialect
+        saved = saving(row.lane, left, {name: getattr(row, name) for name in _SAVED})
         arrivals, leases = row.arrivals, row.leases
         if self._database.dialect.joins_writes:
             of_arrival, of_lease = (tuple(some[0]) if some else () for some in (arrivals, leases))
-            joined = _joined(names, of_arrival, len(arrivals), of_lease, len(leases))
+            joined = _joined(of_arrival, len(arrivals), of_lease, len(leases))
             [done] = joined.fetched(pooled, dialect, saved | _numbered(_ARRIVED, arrivals) | _numbered(_LEASED, leases))
-            return int(done.arrived) if done.saved else None
-        if save_lane(names).on(pooled, dialect, [saved]) != 1:
+            return [bool(each) for each in done[1:]] if done.saved else None
+        if save_lane(_SAVED).on(pooled, dialect, [saved]) != 1:
             return None
         if leases:
             leasing(tuple(leases[0])).on(pooled, dialect, leases)
-        return settling(tuple(arrivals[0])).on(pooled, dialect, arrivals) if arrivals else 0
-
-    def _find_lost(self, row: LockedLane, settlements: Sequence[Settlement], done: Settled) -> None:
-        """Take out of ``done`` what was not ours any more. Nothing else in the step depended on it."""
-        here = (BATCH.c.lane == row.key, BATCH.c.settled_version == row.version)
-        with self._database.read() as connection:
-            ours = frozenset(connection.execute(select(BATCH.c.id).where(*here)).scalars())
-        for batch in (one.batch for one in settlements if one.batch.id not in ours):
-            done.batches -= 1
-            done.sent -= batch.rows
-            done.lost.append(batch.id)
+        return [settling(tuple(one)).on(pooled, dialect, [one]) == 1 for one in arrivals]
 
 
+_SAVED = ("version", "cursor")
+"""What a plain step changes of the lane's row."""
 _ARRIVED, _LEASED = "arrived", "leased"
 
 
@@ -152,20 +155,18 @@ def _numbered(what: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 @cache
-def _joined(names: Names, of_arrival: Names, arrivals: int, of_lease: Names, leases: int) -> Prepared:
+def _joined(of_arrival: Names, arrivals: int, of_lease: Names, leases: int) -> Prepared:
     """All that a step writes as one statement, so one round trip, which commits itself. Its row: how many rows of the
-    lane were ``saved``, without which nothing else is written, and how many of the batches had ``arrived``."""
-    saved = saved_lane(names).returning(LANE.c.lane).cte("saved")
+    lane were ``saved``, without which nothing else is written, and of each batch whether it had arrived."""
+    saved = saved_lane(_SAVED).returning(LANE.c.lane).cte("saved")
     still = select(saved).exists()
     settled = [
         leased_batch(of_arrival, f"{_ARRIVED}{at}_").where(still).returning(BATCH.c.id).cte(f"{_ARRIVED}{at}")
         for at in range(arrivals)
     ]
     inserted = [_lease_if(still, of_lease, f"{_LEASED}{at}_").cte(f"{_LEASED}{at}") for at in range(leases)]
-    counts = [select(func.count()).select_from(one).scalar_subquery() for one in settled]
-    count = select(func.count()).select_from(saved).scalar_subquery()
-    found = select(count.label("saved"), sum(counts, literal(0)).label("arrived"))
-    return Prepared(found.add_cte(*settled, *inserted))
+    counts = [select(func.count()).select_from(one).scalar_subquery().label(one.name) for one in (saved, *settled)]
+    return Prepared(select(*counts).add_cte(*settled, *inserted))
 
 
 def _lease_if(still: Any, names: Names, prefix: str) -> Any:

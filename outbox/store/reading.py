@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import Table, bindparam, func, select
 
 from outbox.core.lane import LANES, Lane
-from outbox.core.policy import MICROSECONDS, Policy
+from outbox.core.policy import Policy
 from outbox.store.database import Database
 from outbox.store.dialects import lines_of, now_us
 from outbox.store.ledger import LockedLane
@@ -63,21 +63,15 @@ def whole(row: Any) -> bool:
     return row.lines is not None and len(row.lines) == length and row.lines.count("\n") == row.entries - 1
 
 
-def timed(row: Any, begun_at: float) -> Any:
-    """A row of ``RUN``, its clock moved on to this moment: a bit too far, as the lease of a batch may end too late but
-    never too early. ``begun_at``: seconds of the monotonic clock when the reading began."""
-    return row._replace(now=row.now + int((time.monotonic() - begun_at) * MICROSECONDS))
-
-
 @dataclass(frozen=True, slots=True)
 class Read:
     """``begun_at``: seconds of the monotonic clock.
 
-    ``row``: the future one of ``RUN``; None: it is read when it is wanted.
+    ``row``: a future of ``Ahead.look``; None: it is read when it is wanted.
     """
 
     begun_at: float
-    row: Future[Any] | None
+    row: Future[tuple[Any, float]] | None
 
     @property
     def fresh(self) -> bool:
@@ -86,10 +80,12 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """``rows``: of ``RUN``, by their first number. They hold while the lane has this ``version``."""
+    """``rows``: of ``RUN``, by their first number. They hold while the lane has this ``version``. ``times``: of the
+    monotonic clock, when each was begun to be read."""
 
     version: int
     rows: Mapping[int, Any]
+    times: Mapping[int, float]
 
 
 class Ahead:
@@ -110,15 +106,14 @@ class Ahead:
         """What is there for ``want`` batches. Raises nothing: what is not, the claim reads itself, and tells why."""
         if self._pid != os.getpid():  # the parent's thread is not here
             self._reads, self._thread, self._pid = {}, _thread(), os.getpid()
-        rows = {}
+        rows, times = {}, {}
         with suppress(Exception):
             for first, read in list(self._reads.get(lane, {}).items())[:want]:
-                began = time.monotonic()
                 if read.row is None:
-                    rows[first] = timed(self._look(lane, first, policy.batch_max_rows), began)
+                    rows[first], times[first] = self.look(lane, first, policy.batch_max_rows)
                 elif read.fresh:
-                    rows[first] = timed(read.row.result(FRESH_SECONDS), read.begun_at)
-        return Found(self._versions.get(lane, 0), rows)
+                    rows[first], times[first] = read.row.result(FRESH_SECONDS)
+        return Found(self._versions.get(lane, 0), rows, times)
 
     def plan(self, left: LockedLane, policy: Policy) -> bool:
         """After the commit of a step that ``left`` the lane so: what the next one will claim. Raises nothing.
@@ -143,11 +138,13 @@ class Ahead:
 
     def _read(self, lane: Lane, first: int, rows: int) -> Read:
         beside = self._database.dialect.reads_ahead == "beside"
-        return Read(time.monotonic(), self._thread.submit(self._look, lane, first, rows) if beside else None)
+        return Read(time.monotonic(), self._thread.submit(self.look, lane, first, rows) if beside else None)
 
-    def _look(self, lane: Lane, first: int, rows: int) -> Any:
+    def look(self, lane: Lane, first: int, rows: int) -> tuple[Any, float]:
+        """A row of ``RUN``, and when reading it began, in seconds of the monotonic clock."""
+        began = time.monotonic()
         [row] = self._database.look(RUN[lane], {"first": first, "last": first + rows - 1})
-        return row
+        return row, began
 
     def close(self) -> None:
         """Wait for the read that is under way; the others are not begun."""

@@ -151,9 +151,9 @@ class Pair:
         self.settled.append(self.leased.pop(which % len(self.leased)))
         return self.settled[-1]
 
-    def step(self, settlements: Sequence[tuple[Leased, Receipt]], *, want: int) -> None:
+    def step(self, settlements: Sequence[tuple[Leased, Receipt]], *, want: int, look_due: bool = True) -> None:
         self.tick()
-        options = {"want": want, "look_due": True, "eager": True}
+        options = {"want": want, "look_due": look_due, "eager": True}
         real = self.store.step(self.lane, [Settlement(one[0], receipt) for one, receipt in settlements], **options)
         self.model.chosen = [batch.members for batch in real.batches]
         model = self.model.step(self.lane, [Settlement(one[1], receipt) for one, receipt in settlements], **options)

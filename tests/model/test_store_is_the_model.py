@@ -89,9 +89,9 @@ class StoreIsTheModel(RuleBasedStateMachine):
 
     # --- workers -------------------------------------------------------------------------------------------
 
-    @rule(batches=FEW)
-    def claim(self, batches: int) -> None:
-        self.pair.step([], want=batches)
+    @rule(batches=FEW, look_due=st.booleans())
+    def claim(self, batches: int, look_due: bool) -> None:
+        self.pair.step([], want=batches, look_due=look_due)
 
     @rule(receipts=st.lists(RECEIPTS, min_size=1, max_size=4))
     def send(self, receipts: list[Receipt]) -> None:
@@ -102,10 +102,22 @@ class StoreIsTheModel(RuleBasedStateMachine):
                 self.pair.step([(self.pair.take_leased(-1), receipt)], want=False)
 
     @precondition(lambda self: self.pair.leased)
-    @rule(which=ANY, receipts=st.lists(RECEIPTS, min_size=1, max_size=3), want=st.integers(0, 3))
-    def settle_some_in_one_commit(self, which: int, receipts: list[Receipt], want: int) -> None:
+    @rule(
+        which=ANY, receipts=st.lists(RECEIPTS, min_size=1, max_size=3), want=st.integers(0, 3), look_due=st.booleans()
+    )
+    def settle_some_in_one_commit(self, which: int, receipts: list[Receipt], want: int, look_due: bool) -> None:
         some = receipts[: len(self.pair.leased)]
-        self.pair.step([(self.pair.take_leased(which), receipt) for receipt in some], want=want)
+        settled = [(self.pair.take_leased(which), receipt) for receipt in some]
+        self.pair.step(settled, want=want, look_due=look_due)
+
+    @rule(counts=st.lists(FEW, min_size=3, max_size=6), want=FEW)
+    def stream(self, counts: list[int], want: int) -> None:
+        """One worker step after the other, without a look at what is due: most of them take no lock."""
+        for count in counts:
+            self.pair.begin(count)
+            self.pair.commit(-1)
+            arrived = [(self.pair.take_leased(-1), DELIVERED)] if self.pair.leased else []
+            self.pair.step(arrived, want=want, look_due=False)
 
     @precondition(lambda self: self.pair.settled)
     @rule(which=ANY, receipt=RECEIPTS)

@@ -46,26 +46,20 @@ def _small(box: Outbox) -> Worker:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many batches were read, and where."""
-    counts = {"ahead": 0, "by the claim": 0}
-    ahead, look, rows = reading.Ahead._look, Database.look, Prepared.rows
+    counts = {"without the lock": 0, "under the lock": 0}
+    look, rows = Database.look, Prepared.rows
     batches = {id(each) for each in store_claim.RUN.values()}
 
-    def reading_ahead(reader: reading.Ahead, lane: Lane, first: int, count: int) -> object:
-        counts["ahead"] += 1
-        counts["by the claim"] -= 1
-        return ahead(reader, lane, first, count)
-
     def looking(database: Database, statement: Prepared, values: dict[str, int]) -> Sequence[object]:
-        counts["by the claim"] += id(statement) in batches
+        counts["without the lock"] += id(statement) in batches
         return look(database, statement, values)
 
-    def under_the_lock(statement: Prepared, connection: object, values: dict[str, int]) -> Sequence[object]:
-        counts["by the claim"] += id(statement) in batches
+    def reading(statement: Prepared, connection: object, values: dict[str, int]) -> Sequence[object]:
+        counts["under the lock"] += id(statement) in batches
         return rows(statement, connection, values)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(reading.Ahead, "_look", reading_ahead)
     monkeypatch.setattr(Database, "look", looking)
-    monkeypatch.setattr(Prepared, "rows", under_the_lock)
+    monkeypatch.setattr(Prepared, "rows", reading)
     return counts
 
 
@@ -85,7 +79,7 @@ def test_a_backlog_is_read_ahead_from_the_third_step_on_and_claimed_in_order(
     batches = [batch for _ in range(5) for batch in claimed(worker, 2)]
     assert ids(batches) == put
     assert [batch.rows for batch in batches] == [ROWS] * 10
-    assert reads == {"ahead": 6, "by the claim": 4}
+    assert reads == {"without the lock": 6, "under the lock": 4}
 
 
 def test_what_another_worker_has_claimed_meanwhile_is_not_claimed_again(worker: Worker, another: Worker) -> None:
@@ -103,7 +97,7 @@ def test_beside_another_worker_nothing_is_read_that_the_other_will_claim(
     worker.put(12 * ROWS)
     for _ in range(6):
         assert len(claimed(worker)) == len(claimed(another)) == 1
-    assert reads == {"ahead": 0, "by the claim": 12}
+    assert reads == {"without the lock": 0, "under the lock": 12}
 
 
 def test_a_batch_that_is_not_full_yet_is_read_when_it_is_claimed(worker: Worker, reads: dict[str, int]) -> None:
@@ -113,7 +107,7 @@ def test_a_batch_that_is_not_full_yet_is_read_when_it_is_claimed(worker: Worker,
     batches += [*claimed(worker), *claimed(worker)]
     assert [batch.rows for batch in batches] == [ROWS, ROWS, ROWS, 4]
     assert ids(batches) == put
-    assert reads["ahead"] == 1
+    assert reads == {"without the lock": 2, "under the lock": 2}
 
 
 def test_a_read_that_fails_is_made_again_by_the_claim(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:

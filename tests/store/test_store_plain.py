@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,10 +16,11 @@ from outbox import Outbox, Receipt
 from outbox.core.batch import Batch
 from outbox.core.lane import Lane
 from outbox.core.step import Settlement, Step
-from outbox.store import ledger as store_ledger
-from outbox.store import store as store_store
+from outbox.store import claim as store_claim
+from outbox.store import plain as store_plain
 from outbox.store.database import Database
 from outbox.store.dialects import now_us
+from outbox.store.reading import Ahead
 from outbox.store.schema import BATCH, LANE
 from tests.store.driving import DELIVERED, INTERRUPTED, REFUSED, UNAVAILABLE, Worker
 from tests.support.databases import Database as Place
@@ -26,20 +28,6 @@ from tests.support.databases import Database as Place
 pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 ROWS = 3
 """Of a put, and so of a batch."""
-
-
-@pytest.fixture
-def locks(monkeypatch: pytest.MonkeyPatch) -> list[Lane]:
-    """A lane for each time that it was locked."""
-    taken: list[Lane] = []
-    locked = store_ledger.locked
-
-    def locking(connection: Any, lane: Lane, *rest: Any) -> Any:
-        taken.append(lane)
-        return locked(connection, lane, *rest)
-
-    monkeypatch.setattr(store_store, "locked", locking)
-    return taken
 
 
 @pytest.fixture
@@ -232,30 +220,49 @@ def test_a_lane_that_was_stopped_meanwhile_leases_nothing(
     assert done.settled.sent == ROWS
 
 
-def test_a_lease_lasts_from_the_moment_it_is_written_not_from_the_look_before(
+def test_a_post_under_a_lease_ends_before_it_wherever_the_step_stalls(
     alone: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone.box.store.clock = None
     alone.put(ROWS)
-    look = Database.look
+    policy = alone.box.store.policy
 
-    def stalled(database: Database, *what: Any) -> Any:
-        found = look(database, *what)
-        [[now]] = alone.rows(select(now_us()))
-        while alone.rows(select(now_us()))[0][0] < now + 50_000:
+    def stall() -> None:
+        until = time.monotonic() + 0.05
+        while time.monotonic() < until:
             pass
-        return found
 
-    monkeypatch.setattr(Database, "look", stalled)
-    [[began]] = alone.rows(select(now_us()))
-    [batch] = step(alone).batches
-    assert alone.batch(batch.id).due_at - alone.box.store.policy.lease_us >= began + 40_000
+    for name, module in (("look", Ahead), ("settle", store_plain), ("_lease", store_claim)):
+        stalling(monkeypatch, module, name, stall)
+    [batch] = step(alone, leased(alone)).batches
+    [[now]] = alone.rows(select(now_us()))
+    left_to_post = batch.lease_deadline + policy.request_timeout - time.monotonic()
+    left_of_lease = (alone.batch(batch.id).due_at - now) / 1_000_000
+    assert policy.lease_seconds - 0.5 < left_to_post <= left_of_lease + 0.005
+
+
+def stalling(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, stall: Callable[[], None]) -> None:
+    """Before and after."""
+    function = getattr(owner, name)
+
+    def stalled(*arguments: Any, **options: Any) -> Any:
+        stall()
+        done = function(*arguments, **options)
+        stall()
+        return done
+
+    monkeypatch.setattr(owner, name, stalled)
 
 
 def test_its_writes_name_every_column_that_a_step_under_the_lock_writes(alone: Worker, locks: list[Lane]) -> None:
     under_the_lock = leased(alone)[0]
+    alone.settle(under_the_lock, DELIVERED)
+    assert locks
     alone.put(ROWS)
-    [plain] = step(alone, [under_the_lock]).batches
+    step(alone)
+    locks.clear()
+    alone.put(ROWS)
+    [_, plain] = [*leased(alone)[1:], *step(alone).batches]
     step(alone, [plain])
     first, second = (alone.batch(batch.id)._asdict() for batch in (under_the_lock, plain))
     assert {name for name, value in first.items() if value is None} == {

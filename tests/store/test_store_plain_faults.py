@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
 
 from outbox import DatabaseUnavailable, OutcomeUnknown
 from outbox.core.batch import Batch
+from outbox.core.lane import Lane
 from outbox.core.step import Settlement, Step
 from outbox.store.plain import PlainSteps
 from tests.store.driving import DELIVERED, Worker
 from tests.support.databases import Database as Place
 from tests.support.strike import Operator
+from tests.support.waiting import wait_until
 
 ROWS = 3
 """Of a put, and so of a batch."""
@@ -47,10 +50,10 @@ def before_it_writes(monkeypatch: pytest.MonkeyPatch, strike: Callable[[Any], ob
     struck: list[object] = []
     write = PlainSteps._write
 
-    def writing(steps: PlainSteps, pooled: Any, row: Any) -> int | None:
+    def writing(steps: PlainSteps, pooled: Any, *rows: Any) -> Sequence[bool] | None:
         if not struck:
             struck.append(strike(pooled))
-        return write(steps, pooled, row)
+        return write(steps, pooled, *rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(PlainSteps, "_write", writing)
@@ -83,8 +86,8 @@ def test_a_write_that_fails_halfway_writes_nothing(
     error = worker.box.engine.dialect.loaded_dbapi.OperationalError(1, "the disk is full")
     write = PlainSteps._write
 
-    def full(steps: PlainSteps, pooled: Any, row: Any) -> int | None:
-        assert write(steps, pooled, row) == 1
+    def full(steps: PlainSteps, pooled: Any, *rows: Any) -> Sequence[bool] | None:
+        assert write(steps, pooled, *rows) == [True]
         raise error
 
     with monkeypatch.context() as patch:
@@ -93,3 +96,45 @@ def test_a_write_that_fails_halfway_writes_nothing(
             step(worker, [sent])
     assert worker.row == before
     came_through(worker, sent, put)
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_write_whose_answer_is_lost_has_leased_what_is_sent_when_its_lease_ends(
+    worker: Worker, sent: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, write = worker.put(ROWS), PlainSteps._write
+    error = worker.box.engine.dialect.loaded_dbapi.OperationalError("the connection is lost")
+
+    def unheard(steps: PlainSteps, pooled: Any, *rows: Any) -> Sequence[bool] | None:
+        assert write(steps, pooled, *rows) == [True]
+        pooled.driver_connection.close()
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainSteps, "_write", unheard)
+        with pytest.raises(OutcomeUnknown):
+            step(worker, [sent])
+    done = step(worker, [sent])
+    assert (done.settled.lost, done.batches) == ([sent.id], []), "it was settled, and the new entries are leased"
+    assert worker.batch(sent.id).verdict == "delivered"
+    worker.due_now()
+    assert worker.ids(worker.must_claim()) == put
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("ends", ["COMMIT", "ROLLBACK"])
+def test_a_write_that_waits_for_somebody_else_on_the_lane_holds_only_if_they_changed_nothing(
+    worker: Worker, sent: Batch, database: Place, locks: list[Lane], ends: str
+) -> None:
+    put = worker.put(ROWS)
+    with closing(Operator(database.url)) as operator, closing(Operator(database.url)) as other:
+        other.do("BEGIN", f"UPDATE outbox_lane SET version = version + 1 WHERE lane = '{worker.lane}'")
+        with ThreadPoolExecutor(1) as thread:
+            stepping = thread.submit(step, worker, [sent])
+            wait_until(lambda: operator.sessions("wait_event_type = 'Lock'"), message="nobody waits for the lane")
+            assert not locks
+            other.do(ends)
+            done = stepping.result(30)
+    assert len(locks) == (ends == "COMMIT")
+    assert done.settled.sent == ROWS
+    assert [worker.ids(each) for each in done.batches] == [put]
