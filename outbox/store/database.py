@@ -1,8 +1,8 @@
 """Engines and transactions as the outbox needs them, whatever the host's engine says.
 
-`Database.write()` and `Database.read()` are the two ways in; `insert_one()` and `look()` are the same for one
-statement, by the driver alone. A write on SQLite begins IMMEDIATE: a deferred transaction that upgrades later fails at
-once with BUSY, whatever the timeout.
+`Database.write()` and `Database.read()` are the two ways in; `alone()`, `insert_one()` and `look()` are the same for a
+few statements, by the driver alone. A write on SQLite begins IMMEDIATE: a deferred transaction that upgrades later
+fails at once with BUSY, whatever the timeout.
 """
 
 from __future__ import annotations
@@ -145,8 +145,8 @@ class Database:
                 with self._raw() as pooled, autocommit(pooled) if alone else own_transaction(dialect, pooled):
                     done = work(pooled)
                     may_hold = done is not None
-                    if may_hold and not alone:
-                        dialect.do_commit(pooled)  # else the pool rolls back
+                    if not alone:
+                        (dialect.do_commit if may_hold else dialect.do_rollback)(pooled)
                     return done
             except DBAPIError as error:
                 if may_hold or (alone and error.connection_invalidated):
