@@ -38,14 +38,12 @@ from outbox.store.ledger import (
     saving,
 )
 from outbox.store.prepared import Prepared, heard
-from outbox.store.reading import Ahead, at_once
+from outbox.store.reading import BATCHES_AHEAD, Ahead, at_once
 from outbox.store.schema import BATCH, LANE
 from outbox.store.settle import settle, settling
 
 Names = tuple[str, ...]
 
-AT_MOST = 4
-"""Batches that a plain step settles, and that it leases: as many as are leased at once."""
 ODD_STEPS = 10
 """After one that was not plain: where numbers are missing now and then, it is not read in vain each time."""
 
@@ -73,9 +71,14 @@ class PlainSteps:
     def step(
         self, lane: Lane, policy: Policy, settlements: Sequence[Settlement], want: int, clock: Clock | None
     ) -> Step | None:
-        """None, and nothing is written: the step takes the lock. Raises as ``Database.write``."""
+        """None, and nothing is written: the step takes the lock. Raises as ``Database.write``.
+
+        ``want``: batches to lease. No more than ``BATCHES_AHEAD`` are leased, or settled. ``clock``: of tests.
+        """
         left = self._left.get(lane)
-        if left is None or not 0 < want <= AT_MOST or len(settlements) > AT_MOST or heard(self._database.engine):
+        if left is None or not 0 < want <= BATCHES_AHEAD or len(settlements) > BATCHES_AHEAD:
+            return None
+        if heard(self._database.engine):
             return None
         try:
             row = self._read(left, policy, want, clock)

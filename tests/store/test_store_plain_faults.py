@@ -61,6 +61,24 @@ def before_it_writes(monkeypatch: pytest.MonkeyPatch, strike: Callable[[Any], ob
     assert struck
 
 
+@contextmanager
+def write_raises(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, words: str, first: Callable[[Any], object] = lambda _: None
+) -> Iterator[None]:
+    """The driver's error, after all of it was executed, and ``first``."""
+    error = worker.box.engine.dialect.loaded_dbapi.OperationalError(words)
+    write = PlainSteps._write
+
+    def failing(steps: PlainSteps, pooled: Any, *rows: Any) -> Sequence[bool] | None:
+        assert write(steps, pooled, *rows) == [True]
+        first(pooled)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PlainSteps, "_write", failing)
+        yield
+
+
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_a_write_that_is_cut_off_before_it_arrives_may_hold_for_all_it_knows_and_loses_nothing(
     worker: Worker, sent: Batch, database: Place, monkeypatch: pytest.MonkeyPatch
@@ -83,17 +101,8 @@ def test_a_write_that_fails_halfway_writes_nothing(
     worker: Worker, sent: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put, before = worker.put(ROWS), worker.row
-    error = worker.box.engine.dialect.loaded_dbapi.OperationalError(1, "the disk is full")
-    write = PlainSteps._write
-
-    def full(steps: PlainSteps, pooled: Any, *rows: Any) -> Sequence[bool] | None:
-        assert write(steps, pooled, *rows) == [True]
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PlainSteps, "_write", full)
-        with pytest.raises(DatabaseUnavailable):
-            step(worker, [sent])
+    with write_raises(worker, monkeypatch, "the disk is full"), pytest.raises(DatabaseUnavailable):
+        step(worker, [sent])
     assert worker.row == before
     came_through(worker, sent, put)
 
@@ -102,18 +111,10 @@ def test_a_write_that_fails_halfway_writes_nothing(
 def test_a_write_whose_answer_is_lost_has_leased_what_is_sent_when_its_lease_ends(
     worker: Worker, sent: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put, write = worker.put(ROWS), PlainSteps._write
-    error = worker.box.engine.dialect.loaded_dbapi.OperationalError("the connection is lost")
-
-    def unheard(steps: PlainSteps, pooled: Any, *rows: Any) -> Sequence[bool] | None:
-        assert write(steps, pooled, *rows) == [True]
-        pooled.driver_connection.close()
-        raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(PlainSteps, "_write", unheard)
-        with pytest.raises(OutcomeUnknown):
-            step(worker, [sent])
+    put = worker.put(ROWS)
+    lost = write_raises(worker, monkeypatch, "the connection is lost", lambda pooled: pooled.driver_connection.close())
+    with lost, pytest.raises(OutcomeUnknown):
+        step(worker, [sent])
     done = step(worker, [sent])
     assert (done.settled.lost, done.batches) == ([sent.id], []), "it was settled, and the new entries are leased"
     assert worker.batch(sent.id).verdict == "delivered"
