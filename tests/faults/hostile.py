@@ -67,10 +67,28 @@ class Victim:
 
         wait_until(dispatched, timeout, lambda: str(self.box.status()))
 
-    def until_paused(self, name: str = "usage") -> str:
+    def until_paused(self, lane: str = "usage") -> str:
         """Dispatch until the lane is paused; why, as ``outbox status`` tells it in both of its forms."""
-        self.until(lambda: self.lane(name).state == "paused")
-        seen = self.outbox("status", "--output", "json").json()["lanes"][name]
+        self.until(lambda: self.lane(lane).state == "paused")
+        return self._told(lane)
+
+    def until_refused(self, ids: Sequence[UUID], lane: str = "usage") -> str:
+        """As ``until_paused``, when each of ``ids`` was under way often enough and its last answer was no answer.
+
+        Where only a short deadline ends an answer, it may also end a request of which nothing was sent yet: the lane
+        then pauses after fewer attempts of its rows than it counts failures.
+        """
+
+        def refused() -> bool:
+            tried = all(self.find(id).num_failed_send_attempts >= ATTEMPTS_TO_PAUSE for id in ids)
+            now = self.lane(lane)
+            return tried and now.state == "paused" and "ambiguous" in str(now.reason)
+
+        self.until(refused)
+        return self._told(lane)
+
+    def _told(self, lane: str) -> str:
+        seen = self.outbox("status", "--output", "json").json()["lanes"][lane]
         assert seen["state"] == "paused"
         assert seen["reason"] in self.outbox("status").out
         reason: str = seen["reason"]

@@ -183,7 +183,7 @@ def test_an_odd_answer_that_http_allows_is_taken(victim: Victim, beacon_host: Ra
 def test_a_dripping_beacon_sends_nothing(victim: Victim, beacon_host: RawServer, reply: Reply) -> None:
     ids = victim.box.put(*intervals(2))
     beacon_host.on(USAGE, reply)
-    assert "ambiguous" in victim.until_paused()
+    assert "ambiguous" in victim.until_refused(ids)
     beacon_host.wait_for("client hung up while it dripped many")
     victim.must_recover(ids)
 
@@ -195,7 +195,7 @@ def test_an_answer_without_end_sends_nothing(victim: Victim, beacon_host: RawSer
     messages = intervals(2) if lane == "usage" else [TelemetryEnvelope("traces", traces())]
     ids = victim.box.put(*messages)
     beacon_host.on(PATHS[lane], FLOODS[name]())
-    assert "ambiguous" in victim.until_paused(lane)
+    assert "ambiguous" in victim.until_refused(ids, lane)
     beacon_host.wait_for("client hung up in the flood")
     victim.must_recover(ids, lane)
 
