@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
@@ -23,24 +22,21 @@ from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
     IntegrityError,
-    InvalidatePoolError,
     NoSuchModuleError,
     OperationalError,
 )
 
 from outbox.errors import ConfigError, DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
 from outbox.observe import uninstrumented
+from outbox.store.connections import Connections
 from outbox.store.dialects import Dialect, Row, dialect_named
-from outbox.store.forks import ForkGuard
-from outbox.store.prepared import Prepared, Values, autocommit, heard, own_transaction, rolled_back, translated
+from outbox.store.forks import ForkGuard, told_of_forks
+from outbox.store.prepared import Prepared, Values, heard, own_transaction, rolled_back, translated
 
 T = TypeVar("T")
 
 _READ = "outbox_read"
 _WAITS_MS, _WAITS_NOW_MS, _WAL = "outbox_waits_ms", "outbox_waits_now_ms", "outbox_wal"
-_USED_AT = "outbox_used_at"
-IDLE_SECONDS = 1.0
-"""A connection that was idle for longer is tried before it is used: the server may have gone in between."""
 
 FIRST_LOCK_PAUSE_SECONDS, LOCK_PAUSE_SECONDS = 0.0002, 0.0005
 """How long a write sleeps between two looks whether SQLite's one write lock is free."""
@@ -57,14 +53,12 @@ class Database:
     def __init__(self, bind: str | URL | Engine, *, synchronous: str = "FULL") -> None:
         self.url = _parse(bind.url if isinstance(bind, Engine) else bind)
         self.dialect = _dialect(self.url)
-        self._suspect = threading.Event()
-        """Set: the pool's connections are not to be used again."""
         with uninstrumented():
             self.engine = _engine(bind, self.url, self.dialect, synchronous)
-        if not self.dialect.single_writer:
-            event.listen(self.engine, "checkin", _note_use)
-            event.listen(self.engine, "checkout", _require_alive(self.engine, self._suspect))
-        self._guard = ForkGuard(self.engine, str(self.url.database)) if self.dialect.single_writer else None
+        one_writer = self.dialect.single_writer
+        self._connections = Connections(self.engine, served=not one_writer, autocommit=self.dialect.autocommits)
+        self._guard = ForkGuard(self.engine, str(self.url.database), self._connections) if one_writer else None
+        told_of_forks(self._guard or self._connections)
         self._turn_over_at = -math.inf
         self._pid = os.getpid()
 
@@ -74,6 +68,7 @@ class Database:
         return self.url.render_as_string(hide_password=True)
 
     def close(self) -> None:
+        self._connections.give_back()
         self.engine.dispose()
 
     @contextmanager
@@ -142,7 +137,7 @@ class Database:
             self.explained(),
         ):
             try:
-                with self._raw() as pooled, autocommit(pooled) if alone else own_transaction(dialect, pooled):
+                with self._raw() as pooled, nullcontext() if alone else own_transaction(dialect, pooled):
                     done = work(pooled)
                     may_hold = done is not None
                     if not alone:
@@ -150,7 +145,7 @@ class Database:
                     return done
             except DBAPIError as error:
                 if may_hold or (alone and error.connection_invalidated):
-                    self._suspect.set()
+                    self._connections.distrust()
                     raise self._commit_failed(error) from error
                 if isinstance(error, IntegrityError) or self.dialect.is_lost_claim(error):
                     return None
@@ -165,7 +160,7 @@ class Database:
         with (
             self.explained(),
             self._raw() as pooled,
-            autocommit(pooled) if alone else rolled_back(dialect, pooled),
+            nullcontext() if alone else rolled_back(dialect, pooled),
         ):
             if self.dialect.single_writer:
                 _let_wait(pooled, _waits_ms(pooled))
@@ -175,7 +170,7 @@ class Database:
     def _raw(self) -> Iterator[PoolProxiedConnection]:
         """A connection of the driver; its errors become SQLAlchemy's."""
         self._after_fork()
-        with uninstrumented(), closing(self.engine.raw_connection()) as pooled:
+        with uninstrumented(), self._connections.one() as pooled:
             try:
                 yield pooled
             except self.engine.dialect.loaded_dbapi.Error as raised:
@@ -206,7 +201,7 @@ class Database:
         except DBAPIError as error:
             if self.dialect.is_read_only(error) or error.connection_invalidated:
                 # A session stays as it began, and perhaps another host takes writes. One that broke broke with others.
-                self._suspect.set()
+                self._connections.distrust()
             raise self.explain(error) from error
         except self.engine.dialect.loaded_dbapi.Error as error:
             # SQLAlchemy sets a connection's isolation level outside of its own handling of errors.
@@ -319,30 +314,6 @@ def _require_store(dialect: Dialect, url: URL) -> Any:
         dialect.require_store(url)
 
     return on_do_connect
-
-
-def _note_use(_driver_connection: Any, record: Any) -> None:
-    record.info[_USED_AT] = time.monotonic()
-
-
-def _require_alive(engine: Engine, suspect: threading.Event) -> Any:
-    """Not ``pool_pre_ping``, which costs a busy producer a round trip for every transaction."""
-
-    def on_checkout(driver_connection: Any, record: Any, _proxy: Any) -> None:
-        used_at = record.info.get(_USED_AT)
-        if used_at is None:
-            return
-        if suspect.is_set():
-            suspect.clear()
-            raise InvalidatePoolError("a connection of this pool broke, or was refused writes")
-        if time.monotonic() - used_at < IDLE_SECONDS:
-            return
-        try:
-            engine.dialect.do_ping(driver_connection)
-        except engine.dialect.loaded_dbapi.Error as error:
-            raise InvalidatePoolError("the connection went stale in the pool") from error
-
-    return on_checkout
 
 
 def _begin(pooled: PoolProxiedConnection) -> None:

@@ -10,30 +10,39 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import Any
+from typing import Any, Protocol
 from weakref import WeakSet
 
 from sqlalchemy import Engine, QueuePool, event
 
 from outbox.errors import DatabaseUnavailable
+from outbox.store.connections import Connections
 
 _WRITER_SECONDS = 5.0
 """A fork waits so long for a transaction of ours; one that the forking thread itself is in never ends meanwhile."""
 
 
+class Told(Protocol):
+    """Called around a fork, by the thread that forks."""
+
+    def before(self) -> None: ...
+    def after_in_parent(self) -> None: ...
+    def after_in_child(self) -> None: ...
+
+
 class ForkGuard:
     """Of one engine on the SQLite file ``path``. ``writer`` is held by whoever writes through it."""
 
-    def __init__(self, engine: Engine, path: str) -> None:
+    def __init__(self, engine: Engine, path: str, connections: Connections) -> None:
         self.writer = threading.Lock()
         self._engine = engine
+        self._connections = connections
         self._path = os.path.realpath(path.removeprefix("file:"))
         self._open: set[int] = set()
         self._held = False
         event.listen(engine, "connect", self._opened)
         event.listen(engine, "close", self._closed)
         event.listen(engine, "close_detached", self._closed)
-        _GUARDS.add(self)
 
     def check(self) -> None:
         """Raises ``DatabaseUnavailable`` in a child that inherited a connection to the file."""
@@ -57,10 +66,12 @@ class ForkGuard:
 
     def before(self) -> None:
         self._held = self.writer.acquire(timeout=_WRITER_SECONDS)
+        self._connections.before()
         if self._idle():
             self._engine.dispose()
 
     def after_in_parent(self) -> None:
+        self._connections.after_in_parent()
         if self._held:
             self._held = False
             self.writer.release()
@@ -68,19 +79,25 @@ class ForkGuard:
     def after_in_child(self) -> None:
         self.writer = threading.Lock()
         self._held = False
+        self._connections.after_in_child()
         if self._open:
             _INHERITED.add(self._path)
 
 
-_GUARDS: WeakSet[ForkGuard] = WeakSet()
+_TOLD: WeakSet[Told] = WeakSet()
 _INHERITED: set[str] = set()
 """Files that this process must not open: its parent had them open when it was forked."""
 
 
+def told_of_forks(each: Told) -> None:
+    """As long as somebody else holds it."""
+    _TOLD.add(each)
+
+
 def _each(step: str) -> Any:
     def run() -> None:
-        for guard in list(_GUARDS):
-            getattr(guard, step)()
+        for each in list(_TOLD):
+            getattr(each, step)()
 
     return run
 

@@ -146,20 +146,6 @@ def translated(error: Exception, dialect: Dialect, pooled: PoolProxiedConnection
 
 
 @contextmanager
-def autocommit(pooled: PoolProxiedConnection) -> Iterator[None]:
-    """Each statement in the block is a transaction of its own. The pool does not get such a connection back."""
-    driver_connection: Any = pooled.driver_connection
-    driver_connection.autocommit = True
-    try:
-        yield
-    finally:
-        try:
-            driver_connection.autocommit = False
-        except Exception:  # noqa: BLE001 - it broke, or was interrupted
-            pooled.invalidate()
-
-
-@contextmanager
 def rolled_back(dialect: Dialect, pooled: PoolProxiedConnection) -> Iterator[None]:
     """Whatever the driver began by itself."""
     try:

@@ -142,7 +142,7 @@ def test_a_lane_that_is_locked_for_long_stops_a_worker_until_it_is_free(
 def test_a_connection_that_the_server_has_closed_is_told_as_such_and_replaced(
     box: Outbox, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outbox.store.database.IDLE_SECONDS", 3600)  # trust the one in the pool
+    monkeypatch.setattr("outbox.store.connections.IDLE_SECONDS", 3600)  # trust the one in the pool
     message = interval()
     with box.engine.connect() as connection:
         number = connection.scalar(text("SELECT CONNECTION_ID()"))

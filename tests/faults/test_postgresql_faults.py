@@ -225,7 +225,7 @@ def test_a_hosts_commit_that_is_cut_off_raises_and_may_be_tried_again(
 def test_connections_that_went_stale_in_the_pool_are_no_error(
     box: Outbox, operator: Operator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outbox.store.database.IDLE_SECONDS", 0)
+    monkeypatch.setattr("outbox.store.connections.IDLE_SECONDS", 0)
     with box.engine.connect(), box.engine.connect():  # two in the pool: the announcer takes one for itself
         pass
     assert operator.terminate_all() == 2

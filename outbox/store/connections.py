@@ -1,0 +1,144 @@
+"""The pool's connections: which of them may be used again, and two of them kept at hand.
+
+SQLAlchemy's pool takes longer to hand a connection out and to take it back than SQLite takes to insert a row
+(benchmarks/NOTES.md). So what works on a connection of the driver leaves it at hand for whoever comes next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Event
+from typing import Any
+
+from sqlalchemy import Engine, PoolProxiedConnection, QueuePool, event
+from sqlalchemy.exc import InvalidatePoolError
+
+IDLE_SECONDS = 1.0
+"""A connection that was idle for longer is tried before it is used: the server may have gone in between."""
+AT_HAND = 2
+"""One for a worker that steps, one for a producer that puts meanwhile."""
+POOL_CONNECTIONS = 5
+"""A smaller pool is somebody's bound: whoever waits for one of so few must not wait for one that is idle here."""
+
+_USED_AT, _KEPT_AT = "outbox_used_at", "outbox_kept_at"
+
+
+class Connections:
+    """Of ``engine``. ``served``: by a server, which may go away meanwhile. ``autocommit``: those of ``one`` commit
+    each statement by itself; what the pool hands out does not.
+
+    ``before``, ``after_in_parent`` and ``after_in_child`` a fork are called by ``store.forks``.
+    """
+
+    def __init__(self, engine: Engine, *, served: bool, autocommit: bool) -> None:
+        self._engine = engine
+        self._served = served
+        self._autocommit = autocommit
+        self._suspect = Event()
+        """Set: the pool's connections are not to be used again."""
+        self._at_hand: deque[PoolProxiedConnection] = deque()
+        """Another deque from when those of before are not to be kept any longer, whoever uses them now."""
+        self._pool = engine.pool
+        self._forking = False
+        if autocommit:
+            event.listen(engine, "reset", _commit_on_demand)
+        if served:
+            event.listen(engine, "checkin", _note_use)
+            event.listen(engine, "checkout", self._require_alive)
+
+    @contextmanager
+    def one(self) -> Iterator[PoolProxiedConnection]:
+        """A connection of the driver. The block leaves no transaction open, or it ends with an exception."""
+        if self._pool is not self._engine.pool:  # the engine was disposed
+            self._pool = self._engine.pool
+            self.give_back()
+        at_hand = self._at_hand
+        pooled = self._taken(at_hand)
+        try:
+            yield pooled
+        except BaseException:
+            pooled.close()
+            raise
+        if len(at_hand) >= self._room():
+            pooled.close()
+            return
+        pooled.info[_KEPT_AT] = time.monotonic()
+        at_hand.append(pooled)
+        if at_hand is not self._at_hand:  # meanwhile, or a moment ago: no lock, for a signal's handler may put too
+            _close(at_hand)
+
+    def distrust(self) -> None:
+        """One of them broke, or was refused writes: none is used again, those in use now neither."""
+        self._suspect.set()
+        self.give_back()
+
+    def give_back(self) -> None:
+        """To the pool, all that are at hand."""
+        at_hand, self._at_hand = self._at_hand, deque()
+        _close(at_hand)
+
+    def before(self) -> None:
+        self._forking = True
+        self.give_back()
+
+    def after_in_parent(self) -> None:
+        self._forking = False
+
+    def after_in_child(self) -> None:
+        self._forking = False
+
+    def _room(self) -> int:
+        enough = isinstance(self._pool, QueuePool) and self._pool.size() >= POOL_CONNECTIONS
+        return AT_HAND if enough and not self._forking else 0
+
+    def _taken(self, at_hand: deque[PoolProxiedConnection]) -> PoolProxiedConnection:
+        with suppress(IndexError):
+            pooled = at_hand.pop()
+            if not self._served or time.monotonic() - pooled.info[_KEPT_AT] < IDLE_SECONDS:
+                del pooled.info[_KEPT_AT]
+                return pooled
+            pooled.close()  # the pool tries it before it hands it out
+        pooled = self._engine.raw_connection()
+        if self._autocommit:
+            driver_connection: Any = pooled.driver_connection
+            try:
+                driver_connection.autocommit = True
+            except BaseException:
+                pooled.invalidate()
+                raise
+        return pooled
+
+    def _require_alive(self, driver_connection: Any, record: Any, _proxy: Any) -> None:
+        """Not ``pool_pre_ping``, which costs a busy producer a round trip for every transaction."""
+        used_at = record.info.get(_USED_AT)
+        if used_at is None:
+            return
+        if self._suspect.is_set():
+            self._suspect.clear()
+            raise InvalidatePoolError("a connection of this pool broke, or was refused writes")
+        if time.monotonic() - used_at < IDLE_SECONDS:
+            return
+        dialect = self._engine.dialect
+        try:
+            dialect.do_ping(driver_connection)
+        except dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError("the connection went stale in the pool") from error
+
+
+def _close(at_hand: deque[PoolProxiedConnection]) -> None:
+    with suppress(IndexError):
+        while True:
+            at_hand.pop().close()
+
+
+def _note_use(_driver_connection: Any, record: Any) -> None:
+    record.info[_USED_AT] = record.info.pop(_KEPT_AT, None) or time.monotonic()
+
+
+def _commit_on_demand(driver_connection: Any, _record: Any, _state: Any) -> None:
+    """Here, and not where it is given back: one that a thread lost on its way goes to the pool too."""
+    if driver_connection.autocommit:
+        driver_connection.autocommit = False

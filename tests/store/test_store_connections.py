@@ -1,0 +1,198 @@
+"""Connections at hand: used again by whoever comes next, and never where one could harm."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, create_engine, event, text
+
+from outbox import Outbox, Settings
+from outbox.core.lane import Lane
+from outbox.errors import DatabaseUnavailable
+from outbox.store import connections
+from tests.support import ledger
+from tests.support.databases import Database
+from tests.support.intervals import interval, intervals
+
+SERVERS = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+POSTGRESQL = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+SESSION = {"postgresql": "SELECT pg_backend_pid()", "mariadb": "SELECT CONNECTION_ID()"}
+KILL = {"postgresql": "SELECT pg_terminate_backend({})", "mariadb": "KILL {}"}
+
+
+@pytest.fixture
+def box(database: Database) -> Iterator[Outbox]:
+    """One that announces nothing: an announcer takes a connection of the pool for itself."""
+    with Outbox(database.url, settings=Settings(notify=False)) as box:
+        box.migrate()
+        yield box
+        ledger.check(box.engine)
+
+
+@contextmanager
+def handed_out(box: Outbox) -> Iterator[list[Any]]:
+    """What the pool hands out."""
+    seen: list[Any] = []
+
+    def note(driver_connection: Any, *_: Any) -> None:
+        seen.append(driver_connection)
+
+    event.listen(box.engine, "checkout", note)
+    yield seen
+    event.remove(box.engine, "checkout", note)
+
+
+def pending(box: Outbox) -> int:
+    return box.status().lanes["usage"].pending
+
+
+def test_puts_and_looks_one_after_the_other_take_one_connection_of_the_pool(box: Outbox) -> None:
+    with handed_out(box) as seen:
+        for message in intervals(5):
+            box.put(message)
+            assert box.store.outlook(Lane.USAGE).ready
+    assert len(seen) == 1
+    assert pending(box) == 5
+
+
+def test_two_at_a_time_leave_two_at_hand_and_a_third_goes_back(box: Outbox) -> None:
+    at_hand = box.store.database._connections
+    with handed_out(box) as seen:
+        for _ in range(2):
+            with at_hand.one(), at_hand.one(), at_hand.one():
+                pass
+    assert len(seen) == 3 + 1
+    assert box.engine.pool.checkedout() == 2  # type: ignore[attr-defined]
+
+
+def test_one_whose_block_failed_goes_back_to_the_pool(box: Outbox) -> None:
+    with suppress(KeyboardInterrupt), box.store.database._connections.one():
+        raise KeyboardInterrupt
+    assert box.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+@SERVERS
+def test_a_small_pool_of_the_host_is_left_to_those_who_wait_for_it(database: Database) -> None:
+    host = create_engine(database.url, pool_size=1, max_overflow=0, pool_timeout=1)
+    with Outbox(host) as box:
+        box.migrate()
+        box.put(interval())
+        with box.store.database.write() as connection:
+            box.enqueue(connection, interval())
+        box.put(interval())
+        assert pending(box) == 3
+    host.dispose()
+
+
+@POSTGRESQL
+@pytest.mark.parametrize("leave", ["given back", "lost", "failed"])
+def test_what_commits_each_statement_is_not_handed_out_by_the_pool(box: Outbox, leave: str) -> None:
+    at_hand = box.store.database._connections
+    if leave == "given back":
+        box.put(interval())
+        at_hand.give_back()
+    elif leave == "lost":  # a thread that ends at an evil moment
+        box.put(interval())
+        at_hand._at_hand.clear()
+    else:
+        with suppress(KeyboardInterrupt), at_hand.one() as pooled:
+            assert pooled.driver_connection.autocommit  # type: ignore[union-attr]
+            raise KeyboardInterrupt
+    assert box.engine.pool.checkedin() == 1  # type: ignore[attr-defined]
+    with suppress(ZeroDivisionError), box.store.database.write() as connection:
+        box.enqueue(connection, interval())
+        raise ZeroDivisionError
+    assert pending(box) == (leave != "failed")
+
+
+@SERVERS
+def test_one_that_was_idle_is_tried_before_it_is_used(
+    box: Outbox, engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now))
+    box.put(interval())
+    with box.store.database._connections.one() as pooled, pooled.cursor() as cursor:
+        cursor.execute(SESSION[database.name])
+        (session,) = cursor.fetchone()
+    with engine.connect() as connection:
+        connection.execute(text(KILL[database.name].format(session)))
+    now += 1.5 * connections.IDLE_SECONDS
+    box.put(interval())
+    assert pending(box) == 2
+
+
+@SERVERS
+def test_when_one_broke_none_of_those_in_use_meanwhile_stays_at_hand(box: Outbox) -> None:
+    database = box.store.database
+    with database._connections.one() as beside:
+        known = beside.driver_connection
+        with suppress(DatabaseUnavailable), database.explained():
+            database._connections.distrust()
+    with handed_out(box) as seen:
+        box.put(interval())
+    assert seen
+    assert known not in seen
+
+
+def test_a_child_of_a_fork_has_none_of_its_parents_connections(box: Outbox, engine: Engine, database: Database) -> None:
+    first, second, third = intervals(3)
+    box.put(first)
+    theirs = {id(pooled.dbapi_connection) for pooled in box.store.database._connections._at_hand}
+    assert theirs
+    pid = os.fork()
+    if pid == 0:
+        try:
+            box.put(second)
+            mine = {id(pooled.dbapi_connection) for pooled in box.store.database._connections._at_hand}
+            os._exit(0 if mine and not mine & theirs else 2)
+        finally:
+            os._exit(1)
+    assert os.waitpid(pid, 0)[1] == 0
+    box.put(third)
+    assert pending(box) == 3
+
+
+def test_one_in_use_while_another_thread_forks_is_not_at_hand_afterwards(box: Outbox) -> None:
+    """Else a child that is forked a moment later would have it."""
+    at_hand = box.store.database._connections
+    taken, forked = threading.Event(), threading.Event()
+
+    def use() -> None:
+        with at_hand.one():
+            taken.set()
+            forked.wait(30)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    assert taken.wait(30)
+    at_hand.before()
+    forked.set()
+    thread.join()
+    assert not at_hand._at_hand
+    assert box.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    at_hand.after_in_parent()
+
+
+def test_none_of_a_disposed_engine_is_used_again(box: Outbox) -> None:
+    with handed_out(box) as before:
+        box.put(interval())
+    box.engine.dispose()
+    with handed_out(box) as after:
+        box.put(interval())
+    assert len(after) == 1
+    assert after != before
+
+
+def test_closing_gives_all_of_them_back(box: Outbox) -> None:
+    box.put(interval())
+    pool = box.engine.pool
+    assert pool.checkedout() == 1  # type: ignore[attr-defined]
+    box.close()
+    assert pool.checkedout() == 0  # type: ignore[attr-defined]
