@@ -41,8 +41,15 @@ class Connections:
         """Set: the pool's connections are not to be used again."""
         self._at_hand: deque[PoolProxiedConnection] = deque()
         """Another deque from when those of before are not to be kept any longer, whoever uses them now."""
-        self._pool = engine.pool
         self._forking = False
+        dispose = engine.dispose
+
+        def dispose_all(close: bool = True) -> None:
+            self.give_back()
+            dispose(close)
+
+        # Not the event "engine_disposed": any listener on an engine makes each of its connections dearer.
+        setattr(engine, "dispose", dispose_all)  # noqa: B010 - mypy: cannot assign to a method
         if autocommit:
             event.listen(engine, "reset", _commit_on_demand)
         if served:
@@ -52,9 +59,6 @@ class Connections:
     @contextmanager
     def one(self) -> Iterator[PoolProxiedConnection]:
         """A connection of the driver. The block leaves no transaction open, or it ends with an exception."""
-        if self._pool is not self._engine.pool:  # the engine was disposed
-            self._pool = self._engine.pool
-            self.give_back()
         at_hand = self._at_hand
         pooled = self._taken(at_hand)
         try:
@@ -91,7 +95,8 @@ class Connections:
         self._forking = False
 
     def _room(self) -> int:
-        enough = isinstance(self._pool, QueuePool) and self._pool.size() >= POOL_CONNECTIONS
+        pool = self._engine.pool
+        enough = isinstance(pool, QueuePool) and pool.size() >= POOL_CONNECTIONS
         return AT_HAND if enough and not self._forking else 0
 
     def _taken(self, at_hand: deque[PoolProxiedConnection]) -> PoolProxiedConnection:

@@ -68,7 +68,6 @@ class Database:
         return self.url.render_as_string(hide_password=True)
 
     def close(self) -> None:
-        self._connections.give_back()
         self.engine.dispose()
 
     @contextmanager
