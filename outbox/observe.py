@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 
-@contextmanager
-def uninstrumented() -> Iterator[None]:
+def uninstrumented() -> AbstractContextManager[None]:
     """In the block, on this thread, instrumentation makes no spans and counts nothing.
 
     What ``opentelemetry.instrumentation.utils.suppress_instrumentation`` does, which is not there in every host.
     """
     context = sys.modules.get("opentelemetry.context")
     key = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", None)  # None too while another thread imports it
-    if context is None or key is None:
-        yield
-        return
+    return nullcontext() if context is None or key is None else _suppressed(context, key)
+
+
+@contextmanager
+def _suppressed(context: Any, key: str) -> Iterator[None]:
     token = context.attach(context.set_value(key, True, context.set_value("suppress_instrumentation", True)))
     try:
         yield

@@ -193,8 +193,9 @@ class Outbox:
         messages = list(messages)
         result = EnqueueResult([message.id for message in messages])
         rows: Rows = {}
-        for lane in {message.lane for message in messages}:
-            some = [message for message in messages if message.lane is lane]
+        lanes = {message.lane for message in messages}
+        for lane in lanes:
+            some = messages if len(lanes) == 1 else [message for message in messages if message.lane is lane]
             if self.settings.lane_enabled(lane):
                 rows[lane] = _once_each(some, self._door.text_of)
             else:
@@ -303,7 +304,7 @@ class Outbox:
 def _once_each(messages: Sequence[Message], text_of: Callable[[Message], str]) -> list[Row]:
     """Rows to insert, in order. Of two messages with one id the first counts."""
     rows = [(message.id.bytes, text := text_of(message), len(text)) for message in messages]
-    if len({id for id, _, _ in rows}) == len(rows):
+    if len(rows) == 1 or len({id for id, _, _ in rows}) == len(rows):
         return rows
     first: dict[bytes, Row] = {}
     for row in rows:

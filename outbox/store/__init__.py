@@ -3,6 +3,8 @@
 schema      the tables, with the CHECKs that make impossible states unrepresentable
 dialects    the only file that names a database: types, clock, insert, locks, sequences
 database    engines and transactions as the outbox needs them
+connections which of the pool's connections are used again, and two kept at hand
+one_lock    how they wait for the one write lock of SQLite
 migrate     Alembic in code
 claim       due batches, holes, new rows: what to send next
 settle      a receipt into the ledger, under the lease token

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from threading import Event
 from typing import Any
 
@@ -23,23 +22,24 @@ AT_HAND = 2
 POOL_CONNECTIONS = 5
 """A smaller pool is somebody's bound: whoever waits for one of so few must not wait for one that is idle here."""
 
+AtHand = deque[PoolProxiedConnection]
 _USED_AT, _KEPT_AT = "outbox_used_at", "outbox_kept_at"
 
 
 class Connections:
-    """Of ``engine``. ``served``: by a server, which may go away meanwhile. ``autocommit``: those of ``one`` commit
-    each statement by itself; what the pool hands out does not.
+    """Of ``engine``. ``served``: by a server, which may go away meanwhile. ``switch``: those at hand
+    are switched to commit each statement by itself; what the pool hands out does not.
 
     ``before``, ``after_in_parent`` and ``after_in_child`` a fork are called by ``store.forks``.
     """
 
-    def __init__(self, engine: Engine, *, served: bool, autocommit: bool) -> None:
+    def __init__(self, engine: Engine, *, served: bool, switch: bool) -> None:
         self._engine = engine
         self._served = served
-        self._autocommit = autocommit
+        self._switch = switch
         self._suspect = Event()
         """Set: the pool's connections are not to be used again."""
-        self._at_hand: deque[PoolProxiedConnection] = deque()
+        self._at_hand = AtHand()
         """Another deque from when those of before are not to be kept any longer, whoever uses them now."""
         self._forking = False
         dispose = engine.dispose
@@ -50,22 +50,33 @@ class Connections:
 
         # Not the event "engine_disposed": any listener on an engine makes each of its connections dearer.
         setattr(engine, "dispose", dispose_all)  # noqa: B010 - mypy: cannot assign to a method
-        if autocommit:
+        if switch:
             event.listen(engine, "reset", _commit_on_demand)
         if served:
             event.listen(engine, "checkin", _note_use)
             event.listen(engine, "checkout", self._require_alive)
 
-    @contextmanager
-    def one(self) -> Iterator[PoolProxiedConnection]:
-        """A connection of the driver. The block leaves no transaction open, or it ends with an exception."""
+    def take(self) -> tuple[PoolProxiedConnection, AtHand]:
+        """A connection of the driver, and what it came from: for ``keep``, or it is closed."""
         at_hand = self._at_hand
-        pooled = self._taken(at_hand)
-        try:
-            yield pooled
-        except BaseException:
-            pooled.close()
-            raise
+        with suppress(IndexError):
+            pooled = at_hand.pop()
+            if not self._served or time.monotonic() - pooled.info[_KEPT_AT] < IDLE_SECONDS:
+                del pooled.info[_KEPT_AT]
+                return pooled, at_hand
+            pooled.close()  # the pool tries it before it hands it out
+        pooled = self._engine.raw_connection()
+        if self._switch:
+            driver_connection: Any = pooled.driver_connection
+            try:
+                driver_connection.autocommit = True
+            except BaseException:
+                pooled.invalidate()
+                raise
+        return pooled, at_hand
+
+    def keep(self, pooled: PoolProxiedConnection, at_hand: AtHand) -> None:
+        """For whoever comes next. No transaction is open on it."""
         if len(at_hand) >= self._room():
             pooled.close()
             return
@@ -81,7 +92,7 @@ class Connections:
 
     def give_back(self) -> None:
         """To the pool, all that are at hand."""
-        at_hand, self._at_hand = self._at_hand, deque()
+        at_hand, self._at_hand = self._at_hand, AtHand()
         _close(at_hand)
 
     def before(self) -> None:
@@ -98,23 +109,6 @@ class Connections:
         pool = self._engine.pool
         enough = isinstance(pool, QueuePool) and pool.size() >= POOL_CONNECTIONS
         return AT_HAND if enough and not self._forking else 0
-
-    def _taken(self, at_hand: deque[PoolProxiedConnection]) -> PoolProxiedConnection:
-        with suppress(IndexError):
-            pooled = at_hand.pop()
-            if not self._served or time.monotonic() - pooled.info[_KEPT_AT] < IDLE_SECONDS:
-                del pooled.info[_KEPT_AT]
-                return pooled
-            pooled.close()  # the pool tries it before it hands it out
-        pooled = self._engine.raw_connection()
-        if self._autocommit:
-            driver_connection: Any = pooled.driver_connection
-            try:
-                driver_connection.autocommit = True
-            except BaseException:
-                pooled.invalidate()
-                raise
-        return pooled
 
     def _require_alive(self, driver_connection: Any, record: Any, _proxy: Any) -> None:
         """Not ``pool_pre_ping``, which costs a busy producer a round trip for every transaction."""
@@ -133,7 +127,7 @@ class Connections:
             raise InvalidatePoolError("the connection went stale in the pool") from error
 
 
-def _close(at_hand: deque[PoolProxiedConnection]) -> None:
+def _close(at_hand: AtHand) -> None:
     with suppress(IndexError):
         while True:
             at_hand.pop().close()

@@ -11,9 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
-from sqlite3 import SQLITE_BUSY
-from sqlite3 import OperationalError as SQLiteError
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, create_engine, event, make_url
@@ -31,17 +29,13 @@ from outbox.observe import uninstrumented
 from outbox.store.connections import Connections
 from outbox.store.dialects import Dialect, Row, dialect_named
 from outbox.store.forks import ForkGuard, told_of_forks
-from outbox.store.prepared import Prepared, Values, heard, own_transaction, rolled_back, translated
+from outbox.store.one_lock import LOCK_PAUSE_SECONDS, READS, begin, wait_as_set_up, when_free
+from outbox.store.prepared import Prepared, Values, heard, translated
 
 T = TypeVar("T")
 
-_READ = "outbox_read"
-_WAITS_MS, _WAITS_NOW_MS, _WAL = "outbox_waits_ms", "outbox_waits_now_ms", "outbox_wal"
-
-FIRST_LOCK_PAUSE_SECONDS, LOCK_PAUSE_SECONDS = 0.0002, 0.0005
-"""How long a write sleeps between two looks whether SQLite's one write lock is free."""
 TURN_PAUSE_SECONDS = 2 * LOCK_PAUSE_SECONDS
-"""Between two turns at it: whoever waits for the lock has looked by then."""
+"""Between two turns at SQLite's write lock: whoever waits for it has looked by then."""
 
 
 class Database:
@@ -56,7 +50,9 @@ class Database:
         with uninstrumented():
             self.engine = _engine(bind, self.url, self.dialect, synchronous)
         one_writer = self.dialect.single_writer
-        self._connections = Connections(self.engine, served=not one_writer, autocommit=self.dialect.autocommits)
+        self._connections = Connections(
+            self.engine, served=not one_writer, switch=self.dialect.autocommits and not one_writer
+        )
         self._guard = ForkGuard(self.engine, str(self.url.database), self._connections) if one_writer else None
         told_of_forks(self._guard or self._connections)
         self._turn_over_at = -math.inf
@@ -111,39 +107,57 @@ class Database:
 
     def insert_one(self, table: str, row: Row) -> int | None:
         """Insert a row in a transaction of its own: how many were, 0 where it is there. None: see ``alone``."""
+        sql, values = self.dialect.insertion(table, row, self.engine.dialect.driver)
 
         def insert(pooled: PoolProxiedConnection) -> int:
-            with closing(pooled.cursor()) as cursor:
-                cursor.execute(*self.dialect.insertion(table, row, self.engine.dialect.driver))
+            cursor = pooled.cursor()
+            try:
+                cursor.execute(sql, values)
                 return int(cursor.rowcount)
+            finally:
+                cursor.close()
 
-        return self.alone(insert)
+        return self.alone(insert, statements=1)
 
-    def alone(self, work: Callable[[PoolProxiedConnection], T | None], *, in_turn: bool = False) -> T | None:
-        """Do ``work`` on a connection of the driver, in a transaction of its own: SQLAlchemy's Connection takes longer
-        than a statement. None, and nothing is written: ``work`` said so, or it takes a :meth:`write`.
+    def alone(
+        self, work: Callable[[PoolProxiedConnection], T | None], *, statements: int, in_turn: bool = False
+    ) -> T | None:
+        """Do ``work``, of so many ``statements``, on a connection of the driver, in a transaction of its own:
+        SQLAlchemy's Connection takes longer than a statement. None, and nothing is written: ``work`` said so, or it
+        takes a :meth:`write`.
 
-        Where a statement can commit itself, ``work`` must be one. ``in_turn`` and what is raised: as :meth:`write`; a
-        statement that commits itself may hold or not when its connection breaks.
+        One statement commits itself where it can, and may then hold or not when it fails. ``in_turn`` and what is
+        raised: as :meth:`write`.
         """
         if heard(self.engine):
             return None
-        dialect, alone = self.engine.dialect, self.dialect.autocommits
+        dialect, many = self.engine.dialect, statements > 1 or not self.dialect.autocommits
         may_hold = False
+
+        def do(pooled: PoolProxiedConnection) -> T | None:
+            nonlocal may_hold
+            if not many:
+                return when_free(pooled, work) if self.dialect.single_writer else work(pooled)
+            dialect.do_begin(pooled)
+            try:
+                done = work(pooled)
+                may_hold = done is not None
+                (dialect.do_commit if may_hold else dialect.do_rollback)(pooled)
+            except BaseException:
+                with suppress(dialect.loaded_dbapi.Error):
+                    dialect.do_rollback(pooled)
+                raise
+            return done
+
         with (
             self._turn() if in_turn and self.dialect.single_writer else nullcontext(),
             self._guard.writer if self._guard else nullcontext(),
             self.explained(),
         ):
             try:
-                with self._raw() as pooled, nullcontext() if alone else own_transaction(dialect, pooled):
-                    done = work(pooled)
-                    may_hold = done is not None
-                    if not alone:
-                        (dialect.do_commit if may_hold else dialect.do_rollback)(pooled)
-                    return done
+                return self._by_the_driver(do)
             except DBAPIError as error:
-                if may_hold or (alone and error.connection_invalidated):
+                if may_hold or (not many and self.dialect.may_hold(error)):
                     self._connections.distrust()
                     raise self._commit_failed(error) from error
                 if isinstance(error, IntegrityError) or self.dialect.is_lost_claim(error):
@@ -155,28 +169,40 @@ class Database:
         if heard(self.engine):
             with self.read() as connection:
                 return statement.rows(connection, values)
-        dialect, alone = self.engine.dialect, self.dialect.autocommits
-        with (
-            self.explained(),
-            self._raw() as pooled,
-            nullcontext() if alone else rolled_back(dialect, pooled),
-        ):
-            if self.dialect.single_writer:
-                _let_wait(pooled, _waits_ms(pooled))
-            return statement.fetched(pooled, dialect, values)
+        dialect = self.engine.dialect
 
-    @contextmanager
-    def _raw(self) -> Iterator[PoolProxiedConnection]:
-        """A connection of the driver; its errors become SQLAlchemy's."""
-        self._after_fork()
-        with uninstrumented(), self._connections.one() as pooled:
+        def do(pooled: PoolProxiedConnection) -> Sequence[Any]:
+            if self.dialect.single_writer:
+                wait_as_set_up(pooled)
             try:
-                yield pooled
-            except self.engine.dialect.loaded_dbapi.Error as raised:
-                error = translated(raised, self.engine.dialect, pooled)
+                return statement.fetched(pooled, dialect, values)
+            finally:
+                if not self.dialect.autocommits:
+                    with suppress(dialect.loaded_dbapi.Error):
+                        dialect.do_rollback(pooled)
+
+        with self.explained():
+            return self._by_the_driver(do)
+
+    def _by_the_driver(self, do: Callable[[PoolProxiedConnection], T]) -> T:
+        """Do it on a connection of the driver, whose errors become SQLAlchemy's."""
+        self._after_fork()
+        with uninstrumented():
+            pooled, at_hand = self._connections.take()
+            try:
+                done = do(pooled)
+            except BaseException as raised:
+                dialect = self.engine.dialect
+                if not isinstance(raised, dialect.loaded_dbapi.Error):
+                    pooled.close()
+                    raise
+                error = translated(raised, dialect, pooled)
                 if error.connection_invalidated and pooled.is_valid:
                     pooled.invalidate(raised)
+                pooled.close()
                 raise error from raised
+            self._connections.keep(pooled, at_hand)
+            return done
 
     @contextmanager
     def read(self, *, snapshot: bool = False) -> Iterator[Connection]:
@@ -186,11 +212,11 @@ class Database:
         options: dict[str, Any] = {"isolation_level": level} if level else {}
         with uninstrumented(), self.explained(), self.engine.connect().execution_options(**options) as connection:
             pooled = connection.info
-            pooled[_READ] = True
+            pooled[READS] = True
             try:
                 yield connection
             finally:
-                pooled.pop(_READ, None)
+                pooled.pop(READS, None)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -279,7 +305,7 @@ def _engine(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous: s
     if dialect.single_writer:
         # Not the event "begin": an engine that has any listener prepares each connection for all events, which costs
         # a put more than its INSERT does.
-        setattr(engine.dialect, "do_begin", _begin)  # noqa: B010 - mypy: cannot assign to a method
+        setattr(engine.dialect, "do_begin", begin)  # noqa: B010 - mypy: cannot assign to a method
     return engine
 
 
@@ -313,55 +339,6 @@ def _require_store(dialect: Dialect, url: URL) -> Any:
         dialect.require_store(url)
 
     return on_do_connect
-
-
-def _begin(pooled: PoolProxiedConnection) -> None:
-    """IMMEDIATE, unless it is the transaction of a ``read``."""
-    driver_connection: Any = pooled.driver_connection
-    waits = _waits_ms(pooled)
-    if _READ in pooled.info:
-        _let_wait(pooled, waits)
-        driver_connection.execute("BEGIN")
-        return
-    _let_wait(pooled, 0)
-    try:
-        _begin_immediate(driver_connection, waits / 1000)
-    finally:
-        if not pooled.info[_WAL]:  # without a write-ahead log its COMMIT waits for readers
-            _let_wait(pooled, waits)
-
-
-def _waits_ms(pooled: PoolProxiedConnection) -> int:
-    """How long this connection waits for a lock, as it was set up."""
-    info = pooled.info
-    if _WAITS_MS not in info:
-        driver_connection: Any = pooled.driver_connection
-        (info[_WAITS_MS],) = (info[_WAITS_NOW_MS],) = driver_connection.execute("PRAGMA busy_timeout").fetchone()
-        info[_WAL] = driver_connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    waits: int = info[_WAITS_MS]
-    return waits
-
-
-def _let_wait(pooled: PoolProxiedConnection, milliseconds: int) -> None:
-    """Let SQLite itself wait so long for a lock. It stays so: the next write of a producer needs no word about it."""
-    if pooled.info[_WAITS_NOW_MS] != milliseconds:
-        driver_connection: Any = pooled.driver_connection
-        driver_connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
-        pooled.info[_WAITS_NOW_MS] = milliseconds
-
-
-def _begin_immediate(driver_connection: Any, seconds: float) -> None:
-    """Wait for the write lock more closely than SQLite does, which sleeps 1, 2, 5, 10 ... 100 ms for one of a few."""
-    deadline, pause = time.monotonic() + seconds, FIRST_LOCK_PAUSE_SECONDS
-    while True:
-        try:
-            driver_connection.execute("BEGIN IMMEDIATE")
-            return
-        except SQLiteError as error:
-            if error.sqlite_errorcode & 0xFF != SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-        time.sleep(pause)
-        pause = min(2 * pause, LOCK_PAUSE_SECONDS)
 
 
 def _first_line(error: DBAPIError) -> str:

@@ -92,7 +92,10 @@ class PlainSteps:
             return Step()
         if row.health != left.health:
             return None
-        arrived = self._database.alone(lambda pooled: self._write(pooled, left, row), in_turn=True)
+        statements = 1 if self._database.dialect.joins_writes else 1 + len(row.leases) + len(row.arrivals)
+        arrived = self._database.alone(
+            lambda pooled: self._write(pooled, left, row), statements=statements, in_turn=True
+        )
         if arrived is None:
             self._left.pop(lane, None)
             return None

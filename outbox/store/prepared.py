@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -143,25 +143,3 @@ def translated(error: Exception, dialect: Dialect, pooled: PoolProxiedConnection
     )
     assert isinstance(made, DBAPIError)
     return made
-
-
-@contextmanager
-def rolled_back(dialect: Dialect, pooled: PoolProxiedConnection) -> Iterator[None]:
-    """Whatever the driver began by itself."""
-    try:
-        yield
-    finally:
-        with suppress(dialect.loaded_dbapi.Error):
-            dialect.do_rollback(pooled)
-
-
-@contextmanager
-def own_transaction(dialect: Dialect, pooled: PoolProxiedConnection) -> Iterator[None]:
-    """Committed in the block; rolled back by an exception."""
-    dialect.do_begin(pooled)
-    try:
-        yield
-    except BaseException:
-        with suppress(dialect.loaded_dbapi.Error):
-            dialect.do_rollback(pooled)
-        raise

@@ -48,6 +48,19 @@ def handed_out(box: Outbox) -> Iterator[list[Any]]:
     event.remove(box.engine, "checkout", note)
 
 
+@contextmanager
+def used(box: Outbox) -> Iterator[Any]:
+    """A connection of the driver, as the database uses it."""
+    connections = box.store.database._connections
+    pooled, at_hand = connections.take()
+    try:
+        yield pooled
+    except BaseException:
+        pooled.close()
+        raise
+    connections.keep(pooled, at_hand)
+
+
 def pending(box: Outbox) -> int:
     return box.status().lanes["usage"].pending
 
@@ -62,17 +75,16 @@ def test_puts_and_looks_one_after_the_other_take_one_connection_of_the_pool(box:
 
 
 def test_two_at_a_time_leave_two_at_hand_and_a_third_goes_back(box: Outbox) -> None:
-    at_hand = box.store.database._connections
     with handed_out(box) as seen:
         for _ in range(2):
-            with at_hand.one(), at_hand.one(), at_hand.one():
+            with used(box), used(box), used(box):
                 pass
     assert len(seen) == 3 + 1
     assert box.engine.pool.checkedout() == 2  # type: ignore[attr-defined]
 
 
 def test_one_whose_block_failed_goes_back_to_the_pool(box: Outbox) -> None:
-    with suppress(KeyboardInterrupt), box.store.database._connections.one():
+    with suppress(KeyboardInterrupt), used(box):
         raise KeyboardInterrupt
     assert box.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
@@ -101,7 +113,7 @@ def test_what_commits_each_statement_is_not_handed_out_by_the_pool(box: Outbox, 
         box.put(interval())
         at_hand._at_hand.clear()
     else:
-        with suppress(KeyboardInterrupt), at_hand.one() as pooled:
+        with suppress(KeyboardInterrupt), used(box) as pooled:
             assert pooled.driver_connection.autocommit  # type: ignore[union-attr]
             raise KeyboardInterrupt
     assert box.engine.pool.checkedin() == 1  # type: ignore[attr-defined]
@@ -118,7 +130,7 @@ def test_one_that_was_idle_is_tried_before_it_is_used(
     now = 1000.0
     monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now))
     box.put(interval())
-    with box.store.database._connections.one() as pooled, pooled.cursor() as cursor:
+    with used(box) as pooled, pooled.cursor() as cursor:
         cursor.execute(SESSION[database.name])
         (session,) = cursor.fetchone()
     with engine.connect() as connection:
@@ -131,7 +143,7 @@ def test_one_that_was_idle_is_tried_before_it_is_used(
 @SERVERS
 def test_when_one_broke_none_of_those_in_use_meanwhile_stays_at_hand(box: Outbox) -> None:
     database = box.store.database
-    with database._connections.one() as beside:
+    with used(box) as beside:
         known = beside.driver_connection
         with suppress(DatabaseUnavailable), database.explained():
             database._connections.distrust()
@@ -165,7 +177,7 @@ def test_one_in_use_while_another_thread_forks_is_not_at_hand_afterwards(box: Ou
     taken, forked = threading.Event(), threading.Event()
 
     def use() -> None:
-        with at_hand.one():
+        with used(box):
             taken.set()
             forked.wait(30)
 

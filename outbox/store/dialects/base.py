@@ -155,6 +155,10 @@ class Dialect(ABC):
         """Another transaction won: roll back and look again. Not a fault."""
         return self.error_code(error) in self.lost_claim_codes
 
+    def may_hold(self, error: DBAPIError) -> bool:
+        """Whether a statement that commits itself may hold although it failed so."""
+        return error.connection_invalidated
+
     def is_read_only(self, error: DBAPIError) -> bool:
         """This session may not write. Another one may, now or later, on this server or the next."""
         return self.error_code(error) in self.read_only_codes

@@ -23,7 +23,7 @@ class SQLite(Dialect):
     sync_driver = "pysqlite"
     worker_isolation = None  # one isolation level: serializable
     snapshot_isolation = None  # a deferred transaction reads one snapshot in WAL mode
-    single_writer = plain_steps = True
+    single_writer = autocommits = plain_steps = True
     reads_ahead = "before"
     waits_ms = 30_000
     """So long a transaction waits for a lock."""
@@ -171,6 +171,9 @@ class SQLite(Dialect):
         """SQLite's name for the error, SQLITE_IOERR also for SQLITE_IOERR_FSYNC."""
         name = getattr(error.orig, "sqlite_errorname", None)
         return name and "_".join(name.split("_")[:2])
+
+    def may_hold(self, error: DBAPIError) -> bool:
+        return self.error_code(error) in ("SQLITE_IOERR", "SQLITE_FULL", "SQLITE_NOMEM", "SQLITE_INTERRUPT")
 
     def is_missing_table(self, error: DBAPIError) -> bool:
         return "no such table" in str(error.orig)

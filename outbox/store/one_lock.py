@@ -1,0 +1,87 @@
+"""SQLite's one write lock: how a connection of ours waits for it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from sqlite3 import SQLITE_BUSY
+from sqlite3 import OperationalError as SQLiteError
+from typing import Any, TypeVar
+
+from sqlalchemy import PoolProxiedConnection
+
+T = TypeVar("T")
+
+FIRST_LOCK_PAUSE_SECONDS, LOCK_PAUSE_SECONDS = 0.0002, 0.0005
+"""How long a write sleeps between two looks whether the lock is free."""
+
+READS = "outbox_reads"
+"""Of a connection's info while its transaction only reads."""
+_WAITS_MS, _WAITS_NOW_MS, _WAL = "outbox_waits_ms", "outbox_waits_now_ms", "outbox_wal"
+
+
+def begin(pooled: PoolProxiedConnection) -> None:
+    """IMMEDIATE, unless it only reads."""
+    if READS in pooled.info:
+        wait_as_set_up(pooled)
+        driver_connection: Any = pooled.driver_connection
+        driver_connection.execute("BEGIN")
+        return
+    _retried(pooled, _begin_immediate)
+    if not pooled.info[_WAL]:  # its COMMIT waits for readers
+        wait_as_set_up(pooled)
+
+
+def when_free(pooled: PoolProxiedConnection, write: Callable[[PoolProxiedConnection], T]) -> T:
+    """Run a statement that commits itself."""
+    waits = _waits_ms(pooled)
+    if pooled.info[_WAL]:
+        return _retried(pooled, write)
+    _let_wait(pooled, waits)  # without a write-ahead log SQLite keeps new readers out while it waits for those there
+    return write(pooled)
+
+
+def wait_as_set_up(pooled: PoolProxiedConnection) -> None:
+    """Let SQLite itself wait for a lock."""
+    _let_wait(pooled, _waits_ms(pooled))
+
+
+def _begin_immediate(pooled: PoolProxiedConnection) -> None:
+    driver_connection: Any = pooled.driver_connection
+    driver_connection.execute("BEGIN IMMEDIATE")
+
+
+def _retried(pooled: PoolProxiedConnection, write: Callable[[PoolProxiedConnection], T]) -> T:
+    """Wait more closely than SQLite does, which sleeps 1, 2, 5, 10 ... 100 ms for a lock that is held for one of a
+    few."""
+    waits = _waits_ms(pooled)
+    _let_wait(pooled, 0)
+    deadline, pause = 0.0, FIRST_LOCK_PAUSE_SECONDS
+    while True:
+        try:
+            return write(pooled)
+        except SQLiteError as error:
+            deadline = deadline or time.monotonic() + waits / 1000
+            if error.sqlite_errorcode & 0xFF != SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(pause)
+        pause = min(2 * pause, LOCK_PAUSE_SECONDS)
+
+
+def _waits_ms(pooled: PoolProxiedConnection) -> int:
+    """How long this connection waits for a lock, as it was set up."""
+    info = pooled.info
+    if _WAITS_MS not in info:
+        driver_connection: Any = pooled.driver_connection
+        (info[_WAITS_MS],) = (info[_WAITS_NOW_MS],) = driver_connection.execute("PRAGMA busy_timeout").fetchone()
+        info[_WAL] = driver_connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    waits: int = info[_WAITS_MS]
+    return waits
+
+
+def _let_wait(pooled: PoolProxiedConnection, milliseconds: int) -> None:
+    """It stays so: the next write of a producer needs no word about it."""
+    if pooled.info[_WAITS_NOW_MS] != milliseconds:
+        driver_connection: Any = pooled.driver_connection
+        driver_connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
+        pooled.info[_WAITS_NOW_MS] = milliseconds
