@@ -151,8 +151,8 @@ class Outbox:
 
         Waits up to ``timeout`` seconds for room where a bound is set. Raises ``OutboxFull`` then, or
         ``DatabaseUnavailable`` (nothing was written), or ``OutcomeUnknown`` (the COMMIT itself failed: put the same
-        messages again). One message into PostgreSQL is a statement that commits itself, so there a connection that
-        breaks meanwhile is ``OutcomeUnknown`` too.
+        messages again). What goes to PostgreSQL, and one message into SQLite, is mostly a statement that commits
+        itself: where a connection breaks meanwhile, or a disk fails, that is ``OutcomeUnknown`` too.
         """
         result, rows = self._prepared(messages)  # before the transaction, which keeps others waiting on SQLite
         return _with_room(timeout, lambda: self._put(result, rows))
@@ -165,21 +165,21 @@ class Outbox:
         _with_room(timeout, lambda: self._look_for_room(entries))
 
     def _put(self, result: EnqueueResult, rows: Rows) -> EnqueueResult:
-        if not self._put_one(result, rows):
+        if not self._put_alone(result, rows):
             with self.store.database.write() as connection:
                 self._insert(connection, result, rows)
         self.wake.set(set(rows))
         self.save_removed()
         return result
 
-    def _put_one(self, result: EnqueueResult, rows: Rows) -> bool:
-        """What most puts are. False: it is not one message, or is not added as easily."""
-        if len(result) != 1 or len(rows) != 1 or self.settings.usage_max_entries is not None:
+    def _put_alone(self, result: EnqueueResult, rows: Rows) -> bool:
+        """What most puts are. False: it is not one statement for one lane, or is not added as easily."""
+        if len(rows) != 1 or len(result) > CHUNK_ROWS or self.settings.usage_max_entries is not None:
             return False
-        [(lane, [row])] = rows.items()
-        inserted = self.store.database.insert_one(LANES[lane].table, row)
+        [(lane, fresh)] = rows.items()
+        inserted = self.store.database.insert(LANES[lane].table, fresh)
         if inserted is not None:
-            result.duplicates += 1 - inserted
+            result.duplicates += len(result) - inserted
         return inserted is not None
 
     async def put_async(self, *messages: Message, timeout: float = 0) -> EnqueueResult:

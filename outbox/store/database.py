@@ -105,19 +105,10 @@ class Database:
         finally:
             self._turn_over_at = time.monotonic()
 
-    def insert_one(self, table: str, row: Row) -> int | None:
-        """Insert a row in a transaction of its own: how many were, 0 where it is there. None: see ``alone``."""
-        sql, values = self.dialect.insertion(table, row, self.engine.dialect.driver)
-
-        def insert(pooled: PoolProxiedConnection) -> int:
-            cursor = pooled.cursor()
-            try:
-                cursor.execute(sql, values)
-                return int(cursor.rowcount)
-            finally:
-                cursor.close()
-
-        return self.alone(insert, statements=1)
+    def insert(self, table: str, rows: Sequence[Row]) -> int | None:
+        """Insert rows in a transaction of their own: how many were not there yet. None: see ``alone``."""
+        driver, statements = self.engine.dialect.driver, 1 if self.dialect.inserts_at_once else len(rows)
+        return self.alone(lambda pooled: self.dialect.put(pooled, table, rows, driver), statements=statements)
 
     def alone(
         self, work: Callable[[PoolProxiedConnection], T | None], *, statements: int, in_turn: bool = False

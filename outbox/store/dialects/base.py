@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from threading import Event
 from typing import Any, ClassVar, Literal
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, PoolProxiedConnection
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
@@ -37,6 +37,8 @@ class Dialect(ABC):
     snapshot_isolation: ClassVar[str | None] = "REPEATABLE READ"
     single_writer: ClassVar[bool] = False
     """One transaction writes at a time: numbers commit in order, so there are no holes."""
+    inserts_at_once: ClassVar[bool] = False
+    """``put`` of many rows is one statement."""
     autocommits: ClassVar[bool] = False
     """A statement can be a transaction of its own, without a word to the server about it."""
     plain_steps: ClassVar[bool] = False
@@ -85,9 +87,23 @@ class Dialect(ABC):
         return ()
 
     @abstractmethod
-    def insertion(self, table: str, row: Row, driver: str) -> tuple[str, tuple[Any, ...]]:
-        """The statement that inserts one row, and its parameters. Where its id is there already it inserts none, or
-        raises the driver's ``IntegrityError``."""
+    def insertion(self, table: str, rows: Sequence[Row], driver: str) -> tuple[str, Sequence[Any]]:
+        """The statement that inserts the rows, and its parameters; a list of those: to be run for each. A row whose id
+        is there already is not inserted, or raises the driver's ``IntegrityError``."""
+
+    def put(self, pooled: PoolProxiedConnection, table: str, rows: Sequence[Row], driver: str) -> int:
+        """As ``insert``, on a connection of our driver. Raises the driver's errors; its ``IntegrityError`` undid all
+        rows or some."""
+        sql, values = self.insertion(table, rows, driver)
+        cursor = pooled.cursor()
+        try:
+            if isinstance(values, list):
+                cursor.executemany(sql, values)
+            else:
+                cursor.execute(sql, values)
+            return int(cursor.rowcount)
+        finally:
+            cursor.close()
 
     @abstractmethod
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:

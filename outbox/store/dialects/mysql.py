@@ -33,20 +33,20 @@ class MySQL(Dialect):
     def engine_arguments(self, *, synchronous: str) -> dict[str, Any]:
         return {"pool_reset_on_return": None}  # a round trip: whoever takes a connection ends its transaction
 
-    def insertion(self, table: str, row: Row, driver: str) -> tuple[str, tuple[Any, ...]]:
+    def insertion(self, table: str, rows: Sequence[Row], driver: str) -> tuple[str, Sequence[Any]]:
         # A plain INSERT, and a look only when an id is there: INSERT IGNORE would also swallow truncation and
         # CHECK violations, and ON DUPLICATE KEY UPDATE counts and locks wrongly.
-        return f"INSERT INTO {table} (id, payload, size) VALUES (%s, %s, %s)", row  # noqa: S608 - our name
+        sql = f"INSERT INTO {table} (id, payload, size) VALUES (%s, %s, %s)"  # noqa: S608 - our name
+        return sql, rows[0] if len(rows) == 1 else list(rows)
 
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
-        sql, _ = self.insertion(table, rows[0], connection.dialect.driver)
         fresh = list(rows)
         for last_try in (False, False, True):
             if not fresh:
                 return 0
             try:
                 with self._all_or_none(connection, len(fresh)):
-                    connection.exec_driver_sql(sql, fresh[0] if len(fresh) == 1 else fresh)
+                    connection.exec_driver_sql(*self.insertion(table, fresh, connection.dialect.driver))
             except IntegrityError as error:
                 if self.error_code(error) != self.duplicate_key or last_try:
                     raise

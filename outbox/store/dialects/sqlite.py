@@ -70,13 +70,14 @@ class SQLite(Dialect):
     def engine_arguments(self, *, synchronous: str) -> dict[str, Any]:
         return {"connect_args": {"timeout": 30.0, "check_same_thread": False}}
 
-    def insertion(self, table: str, row: Row, driver: str) -> tuple[str, tuple[Any, ...]]:
+    def insertion(self, table: str, rows: Sequence[Row], driver: str) -> tuple[str, Sequence[Any]]:
         # The conflict target matters: without it a taken seq would silently swallow the row.
-        return f"INSERT INTO {table} (id, payload, size) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING", row  # noqa: S608
+        sql = f"INSERT INTO {table} (id, payload, size) VALUES (?, ?, ?) ON CONFLICT (id) DO NOTHING"  # noqa: S608
+        return sql, rows[0] if len(rows) == 1 else list(rows)
 
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
-        sql, one = self.insertion(table, rows[0], connection.dialect.driver)
-        return connection.exec_driver_sql(sql, one if len(rows) == 1 else list(rows)).rowcount
+        sql, values = self.insertion(table, rows, connection.dialect.driver)
+        return connection.exec_driver_sql(sql, values).rowcount
 
     def sequence_position(self, connection: Connection, table: str) -> int:
         found = connection.execute(text("SELECT seq FROM sqlite_sequence WHERE name = :t"), {"t": table}).scalar()
