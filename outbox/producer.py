@@ -197,7 +197,7 @@ class Outbox:
         for lane in lanes:
             some = messages if len(lanes) == 1 else [message for message in messages if message.lane is lane]
             if self.settings.lane_enabled(lane):
-                rows[lane] = _once_each(some, self._door.text_of)
+                rows[lane] = _once_each(some, self._door.text_of if self._door.filters(lane) else None)
             else:
                 result.duplicates -= len(some)  # neither added nor duplicates
         return result, rows
@@ -301,9 +301,12 @@ class Outbox:
         return reports
 
 
-def _once_each(messages: Sequence[Message], text_of: Callable[[Message], str]) -> list[Row]:
+def _once_each(messages: Sequence[Message], text_of: Callable[[Message], str] | None) -> list[Row]:
     """Rows to insert, in order. Of two messages with one id the first counts."""
-    rows = [(message.id.bytes, text := text_of(message), len(text)) for message in messages]
+    if text_of is None:
+        rows = [(message.id.bytes, text := message.payload, len(text)) for message in messages]
+    else:
+        rows = [(message.id.bytes, text := text_of(message), len(text)) for message in messages]
     if len(rows) == 1 or len({id for id, _, _ in rows}) == len(rows):
         return rows
     first: dict[bytes, Row] = {}

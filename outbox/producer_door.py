@@ -79,9 +79,13 @@ class Door:
         with self._lock:
             return dict(self._unsaved)
 
+    def filters(self, lane: Lane) -> bool:
+        """Whether the text to store is another than the message's."""
+        return self._filter is not None and not LANES[lane].billing
+
     def text_of(self, message: Message) -> str:
         """The text to store. Raises ``InvalidMessage`` for a message of a telemetry lane that is no OTLP."""
-        if self._filter is None or LANES[message.lane].billing:
+        if self._filter is None or not self.filters(message.lane):
             return message.payload
         if not isinstance(message, TelemetryEnvelope):
             message = TelemetryEnvelope(message.lane.value, message.payload, message.id)  # type: ignore[arg-type]

@@ -18,12 +18,15 @@ from outbox.core.lane import Lane
 from outbox.errors import InvalidMessage
 
 JsonText = str | bytes | bytearray | memoryview
+AnyUUID = UUID | str | bytes
+"""A UUID, its text, or its 16 bytes."""
 JSON_TEXT = (str, bytes, bytearray, memoryview)
 
 _encode = msgspec.json.Encoder().encode
 _NON_ASCII = re.compile(r"[^\x00-\x7f]+")
 _TYPE_NAMES = {dict: "an object", list: "an array", type(None): "null"}
 _SHOWN = 60
+UUID_BYTES = 16
 
 
 class Message(Protocol):
@@ -46,11 +49,6 @@ class Sealed:
     lane: Lane
     payload: str
 
-    def _seal(self, id: UUID, lane: Lane, payload: str) -> None:
-        _set_id(self, id)
-        _set_lane(self, lane)
-        _set_payload(self, payload)
-
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable: build another one instead of setting {name}")
 
@@ -71,24 +69,26 @@ class Sealed:
 
 
 # The slots' own setters: the one way around Sealed.__setattr__, and faster than object.__setattr__.
-_set_id = Sealed.__dict__["id"].__set__
-_set_lane = Sealed.__dict__["lane"].__set__
-_set_payload = Sealed.__dict__["payload"].__set__
+set_id = Sealed.__dict__["id"].__set__
+set_lane = Sealed.__dict__["lane"].__set__
+set_payload = Sealed.__dict__["payload"].__set__
 
 
-def new_id() -> str:
-    """A fresh UUIDv7 as text.
+def new_id() -> bytes:
+    """The 16 bytes of a fresh UUIDv7: read faster than its text.
 
     Needs uuid-utils >= 0.14, which reseeds after fork. Before it, two forked children made the same ids, and the
     outbox would have taken the second child's rows for duplicates.
     """
-    return str(uuid_utils.uuid7())
+    return uuid_utils.uuid7().bytes
 
 
 def to_uuid(field: str, value: object) -> UUID:
-    """``value`` as a plain :class:`uuid.UUID`: from any UUID class (asyncpg's, uuid_utils') or its text."""
+    """``value`` as a plain :class:`uuid.UUID`: from any UUID class (asyncpg's, uuid_utils'), its text or 16 bytes."""
     if isinstance(value, UUID | uuid_utils.UUID):
         return UUID(int=value.int)
+    if isinstance(value, bytes | bytearray | memoryview) and len(value) == UUID_BYTES:
+        return UUID(bytes=bytes(value))
     if not isinstance(value, str):
         raise InvalidMessage(field, f"expected a UUID, got {type_name(value)}")
     try:
@@ -112,8 +112,10 @@ def text_flaw(text: str) -> str | None:
 def to_json(value: Any) -> str:
     """Compact ASCII JSON. One text per value: a payload parsed and encoded again is the same text."""
     text = _encode(value).decode()
-    if text.isascii():
-        return text
+    return text if text.isascii() else _escaped(text)
+
+
+def _escaped(text: str) -> str:
     return _NON_ASCII.sub(lambda run: json.dumps(run[0])[1:-1], text)
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from outbox.core.lane import LANES, Lane, Signal
 from outbox.errors import InvalidMessage
-from outbox.messages.message import JsonText, Sealed, new_id, to_json, to_uuid
+from outbox.messages.message import AnyUUID, JsonText, Sealed, new_id, set_id, set_lane, set_payload, to_json, to_uuid
 from outbox.messages.otlp_normalise import DOCUMENT, normalise
 from outbox.messages.otlp_split import split_document
 from outbox.messages.privacy_filter import Filter, Taken
@@ -37,7 +37,7 @@ class TelemetryEnvelope(Sealed):
     _left: tuple[Filter, str]
     """What a filter left of the payload, once one was asked."""
 
-    def __init__(self, signal: Signal, document: dict[str, Any] | JsonText, id: UUID | str | None = None) -> None:
+    def __init__(self, signal: Signal, document: dict[str, Any] | JsonText, id: AnyUUID | None = None) -> None:
         canonical = normalise(signal, document)
         self._hold(Lane(signal), canonical, new_id() if id is None else id)
 
@@ -55,10 +55,15 @@ class TelemetryEnvelope(Sealed):
             envelopes.append(envelope)
         return envelopes
 
-    def _hold(self, lane: Lane, canonical: dict[str, Any], id: UUID | str) -> None:
+    def _hold(self, lane: Lane, canonical: dict[str, Any], id: AnyUUID) -> None:
         payload = to_json(canonical)
         _check_size(len(payload), LANES[lane].max_payload_bytes)
         self._seal(to_uuid("id", id), lane, payload)
+
+    def _seal(self, id: UUID, lane: Lane, payload: str) -> None:
+        set_id(self, id)
+        set_lane(self, lane)
+        set_payload(self, payload)
 
     @classmethod
     def of_canonical(cls, signal: Signal, payload: str) -> Self:

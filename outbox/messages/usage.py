@@ -15,10 +15,13 @@ from outbox.core.lane import LANES, Lane
 from outbox.errors import InvalidMessage
 from outbox.messages.message import (
     JSON_TEXT,
+    AnyUUID,
     JsonText,
     Sealed,
     new_id,
     parse_json,
+    set_id,
+    set_payload,
     shown,
     text_flaw,
     to_json,
@@ -32,6 +35,8 @@ FUTURE_SECONDS = 300
 """How far ahead of this machine's clock an interval may end: clocks differ, but usage is not foretold."""
 NAMESPACE = UUID("0f6a1d3e-2c57-4f0b-9a8e-6d1b54c7e3a9")
 """Namespace of :meth:`UsageInterval.derived_id`. It must never change: ids already sent were made with it."""
+
+_convert, _now = msgspec.convert, time.time
 
 _COUNT = "num_failed_send_attempts"
 _ROWS = LANES[Lane.USAGE].root_key
@@ -47,9 +52,9 @@ Text = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_TEXT_CHARS)]
 class UsageFields(TypedDict):
     """Keyword arguments of :class:`UsageInterval`."""
 
-    id: NotRequired[UUID | str | None]
-    tenant_id: UUID | str
-    session_id: UUID | str
+    id: NotRequired[AnyUUID | None]
+    tenant_id: AnyUUID
+    session_id: AnyUUID
     trace_count: int
     start_insertion_time: datetime | str
     end_insertion_time: datetime | str
@@ -57,7 +62,7 @@ class UsageFields(TypedDict):
     end_interval_time: datetime | str
     status: NotRequired[str]
     transaction_type: str
-    organization_id: UUID | str
+    organization_id: AnyUUID
 
 
 class _Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,7 +85,7 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class UsageInterval(Sealed):
     """One row of ``trace_transactions``.
 
-    Keyword arguments as in :class:`UsageFields`: uuids as UUID or text, times as aware datetime or ISO 8601
+    Keyword arguments as in :class:`UsageFields`: uuids as UUID, text or 16 bytes, times as aware datetime or ISO 8601
     text (stored in UTC, to the microsecond), ``trace_count`` 0..2**63-1, ``status`` and ``transaction_type``
     of 1..200 characters. ``id`` defaults to a fresh UUIDv7 and never changes afterwards.
 
@@ -92,6 +97,7 @@ class UsageInterval(Sealed):
 
     __slots__ = ("_row",)
 
+    lane = Lane.USAGE
     _row: _Row
     tenant_id: UUID
     session_id: UUID
@@ -108,13 +114,13 @@ class UsageInterval(Sealed):
         if fields.get("id") is None:
             fields["id"] = new_id()
         row = _row_of(fields)
-        _check_order(row)
         payload = to_json(row)
         if len(payload) > _MAX_PAYLOAD_BYTES:
             longest = max(("status", "transaction_type"), key=lambda name: len(to_json(getattr(row, name))))
             raise InvalidMessage(longest, "is too long once its characters are escaped: shorten it")
         # Without the row: its eight objects would live as long as the message, and a bulk of them wakes the collector.
-        self._seal(row.id, Lane.USAGE, payload)
+        set_id(self, row.id)
+        set_payload(self, payload)
 
     def __getattr__(self, name: str) -> Any:
         if name == "_row":
@@ -145,8 +151,8 @@ class UsageInterval(Sealed):
 
     @staticmethod
     def derived_id(
-        tenant_id: UUID | str,
-        session_id: UUID | str,
+        tenant_id: AnyUUID,
+        session_id: AnyUUID,
         transaction_type: str,
         start_interval_time: datetime | str,
         end_interval_time: datetime | str,
@@ -202,25 +208,31 @@ def _object(source: object, where: str, max_bytes: int | None) -> Mapping[str, A
 
 
 def _row_of(fields: Mapping[str, Any]) -> _Row:
-    """One native pass when every value is plain; else field by field, to convert it or to say what is wrong."""
+    """One native pass when every value is plain: all times in UTC and both texts harmless. Else field by field, to
+    convert it or to say what is wrong."""
     try:
-        row = msgspec.convert(fields, _Row)
+        row = _convert(fields, _Row)
     except (msgspec.ValidationError, UnicodeError):
-        return _read_each(fields)
-    return row if _is_plain(row) else _read_each(fields)
-
-
-def _is_plain(row: _Row) -> bool:
-    """All four times in UTC and both texts harmless: nothing is left to convert or to check in ``row``."""
-    texts = row.status + row.transaction_type
-    return (
-        row.start_insertion_time.tzinfo is UTC
-        and row.end_insertion_time.tzinfo is UTC
-        and row.start_interval_time.tzinfo is UTC
-        and row.end_interval_time.tzinfo is UTC
-        and texts.isascii()
-        and "\x00" not in texts
-    )
+        row = _read_each(fields)
+    else:
+        texts = row.status + row.transaction_type
+        if not (
+            row.start_insertion_time.tzinfo is UTC
+            and row.end_insertion_time.tzinfo is UTC
+            and row.start_interval_time.tzinfo is UTC
+            and row.end_interval_time.tzinfo is UTC
+            and texts.isascii()
+            and "\x00" not in texts
+        ):
+            row = _read_each(fields)
+    # Only after conversion: two datetimes of one zone compare by wall clock, which repeats an hour in autumn.
+    if row.end_insertion_time < row.start_insertion_time:
+        raise InvalidMessage("end_insertion_time", "is before start_insertion_time")
+    if row.end_interval_time < row.start_interval_time:
+        raise InvalidMessage("end_interval_time", "is before start_interval_time")
+    if row.end_interval_time.timestamp() > _now() + FUTURE_SECONDS:
+        raise InvalidMessage("end_interval_time", "is more than 5 minutes in the future: check the clock")
+    return row
 
 
 def _read_each(fields: Mapping[str, Any]) -> _Row:
@@ -239,20 +251,6 @@ def _unknown(fields: Mapping[str, Any]) -> InvalidMessage:
         return InvalidMessage(_COUNT, "is counted by the outbox: leave it out")
     near = difflib.get_close_matches(shown(name), _READERS, n=1)
     return InvalidMessage(shown(name), f"unknown field; did you mean {near[0]}?" if near else "unknown field")
-
-
-def _check_order(row: _Row) -> None:
-    # Only after conversion: two datetimes of one zone compare by wall clock, which repeats an hour in autumn.
-    if row.end_insertion_time < row.start_insertion_time:
-        raise InvalidMessage("end_insertion_time", "is before start_insertion_time")
-    if row.end_interval_time < row.start_interval_time:
-        raise InvalidMessage("end_interval_time", "is before start_interval_time")
-    if row.end_interval_time.timestamp() > _now() + FUTURE_SECONDS:
-        raise InvalidMessage("end_interval_time", "is more than 5 minutes in the future: check the clock")
-
-
-def _now() -> float:
-    return time.time()
 
 
 def _read_text(field: str, value: object) -> str:

@@ -100,7 +100,7 @@ new_id()
 for _ in range(4):
     child = os.fork()
     if child == 0:
-        os.write(1, (" ".join(new_id() for _ in range(20)) + "\\n").encode())
+        os.write(1, (" ".join(new_id().hex() for _ in range(20)) + "\\n").encode())
         os._exit(0)
     os.waitpid(child, 0)
 """
@@ -120,12 +120,22 @@ class DriverUUID(uuid.UUID):
 @pytest.mark.parametrize("field", UUIDS)
 @pytest.mark.parametrize(
     "form",
-    [uuid.UUID, DriverUUID, uuid_utils.UUID, str.upper, lambda text: text.replace("-", "")],
-    ids=["uuid", "subclass", "uuid_utils", "upper case", "no hyphens"],
+    [
+        uuid.UUID,
+        DriverUUID,
+        uuid_utils.UUID,
+        str.upper,
+        lambda text: text.replace("-", ""),
+        lambda text: uuid.UUID(text).bytes,
+        lambda text: memoryview(uuid.UUID(text).bytes),
+    ],
+    ids=["uuid", "subclass", "uuid_utils", "upper case", "no hyphens", "bytes", "a view of them"],
 )
-def test_every_form_of_a_uuid_is_written_in_the_canonical_one(field: str, form: Any) -> None:
-    made = interval(**{field: form(ROW[field])})
-    assert made.payload == interval().payload
+@pytest.mark.parametrize("status", ["completed", "beendet für heute"])
+def test_every_form_of_a_uuid_is_written_in_the_canonical_one(field: str, form: Any, status: str) -> None:
+    """Also where one of the other values must be looked at by itself."""
+    made = interval(**{field: form(ROW[field])}, status=status)
+    assert made.payload == interval(status=status).payload
     assert getattr(made, field) == uuid.UUID(ROW[field])
 
 
