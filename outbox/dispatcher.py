@@ -55,7 +55,7 @@ class DispatchStore(Protocol):
     def step(
         self, lane: Lane, settlements: Sequence[Settlement], *, want: int, look_due: bool, eager: bool = False
     ) -> Step: ...
-    def outlook(self, lane: Lane) -> Outlook: ...
+    def outlook(self, lane: Lane, *, stepped: bool = False) -> Outlook: ...
 
 
 class Transport(Protocol):
@@ -151,7 +151,7 @@ class Dispatcher:
             outlook = None if woken and lane in self._flowing else self.box.store.outlook(lane)
             if outlook is None or outlook.ready or flight.busy:
                 flight.run(look_due=outlook is not None)
-                outlook = self.box.store.outlook(lane)
+                outlook = self.box.store.outlook(lane, stepped=True)
                 if flight.troubled or (flight.total.sent == 0 and outlook.next_seconds is not None):
                     self._flowing.discard(lane)
                 elif flight.total.sent:

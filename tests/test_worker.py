@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
@@ -73,8 +74,8 @@ def test_a_pause_is_not_disturbed_by_what_is_committed_in_it(
 ) -> None:
     looks, outlook = [], slow_poll.store.outlook
 
-    def counted(lane: Lane) -> Outlook:
-        seen = outlook(lane)
+    def counted(lane: Lane, **asked: Any) -> Outlook:
+        seen = outlook(lane, **asked)
         if lane is Lane.USAGE:
             looks.append(seen)
         return seen

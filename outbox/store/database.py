@@ -29,7 +29,7 @@ from outbox.observe import uninstrumented
 from outbox.store.connections import Connections
 from outbox.store.dialects import Dialect, Row, dialect_named
 from outbox.store.forks import ForkGuard, told_of_forks
-from outbox.store.one_lock import LOCK_PAUSE_SECONDS, READS, begin, wait_as_set_up, when_free
+from outbox.store.one_lock import LOCK_PAUSE_SECONDS, READS, begin, when_free
 from outbox.store.prepared import Prepared, Values, heard, translated
 
 T = TypeVar("T")
@@ -162,15 +162,17 @@ class Database:
                 return statement.rows(connection, values)
         dialect = self.engine.dialect
 
+        def fetch(pooled: PoolProxiedConnection) -> Sequence[Any]:
+            return statement.fetched(pooled, dialect, values)
+
         def do(pooled: PoolProxiedConnection) -> Sequence[Any]:
-            if self.dialect.single_writer:
-                wait_as_set_up(pooled)
+            if self.dialect.autocommits:
+                return when_free(pooled, fetch) if self.dialect.single_writer else fetch(pooled)
             try:
-                return statement.fetched(pooled, dialect, values)
+                return fetch(pooled)
             finally:
-                if not self.dialect.autocommits:
-                    with suppress(dialect.loaded_dbapi.Error):
-                        dialect.do_rollback(pooled)
+                with suppress(dialect.loaded_dbapi.Error):
+                    dialect.do_rollback(pooled)
 
         with self.explained():
             return self._by_the_driver(do)

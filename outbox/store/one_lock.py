@@ -23,27 +23,22 @@ _WAITS_MS, _WAITS_NOW_MS, _WAL = "outbox_waits_ms", "outbox_waits_now_ms", "outb
 def begin(pooled: PoolProxiedConnection) -> None:
     """IMMEDIATE, unless it only reads."""
     if READS in pooled.info:
-        wait_as_set_up(pooled)
+        _let_wait(pooled, _waits_ms(pooled))
         driver_connection: Any = pooled.driver_connection
         driver_connection.execute("BEGIN")
         return
     _retried(pooled, _begin_immediate)
     if not pooled.info[_WAL]:  # its COMMIT waits for readers
-        wait_as_set_up(pooled)
+        _let_wait(pooled, _waits_ms(pooled))
 
 
-def when_free(pooled: PoolProxiedConnection, write: Callable[[PoolProxiedConnection], T]) -> T:
-    """Run a statement that commits itself."""
+def when_free(pooled: PoolProxiedConnection, run: Callable[[PoolProxiedConnection], T]) -> T:
+    """Run a statement that is a transaction of its own."""
     waits = _waits_ms(pooled)
     if pooled.info[_WAL]:
-        return _retried(pooled, write)
+        return _retried(pooled, run)
     _let_wait(pooled, waits)  # without a write-ahead log SQLite keeps new readers out while it waits for those there
-    return write(pooled)
-
-
-def wait_as_set_up(pooled: PoolProxiedConnection) -> None:
-    """Let SQLite itself wait for a lock."""
-    _let_wait(pooled, _waits_ms(pooled))
+    return run(pooled)
 
 
 def _begin_immediate(pooled: PoolProxiedConnection) -> None:
@@ -51,7 +46,7 @@ def _begin_immediate(pooled: PoolProxiedConnection) -> None:
     driver_connection.execute("BEGIN IMMEDIATE")
 
 
-def _retried(pooled: PoolProxiedConnection, write: Callable[[PoolProxiedConnection], T]) -> T:
+def _retried(pooled: PoolProxiedConnection, run: Callable[[PoolProxiedConnection], T]) -> T:
     """Wait more closely than SQLite does, which sleeps 1, 2, 5, 10 ... 100 ms for a lock that is held for one of a
     few."""
     waits = _waits_ms(pooled)
@@ -59,7 +54,7 @@ def _retried(pooled: PoolProxiedConnection, write: Callable[[PoolProxiedConnecti
     deadline, pause = 0.0, FIRST_LOCK_PAUSE_SECONDS
     while True:
         try:
-            return write(pooled)
+            return run(pooled)
         except SQLiteError as error:
             deadline = deadline or time.monotonic() + waits / 1000
             if error.sqlite_errorcode & 0xFF != SQLITE_BUSY or time.monotonic() > deadline:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cache, partial
 from typing import Any, cast
 
@@ -67,6 +66,8 @@ class PlainSteps:
         self._left: dict[Lane, LockedLane] = {}
         self._odd: dict[Lane, int] = {}
         """How many more steps of a lane take its lock, since one was not plain."""
+        self._since: dict[Lane, int] = {}
+        """The version from which on all steps of a lane were plain."""
 
     def step(
         self, lane: Lane, policy: Policy, settlements: Sequence[Settlement], want: int, clock: Clock | None
@@ -104,15 +105,23 @@ class PlainSteps:
                 settled.batches -= 1
                 settled.sent -= batch.rows
                 settled.lost.append(batch.id)
-        self.left(row, policy)
+        self.left(row, policy, plain=True)
         return Step(batches, settled)
 
-    def left(self, row: LockedLane, policy: Policy) -> None:
+    def only_since(self, lane: Lane, version: int) -> bool:
+        """Whether all steps since then were plain, and the last one saw that no entry is above the cursor."""
+        left = self._left.get(lane)
+        return left is not None and left.newest == left.cursor and self._since[lane] <= version <= left.version
+
+    def left(self, row: LockedLane, policy: Policy, *, plain: bool = False) -> None:
         """After the commit of a step that left the lane so, locked or not."""
+        if not plain:
+            self._since[row.lane] = row.version
         lane, odd = row.lane, self._odd.pop(row.lane, 0)
         alone = self._ahead.plan(row, policy) and self._database.dialect.plain_steps and at_once(lane, policy)
         if alone and not odd and row.health.state is LaneState.OPEN:
-            self._left[lane] = replace(row, connection=_NO_CONNECTION, look=None, ahead={}, leases=[], arrivals=[])
+            row.connection, row.look, row.ahead, row.leases, row.arrivals = _NO_CONNECTION, None, {}, [], []
+            self._left[lane] = row
         else:
             self._left.pop(lane, None)
         if odd > 1:
@@ -126,9 +135,9 @@ class PlainSteps:
             rows[first], times[first] = self._ahead.look(left.lane, first, policy.batch_max_rows)
         at = time.monotonic()
         now = rows[first].now + int((at - times[first]) * MICROSECONDS) if clock is None else clock()
-        read = replace(left, version=left.version + 1, now=now, at=at, newest=None, ahead=rows, leases=[], arrivals=[])
-        read.look = partial(self._row, left.lane, policy.batch_max_rows)
-        return read
+        version, look = left.version + 1, partial(self._row, left.lane, policy.batch_max_rows)
+        kept = (left.floor, left.cursor, version, left.folded_version, left.health)
+        return LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, ahead=rows, look=look)
 
     def _row(self, lane: Lane, rows: int, first: int) -> Any:
         return self._ahead.look(lane, first, rows)[0]

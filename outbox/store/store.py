@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 from uuid import UUID
 
@@ -14,7 +16,7 @@ from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, Sch
 from outbox.core.health import Health, LaneState
 from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import Ending
-from outbox.core.policy import Bounds, Policy, Retention
+from outbox.core.policy import MICROSECONDS, Bounds, Policy, Retention
 from outbox.core.privacy import Removal, Removed
 from outbox.core.step import Outlook, Settled, Settlement, Step
 from outbox.errors import DatabaseUnavailable, LaneStopped
@@ -42,6 +44,17 @@ class _Undone(Exception):
     """Ends a transaction whose changes are not wanted."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Timer:
+    """When something is due in an open lane of this ``version``, in seconds of this process's clock; None: nothing."""
+
+    version: int
+    at: float | None
+
+    def left(self, now: float) -> float | None:
+        return None if self.at is None else self.at - now
+
+
 class Store:
     """An outbox in one database. ``clock`` (µs since the epoch) replaces the database's, in tests only."""
 
@@ -51,6 +64,7 @@ class Store:
         self.clock = clock
         self._ahead = Ahead(database)
         self._plain = PlainSteps(database, self._ahead)
+        self._timers: dict[Lane, _Timer] = {}
 
     def close(self) -> None:
         self._ahead.close()
@@ -111,8 +125,18 @@ class Store:
         except _Undone:
             return batches
 
-    def outlook(self, lane: Lane) -> Outlook:
-        """Whether a step would find something; reading only, so that an idle worker writes nothing."""
+    def outlook(self, lane: Lane, *, stepped: bool = False) -> Outlook:
+        """Whether a step would find something; reading only, so that an idle worker writes nothing.
+
+        ``stepped``: asked after steps until nothing was there, of which all batches have been settled. Where those
+        were plain and the last one saw the newest entry, the answer is that of before, and is not read again.
+        """
+        before = self._timers.pop(lane, None)
+        if stepped and before is not None and self._plain.only_since(lane, before.version):
+            left = before.left(time.monotonic() if self.clock is None else self.clock() / MICROSECONDS)
+            if left is None or left > 0:
+                self._timers[lane] = before
+                return Outlook(False, left)
         [row] = self.database.look(views.something_to_do(lane), {})
         now = row.now if self.clock is None else self.clock()
         health = Health(LaneState(row.state), None, row.next_probe_at)
@@ -127,6 +151,9 @@ class Store:
         first = min(times, default=None)
         overdue = first is not None and (first <= now or first > now + self.policy.max_wait_us)
         left_seconds = None if first is None else max(0.0, (first - now) / 1_000_000)
+        if not overdue:
+            at = time.monotonic() if self.clock is None else now / MICROSECONDS
+            self._timers[lane] = _Timer(row.version, None if left_seconds is None else at + left_seconds)
         return Outlook(bool(row.newer) or overdue, left_seconds)
 
     def watch(self, tell: Listener) -> Callable[[], None]:

@@ -211,6 +211,6 @@ def something_to_do(lane: Lane) -> Prepared:
         .scalar_subquery()
     )
     hole = select(func.min(HOLE.c.next_check_at)).where(HOLE.c.lane == key).scalar_subquery()
-    says = (LANE.c.state, LANE.c.next_probe_at)
+    says = (LANE.c.state, LANE.c.next_probe_at, LANE.c.version)
     waits = (newer.label("newer"), due.label("due_at"), hole.label("hole_at"))
     return Prepared(select(*says, *waits, now_us().label("now")).where(LANE.c.lane == key))

@@ -84,7 +84,7 @@ class ModelStore(Operating):
             batches.append(batch)
         return Step(batches, settled)
 
-    def outlook(self, lane: Lane) -> Outlook:
+    def outlook(self, lane: Lane, *, stepped: bool = False) -> Outlook:
         ledger, now, longest = self.ledgers[lane], self.clock(), self.policy.max_wait_us
         health = ledger.health
         if health.state is LaneState.OFF or health.stopped:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy import Connection, Engine, RootTransaction
 
@@ -162,6 +163,15 @@ class Pair:
         self.leased += zip(real.batches, model.batches, strict=True)
         with self.store.database.read() as connection:
             self._lanes_agree(connection)
+
+    def outlook_must_hold(self, remembered: list[bool]) -> None:
+        """After steps that left nothing: what the store remembers of its last outlook is what it would read."""
+        known = self.store._timers.get(self.lane)
+        remembered.append(known is not None and self.store._plain.only_since(self.lane, known.version))
+        stepped, read = self.store.outlook(self.lane, stepped=True), self.store.outlook(self.lane)
+        assert (stepped.ready, stepped.paused) == (read.ready, read.paused)
+        # What is due was moved by microseconds, see above.
+        assert stepped.next_seconds == pytest.approx(read.next_seconds, abs=0.001)
 
     def tick(self) -> None:
         """No two moves at one instant, no two batches due at one: what is due first is certain."""

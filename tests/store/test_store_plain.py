@@ -15,7 +15,7 @@ from sqlalchemy import delete, select, update
 from outbox import Outbox, Receipt
 from outbox.core.batch import Batch
 from outbox.core.lane import Lane
-from outbox.core.step import Settlement, Step
+from outbox.core.step import Outlook, Settlement, Step
 from outbox.store import claim as store_claim
 from outbox.store import plain as store_plain
 from outbox.store.database import Database
@@ -269,3 +269,71 @@ def test_its_writes_name_every_column_that_a_step_under_the_lock_writes(alone: W
         name for name, value in second.items() if value is None
     }
     assert not locks
+
+
+# --- what is told of a lane afterwards ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """A statement for each read outside of a transaction."""
+    seen: list[Any] = []
+    look = Database.look
+
+    def looking(database: Database, statement: Any, values: Any) -> Any:
+        seen.append(statement)
+        return look(database, statement, values)
+
+    monkeypatch.setattr(Database, "look", looking)
+    return seen
+
+
+def test_after_plain_steps_the_outlook_of_before_is_not_read_again(alone: Worker, looks: list[Any]) -> None:
+    [waits] = leased(alone)
+    assert step(alone, [waits], UNAVAILABLE).settled.failed == ROWS
+    _alone_again(alone)
+    store = alone.box.store
+    before = store.outlook(alone.lane)
+    assert not before.ready
+    assert before.next_seconds
+    _deliver_one(alone)
+    alone.clock.advance(seconds=before.next_seconds / 2)
+    looks.clear()
+    assert store.outlook(alone.lane, stepped=True).next_seconds == pytest.approx(before.next_seconds / 2, abs=0.001)
+    assert not looks
+    assert store.outlook(alone.lane).next_seconds == pytest.approx(before.next_seconds / 2, abs=0.001)
+    alone.clock.advance(seconds=before.next_seconds)
+    assert store.outlook(alone.lane, stepped=True).ready
+
+
+def test_what_a_step_under_the_lock_left_waiting_is_told(alone: Worker) -> None:
+    step(alone, leased(alone))
+    assert alone.box.store.outlook(alone.lane) == Outlook(False, None)
+    alone.put(ROWS)
+    step(alone)
+    step(alone, leased(alone), UNAVAILABLE)
+    _alone_again(alone)
+    _deliver_one(alone)
+    assert alone.box.store.outlook(alone.lane, stepped=True).next_seconds
+
+
+def test_entries_that_the_last_step_did_not_claim_are_told(alone: Worker) -> None:
+    alone.policy(batch_max_rows=ROWS)
+    step(alone, leased(alone))
+    assert not alone.box.store.outlook(alone.lane).ready
+    alone.put(3 * ROWS)
+    step(alone)
+    step(alone, leased(alone))
+    assert alone.box.store.outlook(alone.lane, stepped=True).ready
+
+
+def _alone_again(worker: Worker) -> None:
+    """Steps until the lane's lock is not taken any more, and nothing is left."""
+    for _ in range(store_plain.ODD_STEPS + 2):
+        _deliver_one(worker)
+
+
+def _deliver_one(worker: Worker) -> None:
+    worker.put(ROWS)
+    step(worker)
+    step(worker, leased(worker))
