@@ -37,7 +37,7 @@ from outbox.store.ledger import (
     saving,
 )
 from outbox.store.prepared import Prepared, heard
-from outbox.store.reading import BATCHES_AHEAD, Ahead, at_once
+from outbox.store.reading import BATCHES_AHEAD, FRESH_SECONDS, Ahead, at_once
 from outbox.store.schema import BATCH, LANE
 from outbox.store.settle import settle, settling
 
@@ -68,6 +68,8 @@ class PlainSteps:
         """How many more steps of a lane take its lock, since one was not plain."""
         self._since: dict[Lane, int] = {}
         """The version from which on all steps of a lane were plain."""
+        self._looked_at: dict[Lane, float] = {}
+        """When the database last told its clock, in seconds of the monotonic one: what only settles need not ask."""
 
     def step(
         self, lane: Lane, policy: Policy, settlements: Sequence[Settlement], want: int, clock: Clock | None
@@ -77,7 +79,7 @@ class PlainSteps:
         ``want``: batches to lease. No more than ``BATCHES_AHEAD`` are leased, or settled. ``clock``: of tests.
         """
         left = self._left.get(lane)
-        if left is None or not 0 < want <= BATCHES_AHEAD or len(settlements) > BATCHES_AHEAD:
+        if left is None or want > BATCHES_AHEAD or len(settlements) > BATCHES_AHEAD or not (want or settlements):
             return None
         if heard(self._database.engine):
             return None
@@ -116,7 +118,7 @@ class PlainSteps:
     def left(self, row: LockedLane, policy: Policy, *, plain: bool = False) -> None:
         """After the commit of a step that left the lane so, locked or not."""
         if not plain:
-            self._since[row.lane] = row.version
+            self._since[row.lane], self._looked_at[row.lane] = row.version, row.at
         lane, odd = row.lane, self._odd.pop(row.lane, 0)
         alone = self._ahead.plan(row, policy) and self._database.dialect.plain_steps and at_once(lane, policy)
         if alone and not odd and row.health.state is LaneState.OPEN:
@@ -129,15 +131,22 @@ class PlainSteps:
 
     def _read(self, left: LockedLane, policy: Policy, want: int, clock: Clock | None) -> LockedLane:
         """The lane as it was left, and what is above its cursor."""
+        version, at = left.version + 1, time.monotonic()
+        kept = (left.floor, left.cursor, version, left.folded_version, left.health)
+        if not want and at - self._looked_at[left.lane] < FRESH_SECONDS:
+            now = left.now + int((at - left.at) * MICROSECONDS) if clock is None else clock()
+            return LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, left.newest, look=self._nothing)
         ahead, first = self._ahead.ready(left.lane, policy, want), left.cursor + 1
         rows, times = dict(ahead.rows), dict(ahead.times)
         if first not in rows:
             rows[first], times[first] = self._ahead.look(left.lane, first, policy.batch_max_rows)
-        at = time.monotonic()
+        at = self._looked_at[left.lane] = time.monotonic()
         now = rows[first].now + int((at - times[first]) * MICROSECONDS) if clock is None else clock()
-        version, look = left.version + 1, partial(self._row, left.lane, policy.batch_max_rows)
-        kept = (left.floor, left.cursor, version, left.folded_version, left.health)
+        look = partial(self._row, left.lane, policy.batch_max_rows)
         return LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, ahead=rows, look=look)
+
+    def _nothing(self, _first: int) -> Any:
+        raise NotPlain("it only settles")
 
     def _row(self, lane: Lane, rows: int, first: int) -> Any:
         return self._ahead.look(lane, first, rows)[0]

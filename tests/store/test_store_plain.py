@@ -256,7 +256,7 @@ def stalling(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, stall: Call
 
 def test_its_writes_name_every_column_that_a_step_under_the_lock_writes(alone: Worker, locks: list[Lane]) -> None:
     under_the_lock = leased(alone)[0]
-    alone.settle(under_the_lock, DELIVERED)
+    alone.box.store.step(alone.lane, [Settlement(under_the_lock, DELIVERED)], want=0, look_due=True)
     assert locks
     alone.put(ROWS)
     step(alone)
@@ -337,3 +337,42 @@ def _deliver_one(worker: Worker) -> None:
     worker.put(ROWS)
     step(worker)
     step(worker, leased(worker))
+
+
+# --- what only settles ----------------------------------------------------------------------------------------
+
+
+def test_what_only_settles_takes_no_lock_and_reads_nothing(alone: Worker, locks: list[Lane], looks: list[Any]) -> None:
+    [batch] = leased(alone)
+    alone.clock.advance(seconds=5)
+    looks.clear()
+    assert step(alone, [batch], want=0).settled.sent == ROWS
+    assert not locks
+    assert not looks
+    assert alone.batch(batch.id).verdict == "delivered"
+    assert alone.batch(batch.id).settled_at == alone.clock.now()
+    assert alone.batch(batch.id).settled_version == alone.row.version
+
+
+def test_its_clock_is_the_databases_and_is_asked_again(
+    box: Outbox, worker: Worker, looks: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many steps only settle, one after the other."""
+    box.store.clock = None
+    monkeypatch.setattr(store_plain, "FRESH_SECONDS", 0.05)
+    for _ in range(3):
+        worker.put(ROWS)
+        step(worker, leased(worker))
+    worker.policy(batch_max_rows=1)
+    worker.put(4)
+    step(worker, leased(worker), want=4)
+    looks.clear()
+    began = time.monotonic()
+    for batch in leased(worker):
+        step(worker, [batch], want=0)
+        while time.monotonic() - began < 0.04:
+            pass
+        began = time.monotonic()
+    assert looks
+    [[now]] = worker.rows(select(now_us()))
+    assert abs(worker.batch(batch.id).settled_at - now) < 1_000_000
