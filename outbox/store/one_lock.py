@@ -57,7 +57,7 @@ def _retried(pooled: PoolProxiedConnection, run: Callable[[PoolProxiedConnection
             return run(pooled)
         except SQLiteError as error:
             deadline = deadline or time.monotonic() + waits / 1000
-            if error.sqlite_errorcode & 0xFF != SQLITE_BUSY or time.monotonic() > deadline:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF != SQLITE_BUSY or time.monotonic() > deadline:
                 raise
         time.sleep(pause)
         pause = min(2 * pause, LOCK_PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""Steps of a worker that has its lane to itself: decided without the lane's lock, written by one short transaction.
+"""Steps of a worker that has its lane to itself: decided without the lane's lock, written by one statement.
 
     read     the entries above the cursor, as the last step of this worker left it; nobody waits meanwhile
     decide   settle and claim as always, in memory
@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, cast
 
-from sqlalchemy import Connection, PoolProxiedConnection, bindparam, func, insert, select
+from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 
 from outbox.core.health import LaneState
@@ -24,24 +24,13 @@ from outbox.core.lane import Lane
 from outbox.core.policy import MICROSECONDS, Policy
 from outbox.core.step import Settlement, Step
 from outbox.errors import OutboxError
+from outbox.store import joined
 from outbox.store.claim import claim
 from outbox.store.database import Database
-from outbox.store.ledger import (
-    Clock,
-    LockedLane,
-    NotPlain,
-    leased_batch,
-    leasing,
-    save_lane,
-    saved_lane,
-    saving,
-)
-from outbox.store.prepared import Prepared, heard
+from outbox.store.ledger import Clock, LockedLane, NotPlain, saving
+from outbox.store.prepared import heard
 from outbox.store.reading import BATCHES_AHEAD, FRESH_SECONDS, Ahead, at_once
-from outbox.store.schema import BATCH, LANE
-from outbox.store.settle import settle, settling
-
-Names = tuple[str, ...]
+from outbox.store.settle import settle
 
 ODD_STEPS = 10
 """After one that was not plain: where numbers are missing now and then, it is not read in vain each time."""
@@ -95,10 +84,7 @@ class PlainSteps:
             return Step()
         if row.health != left.health:
             return None
-        statements = 1 if self._database.dialect.joins_writes else 1 + len(row.leases) + len(row.arrivals)
-        arrived = self._database.alone(
-            lambda pooled: self._write(pooled, left, row), statements=statements, in_turn=True
-        )
+        arrived = self._database.alone(lambda pooled: self._write(pooled, left, row), statements=1, in_turn=True)
         if arrived is None:
             self._left.pop(lane, None)
             return None
@@ -152,47 +138,5 @@ class PlainSteps:
         return self._ahead.look(lane, first, rows)[0]
 
     def _write(self, pooled: PoolProxiedConnection, left: LockedLane, row: LockedLane) -> Sequence[bool] | None:
-        """Which of the settled batches were still ours. None: somebody else has changed the lane."""
-        dialect = self._database.engine.dialect
-        saved = saving(row.lane, left, {name: getattr(row, name) for name in _SAVED})
-        arrivals, leases = row.arrivals, row.leases
-        if self._database.dialect.joins_writes:
-            of_arrival, of_lease = (tuple(some[0]) if some else () for some in (arrivals, leases))
-            joined = _joined(of_arrival, len(arrivals), of_lease, len(leases))
-            [done] = joined.fetched(pooled, dialect, saved | _numbered(_ARRIVED, arrivals) | _numbered(_LEASED, leases))
-            return [bool(each) for each in done[1:]] if done.saved else None
-        if save_lane(_SAVED).on(pooled, dialect, [saved]) != 1:
-            return None
-        if leases:
-            leasing(tuple(leases[0])).on(pooled, dialect, leases)
-        return [settling(tuple(one)).on(pooled, dialect, [one]) == 1 for one in arrivals]
-
-
-_SAVED = ("version", "cursor")
-"""What a plain step changes of the lane's row."""
-_ARRIVED, _LEASED = "arrived", "leased"
-
-
-def _numbered(what: str, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The parameters of all of them."""
-    return {f"{what}{at}_{name}": value for at, row in enumerate(rows) for name, value in row.items()}
-
-
-@cache
-def _joined(of_arrival: Names, arrivals: int, of_lease: Names, leases: int) -> Prepared:
-    """All that a step writes as one statement, so one round trip, which commits itself. Its row: how many rows of the
-    lane were ``saved``, without which nothing else is written, and of each batch whether it had arrived."""
-    saved = saved_lane(_SAVED).returning(LANE.c.lane).cte("saved")
-    still = select(saved).exists()
-    settled = [
-        leased_batch(of_arrival, f"{_ARRIVED}{at}_").where(still).returning(BATCH.c.id).cte(f"{_ARRIVED}{at}")
-        for at in range(arrivals)
-    ]
-    inserted = [_lease_if(still, of_lease, f"{_LEASED}{at}_").cte(f"{_LEASED}{at}") for at in range(leases)]
-    counts = [select(func.count()).select_from(one).scalar_subquery().label(one.name) for one in (saved, *settled)]
-    return Prepared(select(*counts).add_cte(*settled, *inserted))
-
-
-def _lease_if(still: Any, names: Names, prefix: str) -> Any:
-    values = [bindparam(prefix + name, type_=BATCH.c[name].type) for name in names]
-    return insert(BATCH).from_select(names, select(*values).where(still), include_defaults=False)
+        saved = saving(row.lane, left, {name: getattr(row, name) for name in joined.SAVED})
+        return joined.write(pooled, self._database.engine.dialect, saved, row.arrivals, row.leases)

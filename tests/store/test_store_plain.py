@@ -156,7 +156,7 @@ def test_a_lease_that_was_lost_settles_nothing_and_loses_nothing_else(alone: Wor
     alone.run(update(BATCH).where(BATCH.c.id == lost.id).values(lease_token=uuid4()))
     put = alone.put(ROWS)
     done = step(alone, [lost])
-    assert not locks
+    assert bool(locks) is (alone.box.engine.name == "sqlite"), "there a trigger undoes all"
     assert (done.settled.lost, done.settled.batches, done.settled.sent) == ([lost.id], 0, 0)
     assert ids(done.batches) == put
     assert alone.batch(lost.id).state == "leased"
@@ -168,7 +168,7 @@ def test_one_lost_lease_does_not_lose_the_others_of_its_step(alone: Worker, lock
     lost, kept = leased(alone)
     alone.run(update(BATCH).where(BATCH.c.id == lost.id).values(lease_token=uuid4()))
     done = step(alone, [lost, kept])
-    assert not locks
+    assert bool(locks) is (alone.box.engine.name == "sqlite"), "there a trigger undoes all"
     assert (done.settled.lost, done.settled.batches, done.settled.sent) == ([lost.id], 1, ROWS)
     assert alone.batch(kept.id).verdict == "delivered"
 

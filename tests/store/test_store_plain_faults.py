@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from itertools import count
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
-from outbox import DatabaseUnavailable, OutcomeUnknown
+from outbox import OutcomeUnknown
 from outbox.core.batch import Batch
 from outbox.core.lane import Lane
 from outbox.core.step import Settlement, Step
 from outbox.store.plain import PlainSteps
+from outbox.store.schema import BATCH
 from tests.store.driving import DELIVERED, Worker
 from tests.support.databases import Database as Place
 from tests.support.strike import Operator
@@ -97,14 +100,29 @@ def test_a_write_that_is_cut_off_before_it_arrives_may_hold_for_all_it_knows_and
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-def test_a_write_that_fails_halfway_writes_nothing(
-    worker: Worker, sent: Batch, monkeypatch: pytest.MonkeyPatch
+def test_a_write_that_fails_anywhere_writes_nothing(
+    worker: Worker, sent: Batch, monkeypatch: pytest.MonkeyPatch, locks: list[Lane]
 ) -> None:
-    put, before = worker.put(ROWS), worker.row
-    with write_raises(worker, monkeypatch, "the disk is full"), pytest.raises(DatabaseUnavailable):
-        step(worker, [sent])
-    assert worker.row == before
-    came_through(worker, sent, put)
+    """It is interrupted after so many instructions of SQLite, and after more, until it comes through."""
+    put, before = worker.put(ROWS), (worker.row, worker.rows(select(BATCH)))
+    for instructions in (int(10 * 1.3**number) for number in count()):
+        interrupted: list[int] = []
+
+        def interrupt(pooled: Any, after: int = instructions, once: list[int] = interrupted) -> None:
+            pooled.driver_connection.set_progress_handler(lambda: once.append(after) or not once[1:], after)
+
+        try:
+            with before_it_writes(monkeypatch, interrupt):
+                done = step(worker, [sent])
+        except OutcomeUnknown:
+            assert interrupted
+            assert (worker.row, worker.rows(select(BATCH))) == before
+        else:
+            break
+    assert instructions > 1000, "it was interrupted too seldom"
+    assert done.settled.sent == ROWS
+    assert [worker.ids(each) for each in done.batches] == [put]
+    assert not locks
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
