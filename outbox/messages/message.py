@@ -87,8 +87,8 @@ def to_uuid(field: str, value: object) -> UUID:
     """``value`` as a plain :class:`uuid.UUID`: from any UUID class (asyncpg's, uuid_utils'), its text or 16 bytes."""
     if isinstance(value, UUID | uuid_utils.UUID):
         return UUID(int=value.int)
-    if isinstance(value, bytes | bytearray | memoryview) and len(value) == UUID_BYTES:
-        return UUID(bytes=bytes(value))
+    if isinstance(value, bytes | bytearray | memoryview) and len(raw := bytes(value)) == UUID_BYTES:
+        return UUID(bytes=raw)
     if not isinstance(value, str):
         raise InvalidMessage(field, f"expected a UUID, got {type_name(value)}")
     try:

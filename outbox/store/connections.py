@@ -23,7 +23,12 @@ POOL_CONNECTIONS = 5
 """A smaller pool is somebody's bound: whoever waits for one of so few must not wait for one that is idle here."""
 
 AtHand = deque[PoolProxiedConnection]
-_USED_AT, _KEPT_AT = "outbox_used_at", "outbox_kept_at"
+KEPT_SECONDS = 60.0
+"""So long at most it stays out of the pool, which may have been told to replace what is old (``pool_recycle``)."""
+_USED_AT, _KEPT_AT, _OUT_AT = "outbox_used_at", "outbox_kept_at", "outbox_out_at"
+
+
+_LEFT_ALONE: list[AtHand] = []
 
 
 class Connections:
@@ -45,7 +50,11 @@ class Connections:
         dispose = engine.dispose
 
         def dispose_all(close: bool = True) -> None:
-            self.give_back()
+            if close:
+                self.give_back()
+            else:  # they are another process's: not a word on their sockets, by a finalizer neither
+                _LEFT_ALONE.append(self._at_hand)
+                self._at_hand = AtHand()
             dispose(close)
 
         # Not the event "engine_disposed": any listener on an engine makes each of its connections dearer.
@@ -66,6 +75,7 @@ class Connections:
                 return pooled, at_hand
             pooled.close()  # the pool tries it before it hands it out
         pooled = self._engine.raw_connection()
+        pooled.info[_OUT_AT] = time.monotonic()
         if self._switch:
             driver_connection: Any = pooled.driver_connection
             try:
@@ -77,10 +87,11 @@ class Connections:
 
     def keep(self, pooled: PoolProxiedConnection, at_hand: AtHand) -> None:
         """For whoever comes next. No transaction is open on it."""
-        if len(at_hand) >= self._room():
+        now = time.monotonic()
+        if len(at_hand) >= self._room() or now - pooled.info[_OUT_AT] > KEPT_SECONDS:
             pooled.close()
             return
-        pooled.info[_KEPT_AT] = time.monotonic()
+        pooled.info[_KEPT_AT] = now
         at_hand.append(pooled)
         if at_hand is not self._at_hand:  # meanwhile, or a moment ago: no lock, for a signal's handler may put too
             _close(at_hand)

@@ -1,6 +1,6 @@
 """Engines and transactions as the outbox needs them, whatever the host's engine says.
 
-`Database.write()` and `Database.read()` are the two ways in; `alone()`, `insert_one()` and `look()` are the same for a
+`Database.write()` and `Database.read()` are the two ways in; `alone()`, `insert()` and `look()` are the same for a
 few statements, by the driver alone. A write on SQLite begins IMMEDIATE: a deferred transaction that upgrades later
 fails at once with BUSY, whatever the timeout.
 """
@@ -130,6 +130,7 @@ class Database:
             if not many:
                 return when_free(pooled, work) if self.dialect.single_writer else work(pooled)
             dialect.do_begin(pooled)
+            self.dialect.begin(pooled)
             try:
                 done = work(pooled)
                 may_hold = done is not None
@@ -151,7 +152,8 @@ class Database:
                 if may_hold or (not many and self.dialect.may_hold(error)):
                     self._connections.distrust()
                     raise self._commit_failed(error) from error
-                if isinstance(error, IntegrityError) or self.dialect.is_lost_claim(error):
+                lost = self.dialect.is_lost_claim(error) and not self.dialect.is_lock_timeout(error)
+                if lost or isinstance(error, IntegrityError):
                     return None
                 raise
 

@@ -55,6 +55,8 @@ class PlainSteps:
         self._left: dict[Lane, LockedLane] = {}
         self._odd: dict[Lane, int] = {}
         """How many more steps of a lane take its lock, since one was not plain."""
+        self._saw_all: set[Lane] = set()
+        """Lanes whose last step saw that no entry is above the cursor."""
         self._since: dict[Lane, int] = {}
         """The version from which on all steps of a lane were plain."""
         self._looked_at: dict[Lane, float] = {}
@@ -81,6 +83,8 @@ class PlainSteps:
             self._left.pop(lane, None)
             return None
         if not (settlements or batches):
+            if row.newest == row.cursor:
+                self._saw_all.add(lane)
             return Step()
         if row.health != left.health:
             return None
@@ -94,15 +98,18 @@ class PlainSteps:
                 settled.sent -= batch.rows
                 settled.lost.append(batch.id)
         self.left(row, policy, plain=True)
+        if want and row.newest == row.cursor:
+            self._saw_all.add(lane)
         return Step(batches, settled)
 
     def only_since(self, lane: Lane, version: int) -> bool:
         """Whether all steps since then were plain, and the last one saw that no entry is above the cursor."""
         left = self._left.get(lane)
-        return left is not None and left.newest == left.cursor and self._since[lane] <= version <= left.version
+        return left is not None and lane in self._saw_all and self._since[lane] <= version <= left.version
 
     def left(self, row: LockedLane, policy: Policy, *, plain: bool = False) -> None:
         """After the commit of a step that left the lane so, locked or not."""
+        self._saw_all.discard(row.lane)
         if not plain:
             self._since[row.lane], self._looked_at[row.lane] = row.version, row.at
         lane, odd = row.lane, self._odd.pop(row.lane, 0)

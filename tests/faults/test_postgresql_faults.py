@@ -325,7 +325,7 @@ def test_a_worker_that_is_stopped_in_the_middle_of_a_claim_is_shut_out_and_comes
         assert operator.sessions("state = 'idle in transaction'"), "it holds nothing"
         drain(box, beacon, timeout=20)
         # Another of its threads may have been in a transaction too, which ends as soon as that of the claim.
-        wait_until(lambda: not operator.sessions("state = 'idle in transaction'"))
+        wait_until(lambda: not operator.sessions("state = 'idle in transaction'"), timeout=5)
         assert beacon.received.ids() == once(ids)
         stopped.send_signal(signal.SIGCONT)
         ids += box.put(interval())

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import uuid
+from array import array
 from datetime import UTC, datetime, timedelta, timezone
 from enum import StrEnum
 from typing import Any
@@ -140,7 +141,9 @@ def test_every_form_of_a_uuid_is_written_in_the_canonical_one(field: str, form: 
 
 
 @pytest.mark.parametrize("field", UUIDS)
-@pytest.mark.parametrize("bad", ["", "x", "af28dfea-5358-463d-a2dc", "\ud800", 5, b"1", [], True])
+@pytest.mark.parametrize(
+    "bad", ["", "x", "af28dfea-5358-463d-a2dc", "\ud800", 5, b"1", memoryview(array("i", range(16))), [], True]
+)
 def test_what_is_not_a_uuid_is_refused_by_name(field: str, bad: object) -> None:
     assert refusal(**{field: bad}).field == field
 

@@ -14,8 +14,9 @@ from sqlalchemy import Engine, create_engine, event, text
 
 from outbox import Outbox, Settings
 from outbox.core.lane import Lane
-from outbox.errors import DatabaseUnavailable
+from outbox.errors import DatabaseUnavailable, OutcomeUnknown
 from outbox.store import connections
+from outbox.store.dialects.mysql import MySQL
 from tests.support import ledger
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
@@ -83,9 +84,14 @@ def test_two_at_a_time_leave_two_at_hand_and_a_third_goes_back(box: Outbox) -> N
     assert box.engine.pool.checkedout() == 2  # type: ignore[attr-defined]
 
 
-def test_one_whose_block_failed_goes_back_to_the_pool(box: Outbox) -> None:
-    with suppress(KeyboardInterrupt), used(box):
-        raise KeyboardInterrupt
+def interrupted(pooled: Any) -> int:
+    assert getattr(pooled.driver_connection, "autocommit", True), "one statement commits itself"
+    raise KeyboardInterrupt
+
+
+def test_one_whose_work_failed_goes_back_to_the_pool(box: Outbox) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        box.store.database.alone(interrupted, statements=1)
     assert box.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
 
 
@@ -113,9 +119,8 @@ def test_what_commits_each_statement_is_not_handed_out_by_the_pool(box: Outbox, 
         box.put(interval())
         at_hand._at_hand.clear()
     else:
-        with suppress(KeyboardInterrupt), used(box) as pooled:
-            assert pooled.driver_connection.autocommit  # type: ignore[union-attr]
-            raise KeyboardInterrupt
+        with suppress(KeyboardInterrupt):
+            box.store.database.alone(interrupted, statements=1)
     assert box.engine.pool.checkedin() == 1  # type: ignore[attr-defined]
     with suppress(ZeroDivisionError), box.store.database.write() as connection:
         box.enqueue(connection, interval())
@@ -141,31 +146,76 @@ def test_one_that_was_idle_is_tried_before_it_is_used(
 
 
 @SERVERS
-def test_when_one_broke_none_of_those_in_use_meanwhile_stays_at_hand(box: Outbox) -> None:
-    database = box.store.database
+def test_when_one_broke_none_of_those_in_use_meanwhile_stays_at_hand(
+    box: Outbox, engine: Engine, database: Database
+) -> None:
     with used(box) as beside:
         known = beside.driver_connection
-        with suppress(DatabaseUnavailable), database.explained():
-            database._connections.distrust()
+        box.put(interval())
+        with used(box) as pooled, pooled.cursor() as cursor:
+            cursor.execute(SESSION[database.name])
+            (session,) = cursor.fetchone()
+        with engine.connect() as connection:
+            connection.execute(text(KILL[database.name].format(session)))
+        with pytest.raises((DatabaseUnavailable, OutcomeUnknown)):
+            box.put(interval())
     with handed_out(box) as seen:
         box.put(interval())
     assert seen
     assert known not in seen
 
 
+@SERVERS
+def test_one_that_has_long_been_out_of_the_pool_goes_back(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it may be told to replace what is old."""
+    now = 1000.0
+    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now))
+    with handed_out(box) as seen:
+        while now < 1000.0 + 3 * connections.KEPT_SECONDS:
+            box.put(interval())
+            now += 0.5 * connections.IDLE_SECONDS
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_a_put_is_one_transaction_on_the_engine_of_a_host_that_commits_each_statement(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_transaction: list[int] = []
+    put = MySQL.put
+
+    def looking(self: MySQL, pooled: Any, *rest: Any) -> int:
+        done = put(self, pooled, *rest)
+        with pooled.cursor() as cursor:
+            cursor.execute("SELECT @@in_transaction")
+            in_transaction.extend(cursor.fetchone())
+        return done
+
+    monkeypatch.setattr(MySQL, "put", looking)
+    host = create_engine(database.url, isolation_level="AUTOCOMMIT")
+    with Outbox(host) as box:
+        box.migrate()
+        box.put(interval())
+        box.put(*intervals(3))
+        assert in_transaction == [1, 1]
+        assert pending(box) == 4
+    host.dispose()
+
+
 def test_a_child_of_a_fork_has_none_of_its_parents_connections(box: Outbox, engine: Engine, database: Database) -> None:
     first, second, third = intervals(3)
     box.put(first)
-    theirs = {id(pooled.dbapi_connection) for pooled in box.store.database._connections._at_hand}
+    theirs = [pooled.dbapi_connection for pooled in box.store.database._connections._at_hand]
     assert theirs
     pid = os.fork()
     if pid == 0:
         try:
             box.put(second)
-            mine = {id(pooled.dbapi_connection) for pooled in box.store.database._connections._at_hand}
-            os._exit(0 if mine and not mine & theirs else 2)
+            mine = [pooled.dbapi_connection for pooled in box.store.database._connections._at_hand]
+            os._exit(0 if mine and not any(one is other for one in mine for other in theirs) else 2)
         finally:
             os._exit(1)
+    assert not box.store.database._connections._at_hand, "they went back before the fork"
     assert os.waitpid(pid, 0)[1] == 0
     box.put(third)
     assert pending(box) == 3

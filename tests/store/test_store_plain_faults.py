@@ -9,9 +9,10 @@ from itertools import count
 from typing import Any
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
+from sqlalchemy.exc import OperationalError
 
-from outbox import OutcomeUnknown
+from outbox import DatabaseUnavailable, OutcomeUnknown
 from outbox.core.batch import Batch
 from outbox.core.lane import Lane
 from outbox.core.step import Settlement, Step
@@ -157,3 +158,16 @@ def test_a_write_that_waits_for_somebody_else_on_the_lane_holds_only_if_they_cha
     assert len(locks) == (ends == "COMMIT")
     assert done.settled.sent == ROWS
     assert [worker.ids(each) for each in done.batches] == [put]
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_text_that_is_damaged_is_told_as_such(worker: Worker, sent: Batch) -> None:
+    """The driver's own error for it has no code of SQLite."""
+    worker.put(ROWS)
+    worker.run(
+        text(
+            "UPDATE outbox_usage SET payload = CAST(x'ff' AS TEXT) WHERE seq > (SELECT max(seq) - 1 FROM outbox_usage)"
+        )
+    )
+    with pytest.raises((DatabaseUnavailable, OperationalError), match="Could not decode to UTF-8"):
+        step(worker, [sent])

@@ -52,6 +52,7 @@ class Dialect(ABC):
     storage_statements: ClassVar[tuple[str, ...]] = ()
     missing_table_codes: ClassVar[tuple[Any, ...]] = ()
     lost_claim_codes: ClassVar[tuple[Any, ...]] = ()
+    lock_timeout_codes: ClassVar[tuple[Any, ...]] = ()
     read_only_codes: ClassVar[tuple[Any, ...]] = ()
     damaged_codes: ClassVar[tuple[Any, ...]] = ()
     """What is stored cannot be read as a database: trying again does not help."""
@@ -85,6 +86,9 @@ class Dialect(ABC):
     def session_setup(self, *, synchronous: str) -> Sequence[str]:
         """Statements for each new connection of ours."""
         return ()
+
+    def begin(self, pooled: PoolProxiedConnection) -> None:  # noqa: B027 - most drivers begin by themselves
+        """Begin a transaction where the driver would not."""
 
     @abstractmethod
     def insertion(self, table: str, rows: Sequence[Row], driver: str) -> tuple[str, Sequence[Any]]:
@@ -170,6 +174,10 @@ class Dialect(ABC):
     def is_lost_claim(self, error: DBAPIError) -> bool:
         """Another transaction won: roll back and look again. Not a fault."""
         return self.error_code(error) in self.lost_claim_codes
+
+    def is_lock_timeout(self, error: DBAPIError) -> bool:
+        """Somebody held a lock for too long: who tries at once waits as long again."""
+        return self.error_code(error) in self.lock_timeout_codes
 
     def may_hold(self, error: DBAPIError) -> bool:
         """Whether a statement that commits itself may hold although it failed so."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, PoolProxiedConnection, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from outbox.core.runs import Runs
@@ -23,6 +23,7 @@ class MySQL(Dialect):
     sync_driver = "pymysql"
     missing_table_codes = (1146,)
     lost_claim_codes = (1213, 1205, 1020)
+    lock_timeout_codes = (1205,)
     read_only_codes = (1290, 1792, 1836)
     duplicate_key = 1062
 
@@ -32,6 +33,11 @@ class MySQL(Dialect):
 
     def engine_arguments(self, *, synchronous: str) -> dict[str, Any]:
         return {"pool_reset_on_return": None}  # a round trip: whoever takes a connection ends its transaction
+
+    def begin(self, pooled: PoolProxiedConnection) -> None:
+        driver_connection: Any = pooled.driver_connection
+        if driver_connection.get_autocommit():  # of a host's engine
+            driver_connection.begin()
 
     def insertion(self, table: str, rows: Sequence[Row], driver: str) -> tuple[str, Sequence[Any]]:
         # A plain INSERT, and a look only when an id is there: INSERT IGNORE would also swallow truncation and

@@ -19,6 +19,7 @@ class PostgreSQL(Dialect):
     storage_statements = ("ALTER TABLE outbox_lane SET (fillfactor = 50)",)  # its row is updated all the time
     missing_table_codes = ("42P01",)
     lost_claim_codes = ("40001", "40P01", "55P03")
+    lock_timeout_codes = ("55P03",)
     read_only_codes = ("25006",)
     advice = {  # noqa: RUF012 - ClassVar in the base
         "25006": "This server is a standby, or default_transaction_read_only is on: make it writable, or name every"
@@ -90,7 +91,9 @@ class PostgreSQL(Dialect):
         driver = connection.dialect.driver
         if driver == "psycopg" and not connection.dialect.is_async and len(rows) >= self.copy_from_rows:
             connection.exec_driver_sql("SAVEPOINT outbox_copy")
-            with suppress(self._error()):
+            from psycopg import Error
+
+            with suppress(Error):
                 self._copy(connection.connection, table, rows)
                 connection.exec_driver_sql("RELEASE SAVEPOINT outbox_copy")
                 return len(rows)
@@ -98,14 +101,11 @@ class PostgreSQL(Dialect):
         return connection.exec_driver_sql(*self.insertion(table, rows, driver)).rowcount
 
     def put(self, pooled: PoolProxiedConnection, table: str, rows: Sequence[Row], driver: str) -> int:
-        if len(rows) >= self.copy_from_rows:
-            try:
+        if driver == self.sync_driver and len(rows) >= self.copy_from_rows:
+            from psycopg.errors import UniqueViolation
+
+            with suppress(UniqueViolation):
                 self._copy(pooled, table, rows)
-            except self._error():
-                driver_connection: Any = pooled.driver_connection
-                if driver_connection.closed:  # it may hold
-                    raise
-            else:
                 return len(rows)
         return super().put(pooled, table, rows, driver)
 
@@ -119,12 +119,6 @@ class PostgreSQL(Dialect):
             # Payloads are ASCII JSON without control characters: only the backslash is special to COPY.
             lines = "".join([f"{id.hex()}\t{payload}\t{size}\n" for id, payload, size in rows])
             copy.write(lines.replace("\\", "\\\\"))
-
-    @staticmethod
-    def _error() -> type[Exception]:
-        from psycopg import Error
-
-        return Error
 
     def sequence_position(self, connection: Connection, table: str) -> int:
         sequence = connection.execute(text("SELECT pg_get_serial_sequence(:t, 'seq')"), {"t": table}).scalar_one()
