@@ -9,6 +9,7 @@ migrate     Alembic in code
 claim       due batches, holes, new rows: what to send next
 settle      a receipt into the ledger, under the lease token
 plain       both without the lane's lock, where this worker is alone and nothing is odd
+joined      what that writes, as one statement
 operate     requeue, discard, shed, switch off, purge
 audit       what the ledger must say about every number, and what contradicts it
 mend        how strays come back, and lost rows are given up

@@ -43,8 +43,6 @@ class Dialect(ABC):
     """A statement can be a transaction of its own, without a word to the server about it."""
     plain_steps: ClassVar[bool] = False
     """A worker that is alone decides without the lane's lock (store/plain.py)."""
-    joins_writes: ClassVar[bool] = False
-    """One statement can write to several tables."""
     reads_ahead: ClassVar[Literal["before", "beside"] | None] = None
     """Whether to read a full batch before its claim has the lane, or beside the one before it (store/reading.py)."""
     purge_chunk: ClassVar[int] = 20_000
