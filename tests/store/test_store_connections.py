@@ -62,6 +62,14 @@ def used(box: Outbox) -> Iterator[Any]:
     connections.keep(pooled, at_hand)
 
 
+def kill_the_one_at_hand(box: Outbox, engine: Engine, database: Database) -> None:
+    with used(box) as pooled, pooled.cursor() as cursor:
+        cursor.execute(SESSION[database.name])
+        (session,) = cursor.fetchone()
+    with engine.connect() as connection:
+        connection.execute(text(KILL[database.name].format(session)))
+
+
 def pending(box: Outbox) -> int:
     return box.status().lanes["usage"].pending
 
@@ -135,11 +143,7 @@ def test_one_that_was_idle_is_tried_before_it_is_used(
     now = 1000.0
     monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now))
     box.put(interval())
-    with used(box) as pooled, pooled.cursor() as cursor:
-        cursor.execute(SESSION[database.name])
-        (session,) = cursor.fetchone()
-    with engine.connect() as connection:
-        connection.execute(text(KILL[database.name].format(session)))
+    kill_the_one_at_hand(box, engine, database)
     now += 1.5 * connections.IDLE_SECONDS
     box.put(interval())
     assert pending(box) == 2
@@ -152,11 +156,7 @@ def test_when_one_broke_none_of_those_in_use_meanwhile_stays_at_hand(
     with used(box) as beside:
         known = beside.driver_connection
         box.put(interval())
-        with used(box) as pooled, pooled.cursor() as cursor:
-            cursor.execute(SESSION[database.name])
-            (session,) = cursor.fetchone()
-        with engine.connect() as connection:
-            connection.execute(text(KILL[database.name].format(session)))
+        kill_the_one_at_hand(box, engine, database)
         with pytest.raises((DatabaseUnavailable, OutcomeUnknown)):
             box.put(interval())
     with handed_out(box) as seen:
