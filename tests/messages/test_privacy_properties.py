@@ -13,7 +13,7 @@ from outbox.core.privacy import Place
 from outbox.messages import TelemetryEnvelope, normalise
 from outbox.messages.message import to_json
 from outbox.messages.otlp_schema import MESSAGES
-from outbox.messages.privacy_defaults import ALLOWED
+from outbox.messages.privacy_defaults import ALLOWED, OF_VERSIONS
 from outbox.messages.privacy_filter import Filter
 from tests.messages.documents import of_record, of_span
 from tests.messages.filtering import STANDARD, wider
@@ -55,17 +55,27 @@ def planted(draw: st.DrawFn) -> tuple[Signal, dict[str, Any]]:
     return signal, _planted(draw, signal, normalise(signal, document))
 
 
-def _planted(draw: st.DrawFn, kind: str, value: Any, *, goes: bool = False) -> Any:
-    """``value``, of a kind of ``otlp_schema``, planted with what must not leave. ``goes``: all of it will."""
+def _planted(draw: st.DrawFn, kind: str, value: Any, *, goes: bool = False, of_version: bool = False) -> Any:
+    """``value``, of a kind of ``otlp_schema``, planted with what must not leave. ``goes``: all of it will.
+
+    ``of_version``: it is a version, in which 1.2.3.4 is no address.
+    """
     if kind.startswith("["):
-        return [_planted(draw, kind[1:-1], each, goes=goes) for each in value]
+        return [_planted(draw, kind[1:-1], each, goes=goes, of_version=of_version) for each in value]
     if kind == "KeyValue":
         key = draw(st.sampled_from(ALLOWED_KEYS) | st.sampled_from(FOREIGN_KEYS) | canaries)
-        inside = _planted(draw, "AnyValue", value.get("value", {}), goes=goes or key not in ALLOWED_KEYS)
+        goes, of_version = goes or key not in ALLOWED_KEYS, key in OF_VERSIONS
+        inside = _planted(draw, "AnyValue", value.get("value", {}), goes=goes, of_version=of_version)
         return {"key": key, "value": inside}
     if kind in MESSAGES:
         return {
-            field: _planted(draw, MESSAGES[kind][field], inside, goes=goes or field in GO_WHOLE)
+            field: _planted(
+                draw,
+                MESSAGES[kind][field],
+                inside,
+                goes=goes or field in GO_WHOLE,
+                of_version=of_version or field == "version",
+            )
             for field, inside in value.items()
         }
     if kind != "string":
@@ -73,7 +83,10 @@ def _planted(draw: st.DrawFn, kind: str, value: Any, *, goes: bool = False) -> A
     what = draw(st.sampled_from(["as it is", "recognised", "name" if goes else "recognised"]))
     if what == "as it is":
         return value
-    return NAME if what == "name" else draw(st.sampled_from(BEFORE)) + draw(canaries) + draw(st.sampled_from(AFTER))
+    if what == "name":
+        return NAME
+    canary = draw(canaries.filter(lambda text: text not in RECOGNISED["203.0.113"]) if of_version else canaries)
+    return draw(st.sampled_from(BEFORE)) + canary + draw(st.sampled_from(AFTER))
 
 
 def given_away(text: str) -> Iterator[str]:
