@@ -26,14 +26,13 @@ AtHand = deque[PoolProxiedConnection]
 KEPT_SECONDS = 60.0
 """So long at most it stays out of the pool, which may have been told to replace what is old (``pool_recycle``)."""
 _USED_AT, _KEPT_AT, _OUT_AT = "outbox_used_at", "outbox_kept_at", "outbox_out_at"
-
-
 _LEFT_ALONE: list[AtHand] = []
+"""Of a parent process: held for ever, so that nothing is said on their sockets."""
 
 
 class Connections:
-    """Of ``engine``. ``served``: by a server, which may go away meanwhile. ``switch``: those at hand
-    are switched to commit each statement by itself; what the pool hands out does not.
+    """Of ``engine``. ``served``: by a server, which may go away meanwhile. ``switch``: those at hand are switched to
+    commit each statement by itself; those that the pool hands out are not.
 
     ``before``, ``after_in_parent`` and ``after_in_child`` a fork are called by ``store.forks``.
     """
