@@ -86,8 +86,12 @@ class News:
         self._event = Event()
         self.entries = False
         """Some were committed since somebody looked."""
+        self.unsure = False
+        """More may have been than was told of, or are about to be."""
 
-    def tell(self, *, entries: bool) -> None:
+    def tell(self, *, entries: bool, unsure: bool = False) -> None:
+        if unsure:
+            self.unsure = True
         if entries:
             self.entries = True
         self._event.set()
@@ -147,6 +151,7 @@ class Dispatcher:
         stop = stop or Event()
         flight = Flight(self, lane, at_most, stop, told, self._cut_off.pop(lane, None))
         woken, flight.news.entries = flight.news.entries, False  # before the look: who commits during it is looked for
+        flight.looked = not woken
         try:
             outlook = None if woken and lane in self._flowing else self.box.store.outlook(lane)
             if outlook is None or outlook.ready or flight.busy:
@@ -156,6 +161,8 @@ class Dispatcher:
                     self._flowing.discard(lane)
                 elif flight.total.sent:
                     self._flowing.add(lane)
+            if not outlook.ready and outlook.next_seconds is None:
+                self.looked_at[lane] = time.monotonic()
         except BaseException:
             self._cut_off[lane] = flight
             raise
@@ -221,6 +228,10 @@ class Flight:
         self.total = Settled()
         self.deaf = False
         """A claim was in vain: until something lands, nobody listens for entries."""
+        self.emptied = False
+        """The last claim took all there was."""
+        self.looked = True
+        """Nobody had told of what it began with: there may be more of that kind."""
         self.troubled = False
         """An answer was not what it should be."""
 
@@ -231,17 +242,19 @@ class Flight:
             self._step(0, False)  # alone: a full disk that takes no new batch may still take a receipt
         while True:
             self._hand_back()
-            want, exhausted = self._room(), False
+            look_due = look_due or self._long_since_look
+            exhausted = self._nothing_new and not look_due
+            want = 0 if exhausted else self._room()
             if self.landed or want:
                 settling = bool(self.landed)
-                step = self._step(want, look_due or self._long_since_look)
+                step = self._step(want, look_due)
                 look_due = False
                 self.deaf = want > 0 and not (settling or step.batches)
                 self.ready += step.batches
                 if want:
                     self.backlog = any(batch.rows == policy.batch_max_rows for batch in step.batches[-1:])
+                    self.emptied, exhausted = step.emptied, len(step.batches) < want
                 self._leave()
-                exhausted = len(step.batches) < want
                 if want and not exhausted and self._room() and not any(f.done() for f in self.flying):
                     continue
             seconds = self._pause(exhausted)
@@ -249,11 +262,17 @@ class Flight:
                 self.landed = self._landing(seconds)
             elif seconds is not None:
                 self.stop.wait(seconds)
-            elif not self.ready:
+            elif not (self.ready or (self.emptied and self.told and self.news.entries and self._room())):
                 return
             look_due = any(one.receipt.verdict is not Verdict.DELIVERED for one in self.landed)
             if not look_due:
                 self._leave()
+
+    @property
+    def _nothing_new(self) -> bool:
+        """What has landed is settled alone: the last claim took all there was, and nobody told of more."""
+        quiet = not (self.looked or self.news.entries or self.news.unsure)
+        return self.told and self.emptied and quiet and not self._pace.limited
 
     @property
     def busy(self) -> bool:

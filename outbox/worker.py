@@ -35,7 +35,10 @@ BOUNDS_SECONDS = 10
 AUDITED_OFTEN = 200_000
 """The newest numbers, audited each minute; all of them at start and every hour."""
 FIRST_PAUSE_SECONDS = 0.001
-"""An idle lane looks again after 1, 2, 4 ... ms up to the poll: rows that committed a moment after a wake."""
+"""An idle lane looks again after 1, 2, 4 ... ms up to the poll: for what committed a moment after a wake, or in another
+process of whose commits the database does not tell."""
+TOLD_PAUSE_SECONDS = 0.05
+"""The first of these pauses where all is told of, after the COMMIT."""
 
 
 class Worker:
@@ -69,8 +72,8 @@ class Worker:
         self._every(BOUNDS_SECONDS, self._keep_within_bounds, executor="upkeep")
         self._every(UPKEEP_SECONDS, self._upkeep, executor="upkeep")
         self._every(3600, self._audit, executor="upkeep")
-        self._listening.callback(self.box.wake.listen(self._woken))
-        self._listening.callback(self.box.store.watch(self._woken))
+        self._listening.callback(self.box.wake.listen(self._woken, self._woken_unsure))
+        self._listening.callback(self.box.store.watch(self._woken_unsure))
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -132,11 +135,12 @@ class Worker:
         while not self._stop.is_set():
             woken = news.entries
             report = self.dispatcher.run_lane(lane, stop=self._stop, told=True)
+            unsure, news.unsure = news.unsure or not self.box.store.tells, False
             if report.more and report.batches:
                 continue
             in_vain = report.more and not report.batches  # what waits is another worker's, or not there yet
             if report.batches or (woken and not report.paused and not in_vain):
-                pause = FIRST_PAUSE_SECONDS
+                pause = FIRST_PAUSE_SECONDS if unsure else TOLD_PAUSE_SECONDS
             timed = report.next_seconds is not None and not in_vain
             due = max(report.next_seconds or 0.0, FIRST_PAUSE_SECONDS) if timed else pause
             if report.paused:
@@ -145,9 +149,13 @@ class Worker:
                 news.wait_for_entries(min(pause, due))
             pause = min(2 * pause, self.box.settings.poll_seconds)
 
-    def _woken(self, lanes: set[Lane]) -> None:
+    def _woken(self, lanes: set[Lane], *, unsure: bool = False) -> None:
         for lane in lanes & self.dispatcher.news.keys():
-            self.dispatcher.news[lane].tell(entries=True)
+            self.dispatcher.news[lane].tell(entries=True, unsure=unsure)
+
+    def _woken_unsure(self, lanes: set[Lane]) -> None:
+        """Before the COMMIT, or a while after one of another process, which may have committed again since."""
+        self._woken(lanes, unsure=True)
 
     def _switch_lanes(self) -> None:
         for lane in Lane:

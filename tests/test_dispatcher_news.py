@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, select
 
-from outbox import Dispatcher, DispatchReport, Outbox, Settings
+from outbox import Dispatcher, DispatchReport, Outbox, Receipt, Settings, dispatcher
+from outbox.core.batch import Batch
 from outbox.core.concurrency import Concurrency
 from outbox.core.lane import Lane
 from outbox.core.step import Step
+from outbox.dispatcher import LOOK_DUE_SECONDS
 from outbox.store.schema import LANE
 from tests.store.driving import DELIVERED
 from tests.support import ledger
@@ -108,3 +111,120 @@ def test_news_of_what_is_not_there_cause_one_claim_until_something_lands(
     scene.beacon.answers.put(DELIVERED)
     assert scene.report.result(PATIENCE_SECONDS).sent == 1
     assert [(len(each.batches), each.settled.sent) for each in made] == [(0, 0), (0, 1)]
+
+
+@pytest.fixture
+def told(database: Database, engine: Engine, box: Outbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[Told]:
+    with Outbox(database.url, settings=Settings(license_key="test-license-key")) as told:
+        dispatcher = Dispatcher(told, Beacon())
+        yield Told(dispatcher, monkeypatch)
+        dispatcher.close()
+        ledger.check(engine)
+
+
+class Told:
+    """A dispatcher in whose process all entries are committed, and what each of its steps wanted and told."""
+
+    def __init__(self, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.dispatcher, self.news = dispatcher, dispatcher.news[Lane.USAGE]
+        self.steps: list[tuple[int, Step]] = []
+        step = dispatcher.box.store.step
+
+        def noted(*arguments: Any, want: int, **options: Any) -> Step:
+            done = step(*arguments, want=want, **options)
+            self.steps.append((want, done))
+            return done
+
+        monkeypatch.setattr(dispatcher.box.store, "step", noted)
+
+    def deliver(self, *, tell: bool = True, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """An entry, to a beacon at which something happens before it answers."""
+        self.put(tell=tell)
+        self.steps.clear()
+        self.dispatcher.transport = Meanwhile(meanwhile)
+        self.dispatcher.run_lane(Lane.USAGE, told=True)
+
+    def put(self, *, tell: bool = True) -> None:
+        self.dispatcher.box.put(interval())  # type: ignore[attr-defined]
+        if tell:
+            self.news.tell(entries=True)
+
+    @property
+    def looked_after_sending(self) -> bool:
+        """Whether whatever settled what was sent looked for more."""
+        [want] = [want for want, done in self.steps if done.settled.batches and not done.batches]
+        return want > 0
+
+    @property
+    def delivered(self) -> int:
+        return sum(done.settled.sent for _, done in self.steps)
+
+
+class Meanwhile:
+    def __init__(self, does: Callable[[], None]) -> None:
+        self._does = [does]
+
+    def send(self, _batch: Batch) -> Receipt:
+        while self._does:
+            self._does.pop()()
+        return DELIVERED
+
+
+def test_what_was_sent_is_settled_without_a_look_where_all_is_told_of(told: Told) -> None:
+    told.deliver()
+    assert not told.looked_after_sending
+    assert told.delivered == 1
+
+
+def test_it_looks_where_entries_were_found_that_nobody_told_of(told: Told) -> None:
+    told.deliver(tell=False)
+    assert told.looked_after_sending
+
+
+def test_it_looks_where_who_told_was_unsure(told: Told) -> None:
+    told.deliver(meanwhile=lambda: told.news.tell(entries=False, unsure=True))
+    assert told.looked_after_sending
+
+
+def test_what_is_told_of_meanwhile_is_claimed_by_whatever_settles(told: Told) -> None:
+    told.deliver(meanwhile=told.put)
+    assert told.delivered == 2
+    assert [(len(done.batches), done.settled.sent) for _, done in told.steps] == [(1, 0), (1, 1), (0, 1)]
+
+
+def test_what_is_told_of_while_it_is_settled_is_sent_by_the_same_flight(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, late = told.dispatcher.box.store.step, [told.put]
+
+    def settling(*arguments: Any, **options: Any) -> Step:
+        done: Step = step(*arguments, **options)
+        if done.settled.batches and late:
+            late.pop()()
+        return done
+
+    monkeypatch.setattr(told.dispatcher.box.store, "step", settling)
+    told.deliver()
+    assert told.delivered == 2
+
+
+def test_due_batches_are_not_looked_for_under_the_lock_where_an_outlook_said_that_none_waits(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(dispatcher, "time", SimpleNamespace(monotonic=lambda: now))
+    looked: list[bool] = []
+    step = told.dispatcher.box.store.step
+
+    def noted(*arguments: Any, look_due: bool, **options: Any) -> Step:
+        looked.append(look_due)
+        done: Step = step(*arguments, look_due=look_due, **options)
+        return done
+
+    monkeypatch.setattr(told.dispatcher.box.store, "step", noted)
+    for _ in range(5):
+        told.deliver()
+        now += 0.9 * LOOK_DUE_SECONDS
+    looked_first, *later = looked
+    assert looked_first
+    assert not any(later)

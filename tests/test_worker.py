@@ -37,7 +37,8 @@ def slow_poll(database: Database, engine: Engine, beacon: Simulator) -> Iterator
 @pytest.fixture
 def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """An idle lane waits for a wake and nothing else."""
-    monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", 3600)
+    for pause in ("FIRST", "TOLD"):
+        monkeypatch.setattr(f"outbox.worker.{pause}_PAUSE_SECONDS", 3600)
 
 
 @pytest.mark.usefixtures("no_second_look")
@@ -49,8 +50,10 @@ def test_a_put_wakes_the_worker_of_its_process(slow_poll: Outbox, beacon: Simula
 
 
 def test_a_commit_of_the_host_wakes_the_worker_of_its_process(
-    slow_poll: Outbox, engine: Engine, beacon: Simulator
+    slow_poll: Outbox, engine: Engine, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It is told just before the COMMIT: the worker looks again a moment later."""
+    monkeypatch.setattr("outbox.worker.TOLD_PAUSE_SECONDS", 3600)
     with BeaconTransport(slow_poll.settings) as transport, Worker(slow_poll, transport):
         for number in range(1, 4):
             with engine.begin() as connection:

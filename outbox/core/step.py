@@ -45,6 +45,8 @@ class Step:
 
     batches: Sequence[Batch] = ()
     settled: Settled = field(default_factory=Settled)
+    emptied: bool = False
+    """The claim saw that no entry is left above the cursor."""
 
     @property
     def batch(self) -> Batch | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from threading import Event
 from typing import Any
@@ -23,6 +24,8 @@ POOL_CONNECTIONS = 5
 """A smaller pool is somebody's bound: whoever waits for one of so few must not wait for one that is idle here."""
 
 AtHand = deque[PoolProxiedConnection]
+Switch = Callable[[Any, bool], None]
+"""``Dialect.commit_each``."""
 KEPT_SECONDS = 60.0
 """So long at most it stays out of the pool, which may have been told to replace what is old (``pool_recycle``)."""
 _USED_AT, _KEPT_AT, _OUT_AT = "outbox_used_at", "outbox_kept_at", "outbox_out_at"
@@ -31,13 +34,13 @@ _LEFT_ALONE: list[AtHand] = []
 
 
 class Connections:
-    """Of ``engine``. ``served``: by a server, which may go away meanwhile. ``switch``: those at hand are switched to
-    commit each statement by itself; those that the pool hands out are not.
+    """Of ``engine``. ``served``: by a server, which may go away meanwhile. ``switch``: by it those at hand are told to
+    commit each statement by itself; those that the pool hands out do not.
 
     ``before``, ``after_in_parent`` and ``after_in_child`` a fork are called by ``store.forks``.
     """
 
-    def __init__(self, engine: Engine, *, served: bool, switch: bool) -> None:
+    def __init__(self, engine: Engine, *, served: bool, switch: Switch | None) -> None:
         self._engine = engine
         self._served = served
         self._switch = switch
@@ -58,8 +61,9 @@ class Connections:
 
         # Not the event "engine_disposed": any listener on an engine makes each of its connections dearer.
         setattr(engine, "dispose", dispose_all)  # noqa: B010 - mypy: cannot assign to a method
-        if switch:
-            event.listen(engine, "reset", _commit_on_demand)
+        if switch is not None:
+            # Here, and not where it is given back: one that a thread lost on its way goes to the pool too.
+            event.listen(engine, "reset", lambda driver_connection, _record, _state: switch(driver_connection, False))
         if served:
             event.listen(engine, "checkin", _note_use)
             event.listen(engine, "checkout", self._require_alive)
@@ -75,10 +79,9 @@ class Connections:
             pooled.close()  # the pool tries it before it hands it out
         pooled = self._engine.raw_connection()
         pooled.info[_OUT_AT] = time.monotonic()
-        if self._switch:
-            driver_connection: Any = pooled.driver_connection
+        if self._switch is not None:
             try:
-                driver_connection.autocommit = True
+                self._switch(pooled.driver_connection, True)
             except BaseException:
                 pooled.invalidate()
                 raise
@@ -145,9 +148,3 @@ def _close(at_hand: AtHand) -> None:
 
 def _note_use(_driver_connection: Any, record: Any) -> None:
     record.info[_USED_AT] = record.info.pop(_KEPT_AT, None) or time.monotonic()
-
-
-def _commit_on_demand(driver_connection: Any, _record: Any, _state: Any) -> None:
-    """Here, and not where it is given back: one that a thread lost on its way goes to the pool too."""
-    if driver_connection.autocommit:
-        driver_connection.autocommit = False

@@ -50,9 +50,8 @@ class Database:
         with uninstrumented():
             self.engine = _engine(bind, self.url, self.dialect, synchronous)
         one_writer = self.dialect.single_writer
-        self._connections = Connections(
-            self.engine, served=not one_writer, switch=self.dialect.autocommits and not one_writer
-        )
+        switch = self.dialect.commit_each if self.dialect.autocommits and not one_writer else None
+        self._connections = Connections(self.engine, served=not one_writer, switch=switch)
         self._guard = ForkGuard(self.engine, str(self.url.database), self._connections) if one_writer else None
         told_of_forks(self._guard or self._connections)
         self._turn_over_at = -math.inf
@@ -149,11 +148,12 @@ class Database:
             try:
                 return self._by_the_driver(do)
             except DBAPIError as error:
+                if self.dialect.is_lost_claim(error) and not self.dialect.is_lock_timeout(error):
+                    return None
                 if may_hold or (not many and self.dialect.may_hold(error)):
                     self._connections.distrust()
                     raise self._commit_failed(error) from error
-                lost = self.dialect.is_lost_claim(error) and not self.dialect.is_lock_timeout(error)
-                if lost or isinstance(error, IntegrityError):
+                if isinstance(error, IntegrityError):
                     return None
                 raise
 

@@ -1,8 +1,9 @@
-"""All that a plain step writes, as one statement, which commits itself.
+"""All that a plain step writes, as one statement, which commits itself, where the database has one for it.
 
 PostgreSQL    the changes are parts of a WITH: one round trip
 SQLite        rows for a view that has a trigger: between two statements a thread may wait for the interpreter, and
               producers meanwhile for the write lock
+others        a transaction of a few statements: all in a block of MariaDB's is no faster (benchmarks/NOTES.md)
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Dialect
 
 from outbox.core.lifecycle import BatchState
-from outbox.store.ledger import NEW, leased_batch, saved_lane
+from outbox.store.ledger import NEW, leased_batch, leasing, save_lane, saved_lane, settling
 from outbox.store.prepared import Prepared
 from outbox.store.schema import BATCH, LANE
 
@@ -29,6 +30,11 @@ Values = Mapping[str, Any]
 SAVED = ("version", "cursor")
 """What a plain step changes of the lane's row."""
 _ARRIVED, _LEASED = "arrived", "leased"
+
+
+def statements(dialect: Dialect) -> int:
+    """As how many it is written at most, whatever it writes."""
+    return 3 if dialect.name in ("mysql", "mariadb") else 1
 
 
 def write(
@@ -43,6 +49,8 @@ def write(
     if dialect.name == "sqlite":
         _view(of_arrival, of_lease).write(pooled, saved, arrivals, leases)
         return [True] * len(arrivals)
+    if statements(dialect) > 1:
+        return _one_by_one(pooled, dialect, saved, arrivals, leases)
     joined = _joined(of_arrival, len(arrivals), of_lease, len(leases))
     [done] = joined.fetched(pooled, dialect, {**saved, **_numbered(_ARRIVED, arrivals), **_numbered(_LEASED, leases)})
     return [bool(each) for each in done[1:]] if done.saved else None
@@ -74,6 +82,19 @@ def _joined(of_arrival: Names, arrivals: int, of_lease: Names, leases: int) -> P
 def _lease_if(still: Any, names: Names, prefix: str) -> Any:
     values = [bindparam(prefix + name, type_=BATCH.c[name].type) for name in names]
     return insert(BATCH).from_select(names, select(*values).where(still), include_defaults=False)
+
+
+# --- MySQL and MariaDB ----------------------------------------------------------------------------------------
+
+
+def _one_by_one(
+    pooled: PoolProxiedConnection, dialect: Dialect, saved: Values, arrivals: Sequence[Values], leases: Sequence[Values]
+) -> Sequence[bool] | None:
+    if save_lane(SAVED).on(pooled, dialect, [saved]) != 1:
+        return None
+    if leases:
+        leasing(tuple(leases[0])).on(pooled, dialect, leases)
+    return [settling(tuple(one)).on(pooled, dialect, [one]) == 1 for one in arrivals]
 
 
 # --- SQLite ---------------------------------------------------------------------------------------------------

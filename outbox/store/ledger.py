@@ -68,6 +68,11 @@ class LockedLane:
         return self.look is not None
 
     @property
+    def emptied(self) -> bool:
+        """A claim saw that no entry is above the cursor."""
+        return self.newest == self.cursor
+
+    @property
     def key(self) -> str:
         return str(self.lane)
 
@@ -103,6 +108,11 @@ def leased_batch(names: Iterable[str], prefix: str = "") -> Update:
     fence = [column == bindparam(prefix + name) for name, column in columns.items()]
     changed: dict[str, Any] = {n.removeprefix(NEW): bindparam(prefix + n) for n in names if n.startswith(NEW)}
     return update(BATCH).where(*fence).values(changed)
+
+
+@cache
+def settling(names: tuple[str, ...]) -> Prepared:
+    return Prepared(leased_batch(names))
 
 
 @contextmanager

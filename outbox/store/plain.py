@@ -83,12 +83,15 @@ class PlainSteps:
             self._left.pop(lane, None)
             return None
         if not (settlements or batches):
-            if row.newest == row.cursor:
+            if row.emptied:
                 self._saw_all.add(lane)
-            return Step()
+            return Step(emptied=row.emptied)
         if row.health != left.health:
             return None
-        arrived = self._database.alone(lambda pooled: self._write(pooled, left, row), statements=1, in_turn=True)
+        statements = joined.statements(self._database.engine.dialect)
+        arrived = self._database.alone(
+            lambda pooled: self._write(pooled, left, row), statements=statements, in_turn=True
+        )
         if arrived is None:
             self._left.pop(lane, None)
             return None
@@ -97,10 +100,11 @@ class PlainSteps:
                 settled.batches -= 1
                 settled.sent -= batch.rows
                 settled.lost.append(batch.id)
+        saw_all = row.emptied if want else lane in self._saw_all
         self.left(row, policy, plain=True)
-        if want and row.newest == row.cursor:
+        if saw_all:
             self._saw_all.add(lane)
-        return Step(batches, settled)
+        return Step(batches, settled, row.emptied)
 
     def only_since(self, lane: Lane, version: int) -> bool:
         """Whether all steps since then were plain, and the last one saw that no entry is above the cursor."""
@@ -132,7 +136,8 @@ class PlainSteps:
         ahead, first = self._ahead.ready(left.lane, policy, want), left.cursor + 1
         rows, times = dict(ahead.rows), dict(ahead.times)
         if first not in rows:
-            rows[first], times[first] = self._ahead.look(left.lane, first, policy.batch_max_rows)
+            few = left.emptied
+            rows[first], times[first] = self._ahead.look(left.lane, first, policy.batch_max_rows, few=few)
         at = self._looked_at[left.lane] = time.monotonic()
         now = rows[first].now + int((at - times[first]) * MICROSECONDS) if clock is None else clock()
         look = partial(self._row, left.lane, policy.batch_max_rows)

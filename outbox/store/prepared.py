@@ -31,7 +31,7 @@ class Prepared:
         self._columns = columns
         self._selected = list(statement.selected_columns) if isinstance(statement, Select) else []
         names = [str(column.key) for column in self._selected]
-        self._record: Callable[[Iterable[Any]], Any] = cast("Any", namedtuple)("Row", names)._make
+        self.record: Callable[[Iterable[Any]], Any] = cast("Any", namedtuple)("Row", names)._make
         self._texts: dict[tuple[str, str], _Text] = {}
 
     def rows(self, connection: Connection, values: Values) -> Sequence[Any]:
@@ -64,7 +64,7 @@ class Prepared:
         with closing(pooled.cursor()) as cursor:
             cursor.execute(text.sql, text.parameters(values))
             rows = cursor.fetchall()
-        return [self._record(text.converted(row)) for row in rows] if text.results else list(map(self._record, rows))
+        return [self.record(text.converted(row)) for row in rows] if text.results else list(map(self.record, rows))
 
     def _text(self, dialect: Dialect) -> _Text:
         key = dialect.name, dialect.driver

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 from uuid import UUID
 
@@ -24,8 +23,7 @@ from outbox.core.step import Settled, Settlement
 from outbox.core.transition import Move, Transition, decide
 from outbox.core.verdict import Receipt, Verdict
 from outbox.store.dialects import RUNS_AT_ONCE
-from outbox.store.ledger import NEW, LockedLane, add_to_totals, backoff, insert_batch, leased_batch
-from outbox.store.prepared import Prepared
+from outbox.store.ledger import NEW, LockedLane, add_to_totals, backoff, insert_batch, settling
 from outbox.store.schema import BATCH, LANE, LOGS
 
 
@@ -153,11 +151,6 @@ def _fenced(batch: Batch, values: dict[str, Any]) -> dict[str, Any]:
 def _update_leased(lane: LockedLane, rows: Sequence[dict[str, Any]]) -> int:
     """Change batches whose lease is still ours; how many. All rows have the same columns."""
     return settling(tuple(rows[0])).changed(lane.connection, rows)
-
-
-@cache
-def settling(names: tuple[str, ...]) -> Prepared:
-    return Prepared(leased_batch(names))
 
 
 def _leased(lane: LockedLane, batch: Batch) -> Row[Any] | None:

@@ -94,7 +94,7 @@ class Store:
             settled = settle(row, self.policy, settlements)
             batches = claim(row, self.policy, want=want, look_due=look_due, eager_holes=eager)
             row.untouched = not (settlements or batches or look_due)
-            return Step(batches, settled)
+            return Step(batches, settled, row.emptied)
 
         try:
             step = self._on(lane, settle_and_claim)
@@ -155,6 +155,11 @@ class Store:
             at = time.monotonic() if self.clock is None else now / MICROSECONDS
             self._timers[lane] = _Timer(row.version, None if left_seconds is None else at + left_seconds)
         return Outlook(bool(row.newer) or overdue, left_seconds)
+
+    @property
+    def tells(self) -> bool:
+        """Whether ``watch`` is told."""
+        return self.database.dialect.tells
 
     def watch(self, tell: Listener) -> Callable[[], None]:
         """Call ``tell`` when another process commits entries; returns what ends that."""

@@ -38,19 +38,20 @@ class Wake:
 
     def __init__(self, announce: Listener | None = None) -> None:
         self._announce = announce
-        self._listeners: list[Listener] = []
+        self._listeners: list[tuple[Listener, Listener]] = []
         self._waiting: WeakKeyDictionary[Any, Lanes] = WeakKeyDictionary()
         self._hooked: WeakKeyDictionary[Engine, bool] = WeakKeyDictionary()
 
-    def listen(self, listener: Listener) -> Callable[[], None]:
-        """Call ``listener`` at each wake; returns what ends that."""
-        self._listeners.append(listener)
-        return lambda: self._listeners.remove(listener)
+    def listen(self, listener: Listener, soon: Listener | None = None) -> Callable[[], None]:
+        """Call ``listener`` at each wake, or ``soon`` where the COMMIT is only about to be; returns what ends that."""
+        both = listener, soon or listener
+        self._listeners.append(both)
+        return lambda: self._listeners.remove(both)
 
-    def set(self, lanes: Iterable[Lane]) -> None:
+    def set(self, lanes: Iterable[Lane], *, committed: bool = True) -> None:
         woken = set(lanes)
-        for listener in self._told() if woken else ():
-            listener(woken)
+        for listener, soon in self._told() if woken else ():
+            (listener if committed else soon)(woken)
 
     def after_commit(self, where: Session | Connection, lanes: Lanes) -> None:
         """Wake when the transaction of ``where`` commits; forget it when it rolls back."""
@@ -65,8 +66,8 @@ class Wake:
             self._hooked[where.engine] = True
             event.listen(where.engine, "commit", self._connection_commits)
 
-    def _told(self) -> tuple[Listener, ...]:
-        return tuple(self._listeners) or (() if self._announce is None else (self._announce,))
+    def _told(self) -> tuple[tuple[Listener, Listener], ...]:
+        return tuple(self._listeners) or (() if self._announce is None else ((self._announce, self._announce),))
 
     def _session_committed(self, session: Session) -> None:
         if session.in_nested_transaction():
@@ -75,7 +76,7 @@ class Wake:
         self._waiting.get(session, set()).clear()
 
     def _connection_commits(self, connection: Connection) -> None:
-        self.set(self._waiting.pop(connection, ()))
+        self.set(self._waiting.pop(connection, ()), committed=False)
 
 
 class Announcer:

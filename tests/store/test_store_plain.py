@@ -20,12 +20,11 @@ from outbox.store import claim as store_claim
 from outbox.store import plain as store_plain
 from outbox.store.database import Database
 from outbox.store.dialects import now_us
-from outbox.store.reading import Ahead
+from outbox.store.reading import FEW, Ahead
 from outbox.store.schema import BATCH, LANE
 from tests.store.driving import DELIVERED, INTERRUPTED, REFUSED, UNAVAILABLE, Worker
 from tests.support.databases import Database as Place
 
-pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 ROWS = 3
 """Of a put, and so of a batch."""
 
@@ -92,10 +91,25 @@ def test_several_batches_are_settled_and_leased_at_once(alone: Worker, locks: li
     assert {alone.batch(batch.id).state for batch in first.batches} == {"settled"}
 
 
+@pytest.mark.parametrize("entries", [1, FEW - 1, FEW, FEW + 1])
+def test_few_entries_are_read_as_many_are(alone: Worker, locks: list[Lane], entries: int) -> None:
+    put = alone.put(entries)
+    [batch] = step(alone, leased(alone)).batches
+    assert not locks
+    assert ids([batch]) == put
+    written = alone.batch(batch.id)
+    assert (batch.rows, written.last_seq - written.first_seq + 1, alone.row.cursor) == (
+        entries,
+        entries,
+        written.last_seq,
+    )
+    assert batch.payload_bytes == written.payload_bytes == sum(map(len, batch.payloads))
+
+
 def test_with_nothing_to_do_it_writes_nothing(alone: Worker, locks: list[Lane]) -> None:
     step(alone, leased(alone))
     before = alone.row.version
-    assert step(alone) == Step()
+    assert step(alone) == Step(emptied=True)
     assert alone.row.version == before
     assert not locks
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import Engine, select, text, update
 from sqlalchemy.exc import OperationalError
 
 from outbox import DatabaseUnavailable, OutcomeUnknown
@@ -17,7 +17,7 @@ from outbox.core.batch import Batch
 from outbox.core.lane import Lane
 from outbox.core.step import Settlement, Step
 from outbox.store.plain import PlainSteps
-from outbox.store.schema import BATCH
+from outbox.store.schema import BATCH, LANE
 from tests.store.driving import DELIVERED, Worker
 from tests.support.databases import Database as Place
 from tests.support.strike import Operator
@@ -141,23 +141,90 @@ def test_a_write_whose_answer_is_lost_has_leased_what_is_sent_when_its_lease_end
     assert worker.ids(worker.must_claim()) == put
 
 
-@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
-@pytest.mark.parametrize("ends", ["COMMIT", "ROLLBACK"])
+WAITING = {
+    "postgresql": "SELECT count(*) FROM pg_locks WHERE NOT granted",
+    "mariadb": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
+}
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
 def test_a_write_that_waits_for_somebody_else_on_the_lane_holds_only_if_they_changed_nothing(
-    worker: Worker, sent: Batch, database: Place, locks: list[Lane], ends: str
+    worker: Worker, sent: Batch, database: Place, engine: Engine, locks: list[Lane], ends: str
 ) -> None:
     put = worker.put(ROWS)
-    with closing(Operator(database.url)) as operator, closing(Operator(database.url)) as other:
-        other.do("BEGIN", f"UPDATE outbox_lane SET version = version + 1 WHERE lane = '{worker.lane}'")
+    with engine.connect() as operator, engine.connect() as other:
+        transaction = other.begin()
+        other.execute(update(LANE).where(LANE.c.lane == str(worker.lane)).values(version=LANE.c.version + 1))
         with ThreadPoolExecutor(1) as thread:
             stepping = thread.submit(step, worker, [sent])
-            wait_until(lambda: operator.sessions("wait_event_type = 'Lock'"), message="nobody waits for the lane")
+            wait_until(lambda: operator.execute(text(WAITING[database.name])).scalar(), message="nobody waits")
             assert not locks
-            other.do(ends)
+            getattr(transaction, ends)()
             done = stepping.result(30)
-    assert len(locks) == (ends == "COMMIT")
+    assert len(locks) == (ends == "commit")
     assert done.settled.sent == ROWS
     assert [worker.ids(each) for each in done.batches] == [put]
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_a_write_of_several_statements_that_breaks_between_two_of_them_writes_nothing(
+    worker: Worker, sent: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, before = worker.put(ROWS), (worker.row, worker.rows(select(BATCH)))
+    gone = write_raises(worker, monkeypatch, "gone", lambda pooled: pooled.driver_connection.close())
+    with gone, pytest.raises(DatabaseUnavailable, match="Nothing was written"):
+        step(worker, [sent])
+    assert (worker.row, worker.rows(select(BATCH))) == before
+    came_through(worker, sent, put)
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("holds", [True, False])
+def test_a_commit_whose_answer_is_lost_may_hold_or_not_and_loses_nothing(
+    worker: Worker, sent: Batch, monkeypatch: pytest.MonkeyPatch, holds: bool
+) -> None:
+    put, dialect = worker.put(ROWS), worker.box.store.database.engine.dialect
+
+    def break_off(pooled: Any) -> None:
+        if holds:
+            pooled.commit()
+        pooled.driver_connection.close()
+        raise dialect.loaded_dbapi.OperationalError(2013, "Lost connection")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dialect, "do_commit", break_off)
+        with pytest.raises(OutcomeUnknown):
+            step(worker, [sent])
+    if not holds:
+        came_through(worker, sent, put)
+        return
+    assert worker.batch(sent.id).verdict == "delivered"
+    worker.due_now()
+    assert worker.ids(worker.must_claim()) == put
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_a_commit_that_loses_to_another_node_takes_the_lock(
+    worker: Worker, sent: Batch, monkeypatch: pytest.MonkeyPatch, locks: list[Lane]
+) -> None:
+    """Galera certifies at the COMMIT, and undoes there."""
+    put, dialect = worker.put(ROWS), worker.box.store.database.engine.dialect
+    lost: list[Any] = []
+    commit = dialect.do_commit
+
+    def lose_once(pooled: Any) -> None:
+        if lost:
+            commit(pooled)
+            return
+        lost.append(pooled)
+        pooled.rollback()
+        raise dialect.loaded_dbapi.OperationalError(1213, "Deadlock found when trying to get lock")
+
+    monkeypatch.setattr(dialect, "do_commit", lose_once)
+    came_through(worker, sent, put)
+    assert lost
+    assert locks
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)

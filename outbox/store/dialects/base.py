@@ -45,6 +45,8 @@ class Dialect(ABC):
     """A worker that is alone decides without the lane's lock (store/plain.py)."""
     reads_ahead: ClassVar[Literal["before", "beside"] | None] = None
     """Whether to read a full batch before its claim has the lane, or beside the one before it (store/reading.py)."""
+    joins_slowly: ClassVar[bool] = False
+    """Joining payloads takes longer than reading a few row by row."""
     purge_chunk: ClassVar[int] = 20_000
     """Rows deleted in one transaction."""
     storage_statements: ClassVar[tuple[str, ...]] = ()
@@ -87,6 +89,11 @@ class Dialect(ABC):
 
     def begin(self, pooled: PoolProxiedConnection) -> None:  # noqa: B027 - most drivers begin by themselves
         """Begin a transaction where the driver would not."""
+
+    def commit_each(self, driver_connection: Any, each: bool) -> None:
+        """Whether each statement commits itself, where it ``autocommits``."""
+        if driver_connection.autocommit != each:
+            driver_connection.autocommit = each
 
     @abstractmethod
     def insertion(self, table: str, rows: Sequence[Row], driver: str) -> tuple[str, Sequence[Any]]:
