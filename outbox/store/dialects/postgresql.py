@@ -12,6 +12,9 @@ from sqlalchemy.engine import URL
 
 from outbox.store.dialects.base import Announce, Dialect, Look, Row
 
+COPIED_AT_ONCE = 100
+"""Rows in a write of COPY."""
+
 
 class PostgreSQL(Dialect):
     name = "postgresql"
@@ -116,9 +119,12 @@ class PostgreSQL(Dialect):
             driver_connection.cursor() as cursor,
             cursor.copy(f"COPY {table} (id, payload, size) FROM STDIN") as copy,
         ):
-            # Payloads are ASCII JSON without control characters: only the backslash is special to COPY.
-            lines = "".join([f"{id.hex()}\t{payload}\t{size}\n" for id, payload, size in rows])
-            copy.write(lines.replace("\\", "\\\\"))
+            # Some at a time: the server works on them while the next are put together. Payloads are ASCII JSON without
+            # control characters: only the backslash is special to COPY.
+            for start in range(0, len(rows), COPIED_AT_ONCE):
+                some = rows[start : start + COPIED_AT_ONCE]
+                lines = "".join([f"{id.hex()}\t{payload}\t{size}\n" for id, payload, size in some])
+                copy.write(lines.replace("\\", "\\\\"))
 
     def sequence_position(self, connection: Connection, table: str) -> int:
         sequence = connection.execute(text("SELECT pg_get_serial_sequence(:t, 'seq')"), {"t": table}).scalar_one()
