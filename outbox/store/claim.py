@@ -6,10 +6,10 @@ step (plain.py), which is written only if nobody else did. Nothing is sent befor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from sqlalchemy import Row, Table, and_, bindparam, func, or_, select, update
 
@@ -237,7 +237,7 @@ def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
         row = lane.look(first) if lane.look else _run(lane, first, most)
         newest = row.newest
     else:
-        newest = row.newest if row.entries < most or row.newest > row.last else None  # by now there may be newer ones
+        newest = newest_seen(row, most)
     if (row.newest or 0) <= lane.cursor:
         lane.newest = lane.cursor
         return None
@@ -247,6 +247,12 @@ def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
         return None  # there are more, behind a gap: they belong to this batch
     lane.cursor, lane.newest = row.last, newest
     return Entries(((first, row.last),), row.entries, row.size, row.lines)
+
+
+def newest_seen(row: Any, most: int) -> int | None:
+    """Of a batch of ``RUN`` that was read before. None: by now there may be newer entries."""
+    newest: int = row.newest
+    return newest if row.entries < most or newest > row.last else None
 
 
 def _run(lane: LockedLane, first: int, count: int) -> Any:
@@ -334,19 +340,18 @@ def lease_deadline(lane: LockedLane, policy: Policy) -> float:
     return lane.at + policy.lease_seconds - policy.request_timeout
 
 
+def lease_columns(lane: LockedLane, policy: Policy) -> dict[str, Any]:
+    return {"state": BatchState.LEASED, "lease_token": uuid4(), "due_at": lane.now + policy.lease_us}
+
+
 def _lease(lane: LockedLane, policy: Policy, found: Entries) -> Batch:
-    token: UUID = uuid4()
-    deadline = lease_deadline(lane, policy)
-    columns = batch_columns(
-        lane,
-        found.members,
-        found.count,
-        found.size,
-        state=BatchState.LEASED,
-        lease_token=token,
-        due_at=lane.now + policy.lease_us,
-    )
+    columns = batch_columns(lane, found.members, found.count, found.size, **lease_columns(lane, policy))
     lane.leases.append(columns)
+    return new_batch(lane, policy, found, columns)
+
+
+def new_batch(lane: LockedLane, policy: Policy, found: Entries, columns: Mapping[str, Any]) -> Batch:
+    """``columns``: that it was leased with."""
     return Batch(
         id=columns["id"],
         lane=lane.lane,
@@ -354,8 +359,8 @@ def _lease(lane: LockedLane, policy: Policy, found: Entries) -> Batch:
         rows=found.count,
         payload_bytes=found.size,
         attempts=0,
-        lease_token=token,
-        lease_deadline=deadline,
+        lease_token=columns["lease_token"],
+        lease_deadline=lease_deadline(lane, policy),
         ambiguous=False,
         lines=found.lines,
     )

@@ -1,6 +1,6 @@
 """All that a plain step writes, as one statement, which commits itself, where the database has one for it.
 
-PostgreSQL    the changes are parts of a WITH: one round trip
+PostgreSQL    the changes are parts of a WITH: one round trip; where few entries are likely, the look too
 SQLite        rows for a view that has a trigger: between two statements a thread may wait for the interpreter, and
               producers meanwhile for the write lock
 others        a transaction of a few statements: all in a block of MariaDB's is no faster (benchmarks/NOTES.md)
@@ -15,14 +15,16 @@ from functools import cache
 from itertools import count
 from typing import Any
 
-from sqlalchemy import PoolProxiedConnection, bindparam, func, insert, select
+from sqlalchemy import CTE, PoolProxiedConnection, Text, and_, bindparam, case, cast, false, func, insert, or_, select
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Dialect
 
+from outbox.core.lane import Lane
 from outbox.core.lifecycle import BatchState
 from outbox.store.ledger import NEW, leased_batch, leasing, save_lane, saved_lane, settling
 from outbox.store.prepared import Prepared
-from outbox.store.schema import BATCH, LANE
+from outbox.store.reading import run_of
+from outbox.store.schema import BATCH, LANE, LOGS
 
 Names = tuple[str, ...]
 Values = Mapping[str, Any]
@@ -70,18 +72,93 @@ def _joined(of_arrival: Names, arrivals: int, of_lease: Names, leases: int) -> P
     whether it had arrived."""
     saved = saved_lane(SAVED).returning(LANE.c.lane).cte("saved")
     still = select(saved).exists()
-    settled = [
-        leased_batch(of_arrival, f"{_ARRIVED}{at}_").where(still).returning(BATCH.c.id).cte(f"{_ARRIVED}{at}")
-        for at in range(arrivals)
-    ]
+    settled = _settled(still, of_arrival, arrivals)
     inserted = [_lease_if(still, of_lease, f"{_LEASED}{at}_").cte(f"{_LEASED}{at}") for at in range(leases)]
-    counts = [select(func.count()).select_from(one).scalar_subquery().label(one.name) for one in (saved, *settled)]
-    return Prepared(select(*counts).add_cte(*settled, *inserted))
+    return Prepared(select(*_counts(saved, *settled)).add_cte(*settled, *inserted))
+
+
+def _settled(still: Any, names: Names, count: int) -> Sequence[CTE]:
+    return [
+        leased_batch(names, f"{_ARRIVED}{at}_").where(still).returning(BATCH.c.id).cte(f"{_ARRIVED}{at}")
+        for at in range(count)
+    ]
+
+
+def _counts(*changed: CTE) -> Sequence[Any]:
+    return [select(func.count()).select_from(one).scalar_subquery().label(one.name) for one in changed]
 
 
 def _lease_if(still: Any, names: Names, prefix: str) -> Any:
     values = [bindparam(prefix + name, type_=BATCH.c[name].type) for name in names]
     return insert(BATCH).from_select(names, select(*values).where(still), include_defaults=False)
+
+
+@dataclass
+class Look:
+    """For a batch of the next entries, in the statement that leases it. ``lease``: what is known of the batch before.
+
+    ``found``, afterwards: a row of ``RUN``, and whether its entries ``fit`` a batch.
+    """
+
+    lane: Lane
+    lease: Values
+    most: int
+    """Entries."""
+    max_bytes: int
+    found: Any = None
+
+
+def look_and_write(
+    pooled: PoolProxiedConnection, dialect: Dialect, saved: Values, arrivals: Sequence[Values], look: Look
+) -> Sequence[bool] | None:
+    """As ``write``, and leases what is found. None, and nothing is written, also where it does not fit, or is nothing
+    while nothing has arrived. The lane's cursor is not taken from ``saved``."""
+    joined = _looking(look.lane, tuple(arrivals[0]) if arrivals else (), len(arrivals), tuple(look.lease))
+    first = saved["read_cursor"] + 1
+    asked = {"first": first, "last": first + look.most - 1, "most": look.most, "max_bytes": look.max_bytes}
+    fence = {name: value for name, value in saved.items() if name != f"{NEW}cursor"}
+    lease = {f"{_LEASED}0_{name}": value for name, value in look.lease.items()}
+    [look.found] = joined.fetched(pooled, dialect, {**asked, **fence, **lease, **_numbered(_ARRIVED, arrivals)})
+    return [bool(getattr(look.found, f"{_ARRIVED}{at}")) for at in range(len(arrivals))] if look.found.saved else None
+
+
+@cache
+def _looking(lane: Lane, of_arrival: Names, arrivals: int, of_lease: Names) -> Prepared:
+    run, cursor = run_of(LOGS[lane]).cte("run"), bindparam("read_cursor", type_=LANE.c.cursor.type)
+    found, first = run.c, bindparam("first", type_=BATCH.c.first_seq.type)
+    length = func.length(found.lines)
+    whole = length == found.size + found.entries - 1
+    a_line_each = length - func.length(func.replace(found.lines, "\n", "")) == found.entries - 1
+    all_there = or_(found.entries == bindparam("most"), found.last == found.newest)
+    fits = and_(
+        found.entries > 0,
+        found.last - cursor == found.entries,
+        found.size <= bindparam("max_bytes"),
+        all_there,
+        whole,
+        a_line_each,
+    )
+    nothing = func.coalesce(found.newest, 0) <= cursor
+    saved = (
+        saved_lane(("version",))
+        .where(or_(fits, nothing) if arrivals else fits)
+        .values(cursor=case((fits, found.last), else_=LANE.c.cursor))
+        .returning(LANE.c.cursor)
+        .cte("saved")
+    )
+    last = cast(found.last, Text)
+    members = case((found.entries == 1, last), else_=cast(first, Text) + "-" + last)
+    columns: dict[str, Any] = {name: bindparam(f"{_LEASED}0_{name}", type_=BATCH.c[name].type) for name in of_lease}
+    columns |= {"members": members, "first_seq": first, "last_seq": found.last}
+    columns |= {"entries": found.entries, "payload_bytes": found.size}
+    leased = select(*columns.values()).select_from(run.join(saved, saved.c.cursor > cursor))
+    still = select(saved.c.cursor).exists()
+    settled = _settled(still, of_arrival, arrivals)
+    return Prepared(
+        select(found, func.coalesce(fits, false()).label("fit"), *_counts(saved, *settled)).add_cte(
+            insert(BATCH).from_select(list(columns), leased, include_defaults=False).cte("leased"), *settled
+        )
+    )
 
 
 # --- MySQL and MariaDB ----------------------------------------------------------------------------------------

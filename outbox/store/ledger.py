@@ -201,19 +201,21 @@ def insert_batch(lane: LockedLane, members: Runs, entries: int, payload_bytes: i
 def batch_columns(
     lane: LockedLane, members: Runs, entries: int, payload_bytes: int, **columns: object
 ) -> dict[str, Any]:
-    batch_id = new_id()
     return {
-        "id": batch_id,
-        "lane": lane.key,
+        **new_columns(lane),
         "members": encode(members),
         "first_seq": members[0][0],
         "last_seq": members[-1][1],
         "entries": entries,
         "payload_bytes": payload_bytes,
-        "root_id": batch_id,
-        "created_at": lane.now,
         **columns,
     }
+
+
+def new_columns(lane: LockedLane) -> dict[str, Any]:
+    """Of a batch, whatever is in it."""
+    batch_id = new_id()
+    return {"id": batch_id, "lane": lane.key, "root_id": batch_id, "created_at": lane.now}
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,21 +13,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
 from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 
+from outbox.core.batch import Batch
 from outbox.core.health import LaneState
 from outbox.core.lane import Lane
 from outbox.core.policy import MICROSECONDS, Policy
 from outbox.core.step import Settlement, Step
 from outbox.errors import OutboxError
 from outbox.store import joined
-from outbox.store.claim import claim
+from outbox.store.claim import Entries, claim, lease_columns, new_batch, newest_seen
 from outbox.store.database import Database
-from outbox.store.ledger import Clock, LockedLane, NotPlain, saving
+from outbox.store.ledger import Clock, LockedLane, NotPlain, new_columns, saving
 from outbox.store.prepared import heard
 from outbox.store.reading import BATCHES_AHEAD, FRESH_SECONDS, Ahead, at_once
 from outbox.store.settle import settle
@@ -74,24 +76,31 @@ class PlainSteps:
             return None
         if heard(self._database.engine):
             return None
+        asks = want > 0 and self._asks(left)
         try:
-            row = self._read(left, policy, want, clock)
+            row = self._read(left, policy, 0 if asks else want, clock)
             settled = settle(row, policy, settlements)
-            batches = claim(row, policy, want=want, look_due=False)
+            batches = () if asks else claim(row, policy, want=want, look_due=False)
         except (NotPlain, OutboxError, DBAPIError):  # what the database has to say it says under the lock
-            self._odd[lane] = ODD_STEPS
-            self._left.pop(lane, None)
-            return None
-        if not (settlements or batches):
-            if row.emptied:
-                self._saw_all.add(lane)
-            return Step(emptied=row.emptied)
+            return self._odd_one(lane)
+        look = self._look(row, policy) if asks else None
+        if not (settlements or batches or look):
+            return self._in_vain(row)
         if row.health != left.health:
             return None
-        statements = joined.statements(self._database.engine.dialect)
+        began, statements = time.monotonic(), joined.statements(self._database.engine.dialect)
         arrived = self._database.alone(
-            lambda pooled: self._write(pooled, left, row), statements=statements, in_turn=True
+            lambda pooled: self._write(pooled, left, row, look), statements=statements, in_turn=True
         )
+        if look is not None and look.found is not None:
+            batches = self._took(row, policy, look)
+            if not (batches or row.emptied):
+                return self._odd_one(lane)
+            if not (batches or settlements):
+                return self._in_vain(row)
+            self._looked_at[lane] = began
+            if clock is None:
+                row.now, row.at = look.found.now, began
         if arrived is None:
             self._left.pop(lane, None)
             return None
@@ -104,7 +113,28 @@ class PlainSteps:
         self.left(row, policy, plain=True)
         if saw_all:
             self._saw_all.add(lane)
-        return Step(batches, settled, row.emptied)
+        done = Step(batches, settled, row.emptied)
+        if asks and want > 1 and batches and not row.emptied:
+            with suppress(OutboxError, DBAPIError):  # what is leased so far is to be sent, whatever becomes of the rest
+                self._add_more(done, policy, want - 1, clock)
+        return done
+
+    def _add_more(self, done: Step, policy: Policy, want: int, clock: Clock | None) -> None:
+        """There were more entries than a batch takes."""
+        more = self.step(done.batches[0].lane, policy, (), want, clock)
+        if more is not None:
+            done.batches, done.emptied = [*done.batches, *more.batches], more.emptied
+
+    def _odd_one(self, lane: Lane) -> Step | None:
+        """It takes the lock, and some steps after it."""
+        self._odd[lane] = ODD_STEPS
+        self._left.pop(lane, None)
+        return None
+
+    def _in_vain(self, row: LockedLane) -> Step:
+        if row.emptied:
+            self._saw_all.add(row.lane)
+        return Step(emptied=row.emptied)
 
     def only_since(self, lane: Lane, version: int) -> bool:
         """Whether all steps since then were plain, and the last one saw that no entry is above the cursor."""
@@ -143,12 +173,37 @@ class PlainSteps:
         look = partial(self._row, left.lane, policy.batch_max_rows)
         return LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, ahead=rows, look=look)
 
+    def _asks(self, left: LockedLane) -> bool:
+        """Whether the statement that writes is asked for the entries too: there are few, and the time is known."""
+        fresh = time.monotonic() - self._looked_at[left.lane] < FRESH_SECONDS
+        return self._database.dialect.asks_as_it_writes and left.emptied and fresh
+
+    @staticmethod
+    def _look(row: LockedLane, policy: Policy) -> joined.Look:
+        columns = new_columns(row) | lease_columns(row, policy)
+        return joined.Look(row.lane, columns, policy.batch_max_rows, policy.max_batch_bytes(row.lane))
+
+    @staticmethod
+    def _took(row: LockedLane, policy: Policy, look: joined.Look) -> Sequence[Batch]:
+        """The batch that was leased as it was found, unless somebody else has changed the lane."""
+        found = look.found
+        if not found.fit:
+            row.newest = row.cursor if (found.newest or 0) <= row.cursor else None
+            return ()
+        entries = Entries(((row.cursor + 1, found.last),), found.entries, found.size, found.lines)
+        row.cursor, row.newest = found.last, newest_seen(found, look.most)
+        return [new_batch(row, policy, entries, look.lease)]
+
     def _nothing(self, _first: int) -> Any:
         raise NotPlain("it only settles")
 
     def _row(self, lane: Lane, rows: int, first: int) -> Any:
         return self._ahead.look(lane, first, rows)[0]
 
-    def _write(self, pooled: PoolProxiedConnection, left: LockedLane, row: LockedLane) -> Sequence[bool] | None:
+    def _write(
+        self, pooled: PoolProxiedConnection, left: LockedLane, row: LockedLane, look: joined.Look | None
+    ) -> Sequence[bool] | None:
         saved = saving(row.lane, left, {name: getattr(row, name) for name in joined.SAVED})
+        if look is not None:
+            return joined.look_and_write(pooled, self._database.engine.dialect, saved, row.arrivals, look)
         return joined.write(pooled, self._database.engine.dialect, saved, row.arrivals, row.leases)

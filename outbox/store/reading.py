@@ -36,7 +36,7 @@ FRESH_SECONDS = 1.0
 """What was read longer ago is read again: meanwhile somebody may have deleted or restored rows by hand."""
 
 
-def _run_of(log: Table) -> Any:
+def run_of(log: Table) -> Any:
     """The entries from ``first`` to ``last`` as one row: how many, the last number, bytes, the payloads as lines. With
     none of them it still has the newest number."""
     within = log.c.seq.between(bindparam("first"), bindparam("last"))
@@ -57,7 +57,7 @@ def _few_of(log: Table) -> Any:
     return few.where(above).order_by(log.c.seq).limit(literal_column(str(FEW)))
 
 
-RUN = {lane: Prepared(_run_of(log)) for lane, log in LOGS.items()}
+RUN = {lane: Prepared(run_of(log)) for lane, log in LOGS.items()}
 _FEW = {lane: Prepared(_few_of(log)) for lane, log in LOGS.items()}
 _NOW = Prepared(select(now_us().label("now")))
 

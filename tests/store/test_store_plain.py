@@ -106,6 +106,47 @@ def test_few_entries_are_read_as_many_are(alone: Worker, locks: list[Lane], entr
     assert batch.payload_bytes == written.payload_bytes == sum(map(len, batch.payloads))
 
 
+def test_entries_that_are_too_large_for_one_batch_are_cut_under_the_lock(alone: Worker, locks: list[Lane]) -> None:
+    put = alone.put(ROWS)
+    [[size]] = alone.rows(select(alone.log.c.size).where(alone.log.c.id == put[0]))
+    alone.policy(batch_max_bytes=2 * size + 1)
+    done = step(alone, leased(alone))
+    assert locks
+    assert ids(done.batches) == put[:2]
+    assert done.settled.sent == ROWS
+
+
+def test_a_payload_of_several_lines_is_mended_under_the_lock(alone: Worker, locks: list[Lane]) -> None:
+    put = alone.put(ROWS)
+    payload = f'{{"id":\n"{put[1]}"}}'
+    alone.run(update(alone.log).where(alone.log.c.id == put[1]).values(payload=payload, size=len(payload)))
+    [batch] = step(alone, leased(alone)).batches
+    assert locks
+    assert ids([batch]) == put
+
+
+def test_more_entries_than_a_batch_takes_are_several(alone: Worker, locks: list[Lane]) -> None:
+    alone.policy(batch_max_rows=ROWS)
+    put = alone.put(2 * ROWS + 1)
+    done = step(alone, leased(alone), want=3)
+    assert not locks
+    assert ids(done.batches) == put
+    assert done.emptied
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_few_entries_are_leased_by_the_statement_that_finds_them(
+    alone: Worker, locks: list[Lane], looks: list[Any]
+) -> None:
+    put = alone.put(ROWS)
+    done = step(alone, leased(alone))
+    assert ids(done.batches) == put
+    assert step(alone, done.batches).settled.sent == ROWS
+    assert step(alone) == Step(emptied=True)
+    assert not looks
+    assert not locks
+
+
 def test_with_nothing_to_do_it_writes_nothing(alone: Worker, locks: list[Lane]) -> None:
     step(alone, leased(alone))
     before = alone.row.version

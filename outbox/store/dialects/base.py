@@ -45,6 +45,8 @@ class Dialect(ABC):
     """A worker that is alone decides without the lane's lock (store/plain.py)."""
     reads_ahead: ClassVar[Literal["before", "beside"] | None] = None
     """Whether to read a full batch before its claim has the lane, or beside the one before it (store/reading.py)."""
+    asks_as_it_writes: ClassVar[bool] = False
+    """The one statement that a plain step writes reads the entries too."""
     joins_slowly: ClassVar[bool] = False
     """Joining payloads takes longer than reading a few row by row."""
     purge_chunk: ClassVar[int] = 20_000
