@@ -86,12 +86,13 @@ class News:
         self._event = Event()
         self.entries = False
         """Some were committed since somebody looked."""
-        self.unsure = False
-        """More may have been than was told of, or are about to be."""
+        self.soon = False
+        """Some were about to be: who looks at once may not see them."""
+        self.elsewhere = False
+        """Another process committed some, and may have done so again before anybody told."""
 
-    def tell(self, *, entries: bool, unsure: bool = False) -> None:
-        if unsure:
-            self.unsure = True
+    def tell(self, *, entries: bool, soon: bool = False, elsewhere: bool = False) -> None:
+        self.soon, self.elsewhere = self.soon or soon, self.elsewhere or elsewhere
         if entries:
             self.entries = True
         self._event.set()
@@ -271,7 +272,8 @@ class Flight:
     @property
     def _nothing_new(self) -> bool:
         """What has landed is settled alone: the last claim took all there was, and nobody told of more."""
-        quiet = not (self.looked or self.news.entries or self.news.unsure)
+        news = self.news
+        quiet = not (self.looked or news.entries or news.soon or news.elsewhere)
         return self.told and self.emptied and quiet and not self._pace.limited
 
     @property

@@ -12,6 +12,7 @@ import signal
 import threading
 from contextlib import ExitStack
 from datetime import UTC, datetime
+from functools import partial
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -72,8 +73,8 @@ class Worker:
         self._every(BOUNDS_SECONDS, self._keep_within_bounds, executor="upkeep")
         self._every(UPKEEP_SECONDS, self._upkeep, executor="upkeep")
         self._every(3600, self._audit, executor="upkeep")
-        self._listening.callback(self.box.wake.listen(self._woken, self._woken_unsure))
-        self._listening.callback(self.box.store.watch(self._woken_unsure))
+        self._listening.callback(self.box.wake.listen(self._woken, partial(self._woken, soon=True)))
+        self._listening.callback(self.box.store.watch(partial(self._woken, elsewhere=True)))
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -135,12 +136,13 @@ class Worker:
         while not self._stop.is_set():
             woken = news.entries
             report = self.dispatcher.run_lane(lane, stop=self._stop, told=True)
-            unsure, news.unsure = news.unsure or not self.box.store.tells, False
+            soon = news.soon or not self.box.store.tells
+            news.soon = news.elsewhere = False
             if report.more and report.batches:
                 continue
             in_vain = report.more and not report.batches  # what waits is another worker's, or not there yet
             if report.batches or (woken and not report.paused and not in_vain):
-                pause = FIRST_PAUSE_SECONDS if unsure else TOLD_PAUSE_SECONDS
+                pause = FIRST_PAUSE_SECONDS if soon else TOLD_PAUSE_SECONDS
             timed = report.next_seconds is not None and not in_vain
             due = max(report.next_seconds or 0.0, FIRST_PAUSE_SECONDS) if timed else pause
             if report.paused:
@@ -149,13 +151,9 @@ class Worker:
                 news.wait_for_entries(min(pause, due))
             pause = min(2 * pause, self.box.settings.poll_seconds)
 
-    def _woken(self, lanes: set[Lane], *, unsure: bool = False) -> None:
+    def _woken(self, lanes: set[Lane], *, soon: bool = False, elsewhere: bool = False) -> None:
         for lane in lanes & self.dispatcher.news.keys():
-            self.dispatcher.news[lane].tell(entries=True, unsure=unsure)
-
-    def _woken_unsure(self, lanes: set[Lane]) -> None:
-        """Before the COMMIT, or a while after one of another process, which may have committed again since."""
-        self._woken(lanes, unsure=True)
+            self.dispatcher.news[lane].tell(entries=True, soon=soon, elsewhere=elsewhere)
 
     def _switch_lanes(self) -> None:
         for lane in Lane:

@@ -181,8 +181,9 @@ def test_it_looks_where_entries_were_found_that_nobody_told_of(told: Told) -> No
     assert told.looked_after_sending
 
 
-def test_it_looks_where_who_told_was_unsure(told: Told) -> None:
-    told.deliver(meanwhile=lambda: told.news.tell(entries=False, unsure=True))
+@pytest.mark.parametrize("how", ["soon", "elsewhere"])
+def test_it_looks_where_there_may_be_more_than_was_told_of(told: Told, how: str) -> None:
+    told.deliver(meanwhile=lambda: told.news.tell(entries=False, **{how: True}))
     assert told.looked_after_sending
 
 
