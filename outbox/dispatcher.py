@@ -28,6 +28,7 @@ from outbox.core.pace import Pace
 from outbox.core.policy import Policy
 from outbox.core.receipt import Receipt, Verdict
 from outbox.core.step import DispatchReport, Outlook, Settled, Settlement, Step
+from outbox.news import News
 
 logger = logging.getLogger("outbox.dispatcher")
 
@@ -77,35 +78,6 @@ class Box(Protocol):
     def store(self) -> DispatchStore: ...
     @property
     def settings(self) -> DispatchSettings: ...
-
-
-class News:
-    """What happens on a lane, for the one thread that waits for it."""
-
-    def __init__(self) -> None:
-        self._event = Event()
-        self.entries = False
-        """Some were committed since somebody looked."""
-        self.soon = False
-        """Some were about to be: who looks at once may not see them."""
-        self.elsewhere = False
-        """Another process committed some, and may have done so again before anybody told."""
-
-    def tell(self, *, entries: bool, soon: bool = False, elsewhere: bool = False) -> None:
-        self.soon, self.elsewhere = self.soon or soon, self.elsewhere or elsewhere
-        if entries:
-            self.entries = True
-        self._event.set()
-
-    def wait(self, seconds: float | None) -> None:
-        """Until something is told, at most ``seconds``."""
-        self._event.wait(seconds)
-        self._event.clear()
-
-    def wait_for_entries(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while not self.entries and (left := until - time.monotonic()) > 0:
-            self.wait(left)
 
 
 class Dispatcher:
@@ -185,6 +157,12 @@ class Dispatcher:
                 threads = self.box.settings.max_senders * len(self.lanes)
                 self._pool = ThreadPoolExecutor(threads, thread_name_prefix="outbox-sender")
             return self._pool.submit(self._send, batch)
+
+    def send_here(self, batch: Batch) -> Future[Settlement]:
+        """By the thread of the lane, which has nothing else to do: two changes of thread take longer than the rest."""
+        sent: Future[Settlement] = Future()
+        sent.set_result(self._send(batch))
+        return sent
 
     def _send(self, batch: Batch) -> Settlement:
         if time.monotonic() > batch.lease_deadline:
@@ -355,6 +333,10 @@ class Flight:
         if self.left is not None:
             self.left -= 1
         reached = len(self.flying) + 1 >= self._allowed
+        here = self.told and self.emptied and not (self.flying or self.ready)
+        if here and self.dispatcher.concurrency[self.lane].at_once:
+            self.flying[self.dispatcher.send_here(batch)] = reached
+            return
         request = self.dispatcher.submit(batch)
         self.flying[request] = reached
         request.add_done_callback(lambda _: self.news.tell(entries=False))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from threading import Event
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ from sqlalchemy import Engine, select
 
 from outbox import Dispatcher, DispatchReport, Outbox, Receipt, Settings, dispatcher
 from outbox.core.batch import Batch
-from outbox.core.concurrency import Concurrency
+from outbox.core.concurrency import AT_ONCE_ANSWERS, Concurrency
 from outbox.core.lane import Lane
 from outbox.core.step import Step
 from outbox.dispatcher import LOOK_DUE_SECONDS
@@ -229,3 +231,22 @@ def test_due_batches_are_not_looked_for_under_the_lock_where_an_outlook_said_tha
     looked_first, *later = looked
     assert looked_first
     assert not any(later)
+
+
+@pytest.mark.parametrize("answers", [AT_ONCE_ANSWERS, AT_ONCE_ANSWERS - 1])
+def test_where_beacon_answers_at_once_the_thread_of_the_lane_sends_by_itself(told: Told, answers: int) -> None:
+    told.dispatcher.concurrency[Lane.USAGE] = Concurrency(quick=answers)
+    threads: list[int] = []
+    told.deliver(meanwhile=lambda: threads.append(threading.get_ident()))
+    assert told.delivered == 1
+    assert (threads == [threading.get_ident()]) is (answers == AT_ONCE_ANSWERS)
+
+
+def test_where_there_is_more_to_send_others_send_it(told: Told) -> None:
+    told.dispatcher.box.store.policy = replace(told.dispatcher.box.store.policy, batch_max_rows=1)
+    told.dispatcher.concurrency[Lane.USAGE] = Concurrency(limit=2, quick=AT_ONCE_ANSWERS)
+    threads: list[int] = []
+    told.put()
+    told.deliver(meanwhile=lambda: threads.append(threading.get_ident()))
+    assert told.delivered == 2
+    assert threading.get_ident() not in threads

@@ -23,6 +23,7 @@ DECREASE = 0.9
 FAR_DEVIATIONS = 2.5
 LEAST_DEVIATION = 0.2
 """Of the mean: on a fast line the deviation is noise."""
+AT_ONCE_SECONDS, AT_ONCE_ANSWERS = 0.005, 8
 _MEAN_GAIN, _DEVIATION_GAIN = 1 / 8, 1 / 4
 
 
@@ -37,10 +38,17 @@ class Concurrency:
     """The limit when an answer last came in time."""
     known: float = 0.0
     """Below it the limit grows by one for each answer."""
+    quick: int = 0
+    """Answers in a row within ``AT_ONCE_SECONDS``, as far as they are counted."""
 
     @property
     def allowed(self) -> int:
         return int(self.limit)
+
+    @property
+    def at_once(self) -> bool:
+        """Beacon answers so soon that one may wait for it: at the first answer that comes late or not, no longer."""
+        return self.quick == AT_ONCE_ANSWERS
 
 
 def after(
@@ -49,11 +57,14 @@ def after(
     """The limit after one answer that took ``seconds``. ``reached``: as many were on the wire as were allowed."""
     if receipt.verdict is Verdict.INTERRUPTED:
         return state
-    if receipt.verdict in (Verdict.UNAVAILABLE, Verdict.AMBIGUOUS):
+    none = receipt.verdict in (Verdict.UNAVAILABLE, Verdict.AMBIGUOUS)
+    quick = 0 if none or seconds > AT_ONCE_SECONDS else min(state.quick + 1, AT_ONCE_ANSWERS)
+    state = replace(state, quick=quick)
+    if none:
         return state if probe else _fewer(state)
     if probe:
         known = DECREASE * state.proven
-        return _measured(Concurrency(min(2.0, maximum), proven=state.proven, known=known), seconds)
+        return _measured(Concurrency(min(2.0, maximum), proven=state.proven, known=known, quick=quick), seconds)
     near, far = _bounds(state)
     measured = _measured(state, seconds)
     if seconds > far:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.core.concurrency import Concurrency, after
+from outbox.core.concurrency import AT_ONCE_ANSWERS, AT_ONCE_SECONDS, Concurrency, after
 from outbox.core.receipt import Receipt, Verdict
 
 
@@ -170,3 +170,25 @@ def test_the_limit_is_always_within_one_and_the_maximum(
     for verdict, seconds, reached in answers:
         state = after(state, receipt(verdict), seconds=seconds, reached=reached, maximum=maximum)
         assert 1 <= state.allowed <= maximum
+
+
+def test_it_answers_at_once_after_so_many_answers_in_a_row_that_came_soon() -> None:
+    state = Concurrency()
+    for _ in range(AT_ONCE_ANSWERS):
+        assert not state.at_once
+        state = answered(state, AT_ONCE_SECONDS)
+    assert answered(state, AT_ONCE_SECONDS).at_once
+
+
+@pytest.mark.parametrize("verdict", [Verdict.UNAVAILABLE, Verdict.AMBIGUOUS, Verdict.DELIVERED])
+def test_one_answer_that_comes_late_or_not_ends_that(verdict: Verdict) -> None:
+    state = Concurrency(quick=AT_ONCE_ANSWERS)
+    late = 2 * AT_ONCE_SECONDS if verdict is Verdict.DELIVERED else 0.0
+    state = after(state, receipt(verdict), seconds=late, reached=False, maximum=8)
+    assert not state.at_once
+    assert not answered(state, AT_ONCE_SECONDS).at_once
+
+
+def test_a_refusal_that_comes_soon_is_an_answer_too() -> None:
+    state = after(Concurrency(quick=AT_ONCE_ANSWERS), receipt(Verdict.REFUSED), seconds=0, reached=False, maximum=8)
+    assert state.at_once

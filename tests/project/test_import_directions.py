@@ -24,7 +24,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {"core", "errors", "observe"},
     "transport": {"core", "errors", "observe"},
     "settings": {"core", "errors"},
-    "dispatcher": {"core", "errors", "observe"},
+    "news": set(),
+    "dispatcher": {"news", "core", "errors", "observe"},
     "producer": {"store", "messages", "core", "errors", "observe", "settings"},  # late: see the test of slow imports
     "worker": {"dispatcher", "core", "errors", "observe"},
     "wiring": {
