@@ -64,7 +64,7 @@ class Told:
     duplicates: Mapping[str, Sequence[str]]
     limits: Mapping[str, float]
     back_capacity: float
-    """Rows/s that beacon takes when it comes back."""
+    """Rows/s that beacon takes when it comes back, by hand."""
     caught_up: int
     """Rows; a backlog of no more is none."""
 

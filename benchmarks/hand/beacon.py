@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from threading import Thread
 from typing import Protocol
@@ -36,6 +38,27 @@ class HandSender:
         while (payloads := self._todo.get()) is not None:
             self._post.rows(payloads)
             self._done.put(None)
+
+
+def capacity(url: str, license: str, connections: int, payloads: Sequence[str], seconds: float) -> float:
+    """Rows/s that beacon takes, on each of ``connections`` one request of ``payloads`` after the other."""
+    posts = [HandPost(url, license) for _ in range(connections)]
+    until = time.monotonic() + seconds
+
+    def post_all(post: HandPost) -> int:
+        posted = 0
+        while time.monotonic() < until:
+            post.rows(payloads)
+            posted += len(payloads)
+        return posted
+
+    began = time.monotonic()
+    with ThreadPoolExecutor(connections) as threads:
+        posted = sum(threads.map(post_all, posts))
+    took = time.monotonic() - began
+    for post in posts:
+        post.close()
+    return posted / took
 
 
 class Ledger(Protocol):
