@@ -200,7 +200,7 @@ class _View:
         for kind, columns, some in (("arrived", self.of_arrival, arrivals), ("lease", self.of_lease, leases)):
             rows += [{"kind": kind, **{column: one[name] for column, name in columns.items()}} for one in some]
         values = [
-            row.get(name) if convert is None else convert(row.get(name))
+            value if (value := row.get(name)) is None or convert is None else convert(value)
             for row in rows
             for name, convert in self.columns.items()
         ]

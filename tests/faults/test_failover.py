@@ -26,7 +26,7 @@ from tests.support.waiting import wait_until
 FAILOVERS = int(os.environ.get("OUTBOX_TEST_FAILOVERS", "1"))
 
 LISTENS = "SELECT count(*) FROM pg_stat_activity WHERE query = 'LISTEN outbox'"
-ANNOUNCES = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_notify%'"
+ANNOUNCES = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'NOTIFY %'"
 
 
 @pytest.fixture

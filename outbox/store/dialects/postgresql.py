@@ -156,7 +156,8 @@ class PostgreSQL(Dialect):
             connection.execute("SET synchronous_commit = off")  # a hint waits for no disk and no standby
 
             def announce(tables: Sequence[str]) -> None:
-                connection.execute("SELECT pg_notify(%s, t) FROM unnest(%s::text[]) AS t", (self.channel, list(tables)))
+                for table in tables:  # one, mostly: faster than a SELECT of pg_notify
+                    connection.execute(f"NOTIFY {self.channel}, '{table}'")
 
             yield announce
 
