@@ -159,7 +159,10 @@ class Dispatcher:
             return self._pool.submit(self._send, batch)
 
     def send_here(self, batch: Batch) -> Future[Settlement]:
-        """By the thread of the lane, which has nothing else to do: two changes of thread take longer than the rest."""
+        """By the thread of the lane, which has nothing else to do: two changes of thread take as long as a step.
+
+        Where no answer comes this time, what is committed meanwhile waits for as long as the request may take.
+        """
         sent: Future[Settlement] = Future()
         sent.set_result(self._send(batch))
         return sent
@@ -333,7 +336,7 @@ class Flight:
         if self.left is not None:
             self.left -= 1
         reached = len(self.flying) + 1 >= self._allowed
-        here = self.told and self.emptied and not (self.flying or self.ready)
+        here = self.told and self.emptied and not (self.flying or self.ready or self.landed)
         if here and self.dispatcher.concurrency[self.lane].at_once:
             self.flying[self.dispatcher.send_here(batch)] = reached
             return

@@ -151,8 +151,8 @@ class Outbox:
 
         Waits up to ``timeout`` seconds for room where a bound is set. Raises ``OutboxFull`` then, or
         ``DatabaseUnavailable`` (nothing was written), or ``OutcomeUnknown`` (the COMMIT itself failed: put the same
-        messages again). What goes to PostgreSQL, and one message into SQLite, is mostly a statement that commits
-        itself: where a connection breaks meanwhile, or a disk fails, that is ``OutcomeUnknown`` too.
+        messages again). What goes to PostgreSQL, and one message elsewhere, is mostly a statement that commits itself:
+        where a connection breaks meanwhile, or a disk fails, that is ``OutcomeUnknown`` too.
         """
         result, rows = self._prepared(messages)  # before the transaction, which keeps others waiting on SQLite
         return _with_room(timeout, lambda: self._put(result, rows))

@@ -74,7 +74,8 @@ class Worker:
         self._every(UPKEEP_SECONDS, self._upkeep, executor="upkeep")
         self._every(3600, self._audit, executor="upkeep")
         self._listening.callback(self.box.wake.listen(self._woken, partial(self._woken, soon=True)))
-        self._listening.callback(self.box.store.watch(partial(self._woken, elsewhere=True)))
+        late, early = partial(self._woken, elsewhere=True), partial(self._woken, soon=True, elsewhere=True)
+        self._listening.callback(self.box.store.watch(late, early))
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -141,7 +142,7 @@ class Worker:
             if report.more and report.batches:
                 continue
             in_vain = report.more and not report.batches  # what waits is another worker's, or not there yet
-            if report.batches or (woken and not report.paused and not in_vain):
+            if report.batches or (woken and not report.paused and (soon or not in_vain)):
                 pause = FIRST_PAUSE_SECONDS if soon else TOLD_PAUSE_SECONDS
             timed = report.next_seconds is not None and not in_vain
             due = max(report.next_seconds or 0.0, FIRST_PAUSE_SECONDS) if timed else pause

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine, Select, select
 
 from outbox import Dispatcher, DispatchReport, Outbox, Receipt, Settings, dispatcher
 from outbox.core.batch import Batch
@@ -20,7 +20,7 @@ from outbox.core.concurrency import AT_ONCE_ANSWERS, Concurrency
 from outbox.core.lane import Lane
 from outbox.core.step import Step
 from outbox.dispatcher import LOOK_DUE_SECONDS
-from outbox.store.schema import LANE
+from outbox.store.schema import BATCH, LANE
 from tests.store.driving import DELIVERED
 from tests.support import ledger
 from tests.support.databases import Database
@@ -240,6 +240,39 @@ def test_where_beacon_answers_at_once_the_thread_of_the_lane_sends_by_itself(tol
     told.deliver(meanwhile=lambda: threads.append(threading.get_ident()))
     assert told.delivered == 1
     assert (threads == [threading.get_ident()]) is (answers == AT_ONCE_ANSWERS)
+
+
+def test_who_is_not_told_of_commits_has_others_send(told: Told) -> None:
+    told.dispatcher.concurrency[Lane.USAGE] = Concurrency(quick=AT_ONCE_ANSWERS)
+    threads: list[int] = []
+    told.put()
+    told.dispatcher.transport = Meanwhile(lambda: threads.append(threading.get_ident()))
+    told.dispatcher.run_lane(Lane.USAGE)
+    assert threads
+    assert threading.get_ident() not in threads
+
+
+def test_what_has_landed_is_settled_before_the_thread_of_the_lane_sends_again(told: Told, engine: Engine) -> None:
+    """One is on the wire, one is ready, and the answer to the first comes at once."""
+    told.dispatcher.box.store.policy = replace(told.dispatcher.box.store.policy, batch_max_rows=2)
+    told.dispatcher.concurrency[Lane.USAGE] = Concurrency(quick=AT_ONCE_ANSWERS)
+    beacon = told.dispatcher.transport = Beacon()
+    for _ in range(3):
+        told.put()
+    with ThreadPoolExecutor(1) as thread:
+        flight = thread.submit(told.dispatcher.run_lane, Lane.USAGE, told=True)
+        first = beacon.left.get(timeout=PATIENCE_SECONDS)
+        beacon.answers.put(DELIVERED)
+        beacon.left.get(timeout=PATIENCE_SECONDS)
+        state = select(BATCH.c.state).where(BATCH.c.id == first.id)
+        wait_until(lambda: rows(engine, state) == [("settled",)])
+        beacon.answers.put(DELIVERED)
+        assert flight.result(PATIENCE_SECONDS).sent == 3
+
+
+def rows(engine: Engine, query: Select[Any]) -> list[tuple[Any, ...]]:
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(query)]
 
 
 def test_where_there_is_more_to_send_others_send_it(told: Told) -> None:

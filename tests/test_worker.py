@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import threading
@@ -16,7 +17,7 @@ from sqlalchemy.exc import OperationalError
 
 from outbox import BeaconTransport, Outbox, Settings, Worker
 from outbox.core.lane import Lane
-from outbox.core.step import Outlook
+from outbox.core.step import Outlook, Step
 from outbox.simulator import Simulator
 from tests.support import killable, ledger
 from tests.support.databases import Database
@@ -69,6 +70,63 @@ def test_a_commit_in_another_process_wakes_the_worker(slow_poll: Outbox, databas
         beacon.wait_for("usage", 1)
         for number, way in enumerate(("put", "enqueue", "put"), 2):
             assert killable.start(way, subprocess.DEVNULL, database_url=database.url).wait(30) == 0
+            beacon.wait_for("usage", number)
+
+
+def test_what_is_committed_between_a_claim_in_vain_and_the_look_after_it_does_not_wait_for_the_poll(
+    slow_poll: Outbox, database: Database, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pause in ("FIRST", "TOLD"):
+        monkeypatch.setattr(f"outbox.worker.{pause}_PAUSE_SECONDS", 3600)
+    step, late = slow_poll.store.step, [interval()]
+
+    def stepping(*arguments: Any, **options: Any) -> Step:
+        done = step(*arguments, **options)
+        if armed.is_set() and late:
+            with Outbox(database.url, settings=Settings(notify=False)) as silent:
+                silent.put(late.pop())
+        return done
+
+    armed = threading.Event()
+    monkeypatch.setattr(slow_poll.store, "step", stepping)
+    with BeaconTransport(slow_poll.settings) as transport, Worker(slow_poll, transport) as worker:
+        slow_poll.put(interval())
+        beacon.wait_for("usage", 1)
+        wait_until(lambda: slow_poll.status().lanes["usage"].sent == 1)
+        monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", 0.001)
+        armed.set()
+        worker.dispatcher.looked_at[Lane.USAGE] = -math.inf  # as after a while: its claim takes the lock
+        worker.dispatcher.news[Lane.USAGE].tell(entries=True, soon=True)
+        beacon.wait_for("usage", 2)
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_slow_commit_of_a_connection_elsewhere_is_looked_for_again(
+    slow_poll: Outbox, database: Database, engine: Engine, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was told of before."""
+    monkeypatch.setattr("outbox.worker.TOLD_PAUSE_SECONDS", 3600)
+    with engine.begin() as connection:
+        connection.execute(
+            text(
+                "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql"
+                " AS $$ BEGIN PERFORM pg_sleep(0.02); RETURN NULL; END $$"
+            )
+        )
+        connection.execute(
+            text(
+                "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON outbox_usage DEFERRABLE INITIALLY DEFERRED"
+                " FOR EACH ROW EXECUTE FUNCTION slow()"
+            )
+        )
+    with (
+        BeaconTransport(slow_poll.settings) as transport,
+        Worker(slow_poll, transport),
+        Outbox(database.url) as other,
+    ):
+        for number in range(1, 4):
+            with engine.begin() as connection:
+                other.enqueue(connection, interval())
             beacon.wait_for("usage", number)
 
 

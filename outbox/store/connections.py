@@ -63,7 +63,7 @@ class Connections:
         setattr(engine, "dispose", dispose_all)  # noqa: B010 - mypy: cannot assign to a method
         if switch is not None:
             # Here, and not where it is given back: one that a thread lost on its way goes to the pool too.
-            event.listen(engine, "reset", lambda driver_connection, _record, _state: switch(driver_connection, False))
+            event.listen(engine, "reset", self._commit_on_demand)
         if served:
             event.listen(engine, "checkin", _note_use)
             event.listen(engine, "checkout", self._require_alive)
@@ -84,6 +84,7 @@ class Connections:
                 self._switch(pooled.driver_connection, True)
             except BaseException:
                 pooled.invalidate()
+                self.distrust()  # it broke with others
                 raise
         return pooled, at_hand
 
@@ -122,6 +123,13 @@ class Connections:
         pool = self._engine.pool
         enough = isinstance(pool, QueuePool) and pool.size() >= POOL_CONNECTIONS
         return AT_HAND if enough and not self._forking else 0
+
+    def _commit_on_demand(self, driver_connection: Any, record: Any, _state: Any) -> None:
+        assert self._switch is not None
+        try:
+            self._switch(driver_connection, False)
+        except self._engine.dialect.loaded_dbapi.Error:  # it is gone
+            record.invalidate()
 
     def _require_alive(self, driver_connection: Any, record: Any, _proxy: Any) -> None:
         """Not ``pool_pre_ping``, which costs a busy producer a round trip for every transaction."""

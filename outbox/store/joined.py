@@ -15,7 +15,21 @@ from functools import cache
 from itertools import count
 from typing import Any
 
-from sqlalchemy import CTE, PoolProxiedConnection, Text, and_, bindparam, case, cast, false, func, insert, or_, select
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    PoolProxiedConnection,
+    Text,
+    and_,
+    bindparam,
+    case,
+    cast,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+)
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Dialect
 
@@ -96,6 +110,7 @@ def _lease_if(still: Any, names: Names, prefix: str) -> Any:
 @dataclass
 class Look:
     """For a batch of the next entries, in the statement that leases it. ``lease``: what is known of the batch before.
+    Its lease of ``lease_us`` begins when the statement looks: what was known of the time before may be wrong.
 
     ``found``, afterwards: a row of ``RUN``, and whether its entries ``fit`` a batch.
     """
@@ -105,6 +120,9 @@ class Look:
     most: int
     """Entries."""
     max_bytes: int
+    lease_us: int
+    now: int | None
+    """Of the clock of tests. None: of the database."""
     found: Any = None
 
 
@@ -116,6 +134,7 @@ def look_and_write(
     joined = _looking(look.lane, tuple(arrivals[0]) if arrivals else (), len(arrivals), tuple(look.lease))
     first = saved["read_cursor"] + 1
     asked = {"first": first, "last": first + look.most - 1, "most": look.most, "max_bytes": look.max_bytes}
+    asked |= {"lease_us": look.lease_us, "clock": look.now}
     fence = {name: value for name, value in saved.items() if name != f"{NEW}cursor"}
     lease = {f"{_LEASED}0_{name}": value for name, value in look.lease.items()}
     [look.found] = joined.fetched(pooled, dialect, {**asked, **fence, **lease, **_numbered(_ARRIVED, arrivals)})
@@ -133,7 +152,7 @@ def _looking(lane: Lane, of_arrival: Names, arrivals: int, of_lease: Names) -> P
     fits = and_(
         found.entries > 0,
         found.last - cursor == found.entries,
-        found.size <= bindparam("max_bytes"),
+        found.size <= bindparam("max_bytes", type_=BigInteger()),
         all_there,
         whole,
         a_line_each,
@@ -151,6 +170,8 @@ def _looking(lane: Lane, of_arrival: Names, arrivals: int, of_lease: Names) -> P
     columns: dict[str, Any] = {name: bindparam(f"{_LEASED}0_{name}", type_=BATCH.c[name].type) for name in of_lease}
     columns |= {"members": members, "first_seq": first, "last_seq": found.last}
     columns |= {"entries": found.entries, "payload_bytes": found.size}
+    now = func.coalesce(bindparam("clock", type_=BigInteger()), found.now)
+    columns["due_at"] = now + bindparam("lease_us", type_=BigInteger())
     leased = select(*columns.values()).select_from(run.join(saved, saved.c.cursor > cursor))
     still = select(saved.c.cursor).exists()
     settled = _settled(still, of_arrival, arrivals)

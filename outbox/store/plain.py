@@ -83,7 +83,7 @@ class PlainSteps:
             batches = () if asks else claim(row, policy, want=want, look_due=False)
         except (NotPlain, OutboxError, DBAPIError):  # what the database has to say it says under the lock
             return self._odd_one(lane)
-        look = self._look(row, policy) if asks else None
+        look = self._look(row, policy, clock) if asks else None
         if not (settlements or batches or look):
             return self._in_vain(row)
         if row.health != left.health:
@@ -179,9 +179,11 @@ class PlainSteps:
         return self._database.dialect.asks_as_it_writes and left.emptied and fresh
 
     @staticmethod
-    def _look(row: LockedLane, policy: Policy) -> joined.Look:
+    def _look(row: LockedLane, policy: Policy, clock: Clock | None) -> joined.Look:
         columns = new_columns(row) | lease_columns(row, policy)
-        return joined.Look(row.lane, columns, policy.batch_max_rows, policy.max_batch_bytes(row.lane))
+        now = None if clock is None else row.now
+        most, max_bytes = policy.batch_max_rows, policy.max_batch_bytes(row.lane)
+        return joined.Look(row.lane, columns, most, max_bytes, policy.lease_us, now)
 
     @staticmethod
     def _took(row: LockedLane, policy: Policy, look: joined.Look) -> Sequence[Batch]:

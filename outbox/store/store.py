@@ -161,9 +161,9 @@ class Store:
         """Whether ``watch`` is told."""
         return self.database.dialect.tells
 
-    def watch(self, tell: Listener) -> Callable[[], None]:
-        """Call ``tell`` when another process commits entries; returns what ends that."""
-        watch = Watch(self.database, tell)
+    def watch(self, tell: Listener, soon: Listener | None = None) -> Callable[[], None]:
+        """Call ``tell`` when another process commits entries, ``soon`` just before; returns what ends that."""
+        watch = Watch(self.database, tell, soon or tell)
         watch.start()
         return watch.close
 

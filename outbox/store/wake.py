@@ -21,6 +21,7 @@ from sqlalchemy import Connection, Engine, event
 
 from outbox.core.lane import LANES, Lane
 from outbox.observe import uninstrumented
+from outbox.store.dialects import SOON
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -36,7 +37,7 @@ Listener = Callable[[Lanes], None]
 class Wake:
     """Tells listeners which lanes got entries; without any, ``announce``. They must be quick and must not raise."""
 
-    def __init__(self, announce: Listener | None = None) -> None:
+    def __init__(self, announce: Announcer | None = None) -> None:
         self._announce = announce
         self._listeners: list[tuple[Listener, Listener]] = []
         self._waiting: WeakKeyDictionary[Any, Lanes] = WeakKeyDictionary()
@@ -67,7 +68,9 @@ class Wake:
             event.listen(where.engine, "commit", self._connection_commits)
 
     def _told(self) -> tuple[tuple[Listener, Listener], ...]:
-        return tuple(self._listeners) or (() if self._announce is None else ((self._announce, self._announce),))
+        if self._listeners or self._announce is None:
+            return tuple(self._listeners)
+        return ((self._announce, self._announce.soon),)
 
     def _session_committed(self, session: Session) -> None:
         if session.in_nested_transaction():
@@ -95,14 +98,22 @@ class Announcer:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._thread: threading.Thread | None = None
-        self._lanes: Lanes = set()
+        self._tables: set[str] = set()
         self._forget()
 
     def __call__(self, lanes: Lanes) -> None:
+        self._tell({LANES[lane].table for lane in lanes})
+
+    def soon(self, lanes: Lanes) -> None:
+        """Before the COMMIT: whoever is told looks now, and again a moment later."""
+        self(lanes)
+        self._tell({LANES[lane].table + SOON for lane in lanes})
+
+    def _tell(self, tables: set[str]) -> None:
         if self._pid != os.getpid():
             self._forget()  # the thread stayed with the parent
         with self._lock:
-            self._lanes |= lanes
+            self._tables |= tables
             if self._thread is None and not self._closed.is_set():
                 self._thread = threading.Thread(target=self._run, name="outbox-announcer", daemon=True)
                 self._thread.start()
@@ -121,7 +132,7 @@ class Announcer:
         self._lock = threading.Lock()
         self._some = threading.Event()
         self._closed = threading.Event()
-        self._thread, self._lanes = None, set()
+        self._thread, self._tables = None, set()
 
     def _run(self) -> None:
         while self._announce():
@@ -129,31 +140,31 @@ class Announcer:
 
     def _announce(self) -> bool:
         """Until it is time to end. True: a connection that had worked broke (the server restarted); another may do."""
-        worked, lanes = False, Lanes()
+        worked, tables = False, set[str]()
         try:
             with uninstrumented(), self._database.dialect.announcing(self._database.engine) as announce:
-                while lanes := self._next():
-                    announce([LANES[lane].table for lane in lanes])
+                while tables := self._next():
+                    announce(sorted(tables))
                     worked = True
                     self._closed.wait(self.PAUSE_SECONDS)
         except Exception as error:  # noqa: BLE001 - of the driver, whichever it is
             logger.info("workers in other processes are not told of commits, their poll finds them: %s", error)
             with self._lock:
                 if worked:
-                    self._lanes |= lanes
+                    self._tables |= tables
                     self._some.set()
                 else:
                     self._thread = None
             return worked
         return False
 
-    def _next(self) -> Lanes:
-        """The lanes to announce; none when it is time to end."""
+    def _next(self) -> set[str]:
+        """What to announce; nothing when it is time to end."""
         if not self._closed.is_set():
             self._some.wait(self.IDLE_SECONDS)
         with self._lock:
             self._some.clear()
-            lanes, self._lanes = self._lanes, set()
-            if not lanes:
+            tables, self._tables = self._tables, set()
+            if not tables:
                 self._thread = None
-        return lanes
+        return tables

@@ -8,6 +8,7 @@ import threading
 from outbox.core.lane import LANES, Lane
 from outbox.observe import uninstrumented
 from outbox.store.database import Database
+from outbox.store.dialects import SOON
 from outbox.store.wake import Listener
 
 logger = logging.getLogger("outbox.wake")
@@ -16,11 +17,13 @@ _RETRY_SECONDS = 1.0
 
 
 class Watch:
-    """Calls ``tell`` when another process commits entries. Where the database cannot tell, it does nothing."""
+    """Calls ``tell`` when another process commits entries, or ``soon`` where it is about to. Where the database cannot
+    tell, it does nothing."""
 
-    def __init__(self, database: Database, tell: Listener) -> None:
+    def __init__(self, database: Database, tell: Listener, soon: Listener) -> None:
         self._database = database
         self._tell = tell
+        self._soon = soon
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outbox-watch")
 
@@ -40,7 +43,9 @@ class Watch:
                 with uninstrumented(), self._database.dialect.news(self._database.engine, lanes) as look:
                     self._tell(set(Lane))  # what came while nobody looked
                     while not self._stop.is_set():
-                        self._tell({lanes[table] for table in look(self._stop) if table in lanes})
+                        told = set(look(self._stop))
+                        self._tell({lanes[table] for table in told & lanes.keys()})
+                        self._soon({lane for table, lane in lanes.items() if table + SOON in told})
             except Exception as error:  # noqa: BLE001 - of the driver, whichever it is; the poll goes on meanwhile
                 logger.info("not told of commits in other processes for now, the poll finds them: %s", error)
                 self._stop.wait(_RETRY_SECONDS)

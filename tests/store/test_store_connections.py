@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -164,6 +164,40 @@ def test_when_one_broke_none_of_those_in_use_meanwhile_stays_at_hand(
         box.put(interval())
     assert seen
     assert known not in seen
+
+
+@SERVERS
+def test_when_all_of_the_pool_broke_one_put_is_told(box: Outbox, engine: Engine, database: Database) -> None:
+    """The server was restarted a moment ago."""
+    with ExitStack() as stack:
+        open_at_once = [stack.enter_context(box.store.database.read()) for _ in range(4)]
+        sessions = [connection.execute(text(SESSION[database.name])).scalar() for connection in open_at_once]
+    box.store.database._connections.give_back()
+    with engine.connect() as connection:
+        for session in sessions:
+            connection.execute(text(KILL[database.name].format(session)))
+    failed = 0
+    for message in intervals(5):
+        try:
+            box.put(message)
+        except (DatabaseUnavailable, OutcomeUnknown):
+            failed += 1
+            box.put(message)
+    assert failed == 1
+    assert pending(box) == 5
+
+
+@SERVERS
+def test_one_that_is_gone_is_replaced_without_a_word(
+    box: Outbox, engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now))
+    box.put(interval())
+    kill_the_one_at_hand(box, engine, database)
+    now += 1.5 * connections.IDLE_SECONDS
+    box.put(interval())
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @SERVERS

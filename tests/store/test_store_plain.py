@@ -135,6 +135,32 @@ def test_more_entries_than_a_batch_takes_are_several(alone: Worker, locks: list[
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_lease_lasts_by_the_databases_clock_whatever_this_machine_thinks_of_the_time(
+    box: Outbox, worker: Worker, locks: list[Lane]
+) -> None:
+    """As after its host was suspended, and its monotonic clock with it."""
+    box.store.clock = None
+    for _ in range(3):
+        worker.put(ROWS)
+        step(worker, leased(worker))
+    box.store._plain._left[worker.lane].now -= 2 * box.store.policy.lease_us
+    locks.clear()
+    worker.put(ROWS)
+    [batch] = step(worker, leased(worker)).batches
+    assert not locks
+    [[now]] = worker.rows(select(now_us()))
+    assert 0 <= worker.batch(batch.id).due_at - now <= box.store.policy.lease_us
+
+
+@pytest.mark.parametrize("size", [2**31, 2**63 - 1])
+def test_a_batch_may_be_allowed_any_size(alone: Worker, locks: list[Lane], size: int) -> None:
+    alone.policy(batch_max_bytes=size)
+    put = alone.put(ROWS)
+    assert ids(step(alone, leased(alone)).batches) == put
+    assert not locks
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_few_entries_are_leased_by_the_statement_that_finds_them(
     alone: Worker, locks: list[Lane], looks: list[Any]
 ) -> None:

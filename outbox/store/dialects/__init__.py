@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from outbox.store.dialects.base import RUNS_AT_ONCE, Dialect, Row
+from outbox.store.dialects.base import RUNS_AT_ONCE, SOON, Dialect, Row
 from outbox.store.dialects.mysql import MySQL
 from outbox.store.dialects.postgresql import PostgreSQL
 from outbox.store.dialects.sqlite import SQLite
@@ -18,6 +18,7 @@ __all__ = [
     "LONG_TEXT",
     "RUNS_AT_ONCE",
     "SEQ",
+    "SOON",
     "Dialect",
     "EntryId",
     "Row",

@@ -20,6 +20,8 @@ RUNS_AT_ONCE = 200
 Row = tuple[bytes, str, int]
 """An entry to insert: the 16 bytes of its id, its payload (ASCII JSON text), the payload's size in bytes."""
 
+SOON = " soon"
+"""After a table's name, in what is announced and looked for: rows are about to be committed."""
 Announce = Callable[[Sequence[str]], None]
 """Tells whoever looks for news of the tables in which rows were committed."""
 Look = Callable[[Event], Iterable[str]]
