@@ -138,8 +138,8 @@ def test_what_commits_each_statement_is_not_handed_out_by_the_pool(box: Outbox, 
 
 
 @SERVERS
-def test_one_that_was_idle_is_tried_before_it_is_used(
-    box: Outbox, engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+def test_one_that_was_idle_is_tried_before_it_is_used_and_replaced_without_a_word(
+    box: Outbox, engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     now = 1000.0
     monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now))
@@ -148,6 +148,7 @@ def test_one_that_was_idle_is_tried_before_it_is_used(
     now += 1.5 * connections.IDLE_SECONDS
     box.put(interval())
     assert pending(box) == 2
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @SERVERS
@@ -185,19 +186,6 @@ def test_when_all_of_the_pool_broke_one_put_is_told(box: Outbox, engine: Engine,
             box.put(message)
     assert failed == 1
     assert pending(box) == 5
-
-
-@SERVERS
-def test_one_that_is_gone_is_replaced_without_a_word(
-    box: Outbox, engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    now = 1000.0
-    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now))
-    box.put(interval())
-    kill_the_one_at_hand(box, engine, database)
-    now += 1.5 * connections.IDLE_SECONDS
-    box.put(interval())
-    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @SERVERS
