@@ -340,12 +340,14 @@ def lease_deadline(lane: LockedLane, policy: Policy) -> float:
     return lane.at + policy.lease_seconds - policy.request_timeout
 
 
-def lease_columns(lane: LockedLane, policy: Policy) -> dict[str, Any]:
-    return {"state": BatchState.LEASED, "lease_token": uuid4(), "due_at": lane.now + policy.lease_us}
+def lease_columns() -> dict[str, Any]:
+    """Of a new lease, but for ``due_at``, its end."""
+    return {"state": BatchState.LEASED, "lease_token": uuid4()}
 
 
 def _lease(lane: LockedLane, policy: Policy, found: Entries) -> Batch:
-    columns = batch_columns(lane, found.members, found.count, found.size, **lease_columns(lane, policy))
+    lease = lease_columns() | {"due_at": lane.now + policy.lease_us}
+    columns = batch_columns(lane, found.members, found.count, found.size, **lease)
     lane.leases.append(columns)
     return new_batch(lane, policy, found, columns)
 

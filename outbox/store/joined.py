@@ -35,6 +35,7 @@ from sqlalchemy.engine import Dialect
 
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import BatchState
+from outbox.store.dialects.base import PlainSteps
 from outbox.store.ledger import NEW, leased_batch, leasing, save_lane, saved_lane, settling
 from outbox.store.prepared import Prepared
 from outbox.store.reading import run_of
@@ -48,13 +49,18 @@ SAVED = ("version", "cursor")
 _ARRIVED, _LEASED = "arrived", "leased"
 
 
-def statements(dialect: Dialect) -> int:
+def statements(how: PlainSteps | None) -> int:
     """As how many it is written at most, whatever it writes."""
-    return 3 if dialect.name in ("mysql", "mariadb") else 1
+    return 3 if how == "apart" else 1
 
 
 def write(
-    pooled: PoolProxiedConnection, dialect: Dialect, saved: Values, arrivals: Sequence[Values], leases: Sequence[Values]
+    pooled: PoolProxiedConnection,
+    dialect: Dialect,
+    how: PlainSteps | None,
+    saved: Values,
+    arrivals: Sequence[Values],
+    leases: Sequence[Values],
 ) -> Sequence[bool] | None:
     """Which of the batches that arrived were still ours. None, and nothing is written: somebody else has changed the
     lane. ``saved``: of ``save_lane``; ``arrivals``: of ``settling``; ``leases``: of ``leasing``.
@@ -62,10 +68,10 @@ def write(
     Raises the driver's errors; on SQLite its ``IntegrityError`` in place of None.
     """
     of_arrival, of_lease = (tuple(some[0]) if some else () for some in (arrivals, leases))
-    if dialect.name == "sqlite":
+    if how == "triggered":
         _view(of_arrival, of_lease).write(pooled, saved, arrivals, leases)
         return [True] * len(arrivals)
-    if statements(dialect) > 1:
+    if how == "apart":
         return _one_by_one(pooled, dialect, saved, arrivals, leases)
     joined = _joined(of_arrival, len(arrivals), of_lease, len(leases))
     [done] = joined.fetched(pooled, dialect, {**saved, **_numbered(_ARRIVED, arrivals), **_numbered(_LEASED, leases)})

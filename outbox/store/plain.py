@@ -88,7 +88,7 @@ class PlainSteps:
             return self._in_vain(row)
         if row.health != left.health:
             return None
-        began, statements = time.monotonic(), joined.statements(self._database.engine.dialect)
+        began, statements = time.monotonic(), joined.statements(self._database.dialect.plain_steps)
         arrived = self._database.alone(
             lambda pooled: self._write(pooled, left, row, look), statements=statements, in_turn=True
         )
@@ -147,8 +147,8 @@ class PlainSteps:
         if not plain:
             self._since[row.lane], self._looked_at[row.lane] = row.version, row.at
         lane, odd = row.lane, self._odd.pop(row.lane, 0)
-        alone = self._ahead.plan(row, policy) and self._database.dialect.plain_steps and at_once(lane, policy)
-        if alone and not odd and row.health.state is LaneState.OPEN:
+        alone = self._ahead.plan(row, policy) and self._database.dialect.plain_steps is not None
+        if alone and at_once(lane, policy) and not odd and row.health.state is LaneState.OPEN:
             row.connection, row.look, row.ahead, row.leases, row.arrivals = _NO_CONNECTION, None, {}, [], []
             self._left[lane] = row
         else:
@@ -180,7 +180,7 @@ class PlainSteps:
 
     @staticmethod
     def _look(row: LockedLane, policy: Policy, clock: Clock | None) -> joined.Look:
-        columns = new_columns(row) | lease_columns(row, policy)
+        columns = new_columns(row) | lease_columns()
         now = None if clock is None else row.now
         most, max_bytes = policy.batch_max_rows, policy.max_batch_bytes(row.lane)
         return joined.Look(row.lane, columns, most, max_bytes, policy.lease_us, now)
@@ -205,7 +205,8 @@ class PlainSteps:
     def _write(
         self, pooled: PoolProxiedConnection, left: LockedLane, row: LockedLane, look: joined.Look | None
     ) -> Sequence[bool] | None:
+        driver, how = self._database.engine.dialect, self._database.dialect.plain_steps
         saved = saving(row.lane, left, {name: getattr(row, name) for name in joined.SAVED})
         if look is not None:
-            return joined.look_and_write(pooled, self._database.engine.dialect, saved, row.arrivals, look)
-        return joined.write(pooled, self._database.engine.dialect, saved, row.arrivals, row.leases)
+            return joined.look_and_write(pooled, driver, saved, row.arrivals, look)
+        return joined.write(pooled, driver, how, saved, row.arrivals, row.leases)

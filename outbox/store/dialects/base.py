@@ -22,6 +22,8 @@ Row = tuple[bytes, str, int]
 
 SOON = " soon"
 """After a table's name, in what is announced and looked for: rows are about to be committed."""
+PlainSteps = Literal["joined", "triggered", "apart"]
+"""As one statement: parts of a WITH, or rows for a view with a trigger; or as a transaction of a few (joined.py)."""
 Announce = Callable[[Sequence[str]], None]
 """Tells whoever looks for news of the tables in which rows were committed."""
 Look = Callable[[Event], Iterable[str]]
@@ -43,8 +45,8 @@ class Dialect(ABC):
     """``put`` of many rows is one statement."""
     autocommits: ClassVar[bool] = False
     """A statement can be a transaction of its own, without a word to the server about it."""
-    plain_steps: ClassVar[bool] = False
-    """A worker that is alone decides without the lane's lock (store/plain.py)."""
+    plain_steps: ClassVar[PlainSteps | None] = None
+    """How a worker that is alone, and decides without the lane's lock (store/plain.py), writes what it decided."""
     reads_ahead: ClassVar[Literal["before", "beside"] | None] = None
     """Whether to read a full batch before its claim has the lane, or beside the one before it (store/reading.py)."""
     asks_as_it_writes: ClassVar[bool] = False

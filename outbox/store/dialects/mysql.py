@@ -26,7 +26,8 @@ class MySQL(Dialect):
     lock_timeout_codes = (1205,)
     read_only_codes = (1290, 1792, 1836)
     duplicate_key = 1062
-    autocommits = plain_steps = True
+    autocommits = True
+    plain_steps = "apart"
     joins_slowly = True
     """GROUP_CONCAT makes a table on disk: 0.7 ms, however little it joins."""
 

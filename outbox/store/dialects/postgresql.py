@@ -32,7 +32,8 @@ class PostgreSQL(Dialect):
     }
     read_isolation = "AUTOCOMMIT"  # one round trip for three, BEGIN and ROLLBACK being the others
     autocommits = True
-    plain_steps = asks_as_it_writes = inserts_at_once = True
+    plain_steps = "joined"
+    asks_as_it_writes = inserts_at_once = True
     reads_ahead = "beside"
     copy_from_rows = 1000
     """From here COPY is faster than one INSERT of arrays (measured: 116k against 60k rows/s)."""

@@ -23,7 +23,8 @@ class SQLite(Dialect):
     sync_driver = "pysqlite"
     worker_isolation = None  # one isolation level: serializable
     snapshot_isolation = None  # a deferred transaction reads one snapshot in WAL mode
-    single_writer = autocommits = plain_steps = True
+    single_writer = autocommits = True
+    plain_steps = "triggered"
     reads_ahead = "before"
     waits_ms = 30_000
     """So long a transaction waits for a lock."""
