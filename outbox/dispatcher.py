@@ -254,8 +254,7 @@ class Flight:
     def _nothing_new(self) -> bool:
         """What has landed is settled alone: the last claim took all there was, and nobody told of more."""
         news = self.news
-        quiet = not (self.looked or news.entries or news.soon or news.elsewhere)
-        return self.told and self.emptied and quiet and not self._pace.limited
+        return self.told and self.emptied and not (self.looked or news.entries or news.soon or news.elsewhere)
 
     @property
     def busy(self) -> bool:

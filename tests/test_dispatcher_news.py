@@ -283,3 +283,23 @@ def test_where_there_is_more_to_send_others_send_it(told: Told) -> None:
     told.deliver(meanwhile=lambda: threads.append(threading.get_ident()))
     assert told.delivered == 2
     assert threading.get_ident() not in threads
+
+
+def test_while_one_is_on_the_wire_others_send(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[str] = []
+    send = scene.beacon.send
+
+    def noted(batch: Batch) -> Receipt:
+        threads.append(threading.current_thread().name)
+        return send(batch)
+
+    monkeypatch.setattr(scene.beacon, "send", noted)
+    scene.dispatcher.concurrency[Lane.USAGE] = Concurrency(limit=2, quick=AT_ONCE_ANSWERS)
+    scene.commit()
+    scene.left()
+    [name] = threads
+    assert name.startswith("outbox-sender")
+    for _ in range(2):
+        scene.beacon.answers.put(DELIVERED)
+    wait_until(lambda: scene.box.status().lanes["usage"].sent == 2)
+    scene.end()

@@ -4,9 +4,11 @@
     run = runs.start(plan, kill_at=17)
     ended = run.ended()              killed, or at its end; what it said until then
 
-A *step* is a moment at which the world outside can have changed: before a statement, on either side of a COMMIT,
-before a ROLLBACK, before a request, when it has left, when the head of the answer has come, and when all of it has.
-Dying after a statement leaves what dying before the next one leaves.
+A *step* is a moment at which the world outside can have changed: before a statement, after one that commits itself, on
+either side of a COMMIT, before a ROLLBACK, before a request, when it has left, when the head of the answer has come,
+and when all of it has. Dying after another statement leaves what dying before the next one leaves.
+
+The cursors of the driver are watched, not the engine: where somebody listens to that, the outbox runs other statements.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,12 +43,15 @@ _ANY = ctypes.c_ulong(-1)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run does: transactions in turn, the second of them rolled back, then dispatch until nothing is due."""
+    """What a run does: puts, each dispatched; transactions in turn, the second of them rolled back; puts; then it
+    dispatches until nothing is due."""
 
     committed: list[list[str]]
     rolled_back: list[str]
     put: list[list[str]] = field(default_factory=list)
     """Transactions of the outbox's own, after the host's."""
+    first: list[list[str]] = field(default_factory=list)
+    """Transactions of the outbox's own, before all others, each sent before the next as a worker does that is told."""
     kill_at: int | None = None
     """The number of the step, from 1."""
     stop_after: str | None = None
@@ -56,6 +62,10 @@ class Plan:
     """Stop before the first step, until somebody has attached and says SIGCONT."""
     pragmas: list[str] = field(default_factory=list)
     """Said on each connection to SQLite, the host's and the outbox's."""
+
+    @property
+    def all_committed(self) -> list[list[str]]:
+        return [*self.first, *self.committed, *self.put]
 
 
 @dataclass(slots=True)
@@ -168,7 +178,8 @@ class Steps:
         from sqlalchemy import event
 
         dialect = engine.dialect
-        event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, *_: self(" ".join(sql.split())[:60]))
+        watched = self._watched(dialect)
+        event.listen(engine, "do_connect", lambda _dialect, _record, _args, given: given.update(watched))
         begin, commit, rollback = dialect.do_begin, dialect.do_commit, dialect.do_rollback
 
         def do_begin(connection: Any) -> None:
@@ -187,6 +198,40 @@ class Steps:
 
         dialect.do_begin, dialect.do_commit, dialect.do_rollback = do_begin, do_commit, do_rollback
 
+    def _watched(self, dialect: Any) -> dict[str, Any]:
+        """What the driver's ``connect`` is given, so that its cursors say what they execute."""
+        driver = dialect.loaded_dbapi
+        cursor: Any = driver.cursors.Cursor if dialect.name == "mysql" else driver.Cursor
+
+        def told(sql: str | bytearray, connection: Any, run: Callable[[], Any]) -> Any:
+            if threading.current_thread() is not threading.main_thread() or isinstance(sql, bytearray):
+                return run()  # it announces; or it is a part of what PyMySQL makes of many
+            name = " ".join(sql.split())[:60]
+            self(name)
+            done = run()
+            if not name.startswith(("SELECT", "PRAGMA", "SET", "SHOW")) and not _in_transaction(connection):
+                self(f"after {name}")
+            return done
+
+        class Watched(cursor):  # type: ignore[misc]
+            def execute(self, sql: str, *given: Any) -> Any:
+                return told(sql, self.connection, lambda: super(Watched, self).execute(sql, *given))
+
+            def executemany(self, sql: str, *given: Any) -> Any:
+                return told(sql, self.connection, lambda: super(Watched, self).executemany(sql, *given))
+
+            def copy(self, sql: str) -> Any:
+                return told(sql, self.connection, lambda: super(Watched, self).copy(sql))
+
+        if dialect.name == "sqlite":
+
+            class Connection(driver.Connection):  # type: ignore[misc]
+                def cursor(self, factory: Any = Watched) -> Any:
+                    return super().cursor(factory)
+
+            return {"factory": Connection}
+        return {"cursorclass" if dialect.name == "mysql" else "cursor_factory": Watched}
+
     def client(self) -> Any:
         """An HTTP client that counts what goes over the wire."""
         import httpx
@@ -203,6 +248,13 @@ class Steps:
                 return super().handle_request(request)
 
         return httpx.Client(transport=Watched(verify=False))
+
+
+def _in_transaction(connection: Any) -> bool:
+    """As the driver knows without asking: of SQLite, PostgreSQL, MySQL."""
+    if hasattr(connection, "in_transaction"):
+        return bool(connection.in_transaction)
+    return bool(connection.info.transaction_status if hasattr(connection, "info") else connection.server_status & 1)
 
 
 def _run(plan: Plan, say: Callable[..., None]) -> None:
@@ -223,6 +275,22 @@ def _run(plan: Plan, say: Callable[..., None]) -> None:
     for engine in (host, box.engine):
         steps.watch(engine)
         event.listen(engine, "connect", lambda connection, _: [connection.execute(pragma) for pragma in plan.pragmas])
+    transport = BeaconTransport(settings, client=steps.client())
+    dispatcher = Dispatcher(box, transport, lanes=[Lane.USAGE])
+
+    def put(ids: list[str]) -> None:
+        box.put(*(interval(UUID(id)) for id in ids))
+        say(committed=ids)
+
+    def tell(lanes: set[Lane]) -> None:
+        for lane in lanes & dispatcher.news.keys():
+            dispatcher.news[lane].tell(entries=True)
+
+    listening_ends = box.wake.listen(tell)
+    for ids in plan.first:
+        put(ids)
+        dispatcher.run_lane(Lane.USAGE, told=True)
+    listening_ends()
     for number, ids in enumerate([plan.committed[0], plan.rolled_back, *plan.committed[1:]]):
         with Session(host) as session:
             box.enqueue(session, *(interval(UUID(id)) for id in ids))
@@ -232,10 +300,7 @@ def _run(plan: Plan, say: Callable[..., None]) -> None:
             session.commit()
         say(committed=ids)
     for ids in plan.put:
-        box.put(*(interval(UUID(id)) for id in ids))
-        say(committed=ids)
-    transport = BeaconTransport(settings, client=steps.client())
-    dispatcher = Dispatcher(box, transport, lanes=[Lane.USAGE])
+        put(ids)
     while dispatcher.run_once().more:
         pass
 

@@ -34,6 +34,14 @@ SEED = int(os.environ.get("OUTBOX_TEST_SEED", "1"))
 STRIDES = {"sqlite": 5, "postgresql": 17, "mariadb": 17, "pwrite64": 23, "fdatasync": 7}
 
 
+PLAIN = {
+    "sqlite": "INSERT INTO outbox_step_",
+    "postgresql": "WITH run AS",
+    "mariadb": "UPDATE outbox_lane SET `cursor`",
+}
+"""How what a worker writes begins that has its lane to itself."""
+
+
 def stride(of: str) -> int:
     return STRIDE or STRIDES[of]
 
@@ -82,12 +90,19 @@ class Sweep:
         first, second, third = (ids(2) for _ in range(3))
         self._beacon.faults.refuse_ids = self._beacon.faults.refuse_ids | {second[1]}
         often = ["PRAGMA wal_autocheckpoint = 10"] if self._url.startswith("sqlite") else []
-        return Plan([first, second, third], ids(2), kill_at=kill_at, wait_for_tracer=wait_for_tracer, pragmas=often)
+        return Plan(
+            [first, second, third],
+            ids(2),
+            first=[ids(1) for _ in range(4)],
+            kill_at=kill_at,
+            wait_for_tracer=wait_for_tracer,
+            pragmas=often,
+        )
 
     def check(self, plan: Plan, ended: Ended, transport: BeaconTransport) -> None:
         """What is in the database after the end, and what has arrived once somebody has dispatched the rest."""
         stored = self._stored(plan)
-        for transaction in plan.committed:
+        for transaction in plan.all_committed:
             assert stored.isdisjoint(transaction) or stored.issuperset(transaction), "half a transaction"
         assert ended.committed <= stored, "what was told as committed is gone"
         assert stored.isdisjoint(plan.rolled_back)
@@ -97,7 +112,7 @@ class Sweep:
             states = {id: view.status for id in stored if (view := box.find(id)) is not None}
         refused = stored & self._beacon.faults.refuse_ids
         assert states == {id: "dead" if id in refused else "sent" for id in stored}
-        everything = {*plan.rolled_back, *(id for transaction in plan.committed for id in transaction)}
+        everything = {*plan.rolled_back, *(id for transaction in plan.all_committed for id in transaction)}
         received = set(self._beacon.received.ids()) & everything
         assert received == stored - refused
         again = self._beacon.received.duplicates()
@@ -108,7 +123,7 @@ class Sweep:
 
     def _stored(self, plan: Plan) -> set[str]:
         log = LOGS[Lane.USAGE]
-        mine = [UUID(id) for group in (*plan.committed, plan.rolled_back) for id in group]
+        mine = [UUID(id) for group in (*plan.all_committed, plan.rolled_back) for id in group]
         with self._engine.connect() as connection:
             return set(map(str, connection.execute(select(log.c.id).where(log.c.id.in_(mine))).scalars()))
 
@@ -155,10 +170,12 @@ def test_a_run_killed_at_any_step_loses_nothing(
             assert len(ended.steps) == number
             died_at[ended.steps[-1]] += 1
     assert not ended.killed
+    assert any(step.startswith(PLAIN[database.name]) for step in ended.steps)
     again = len(beacon.received.duplicates())
     print(f"\n{database.label}: {died_at.total()} kills at {len(died_at)} kinds of steps, {again} entries came again")
     if stride(database.name) == 1:
         assert died_at.keys() >= {"before COMMIT", "after COMMIT", *(f"usage: {step}" for step in HTTP_STEPS.values())}
+        assert any(step.startswith(PLAIN[database.name]) for step in died_at)
         assert again, "no kill found a request on the wire"
 
 

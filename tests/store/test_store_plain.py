@@ -150,6 +150,9 @@ def test_a_lease_lasts_by_the_databases_clock_whatever_this_machine_thinks_of_th
     assert not locks
     [[now]] = worker.rows(select(now_us()))
     assert 0 <= worker.batch(batch.id).due_at - now <= box.store.policy.lease_us
+    step(worker, [batch], want=0)
+    assert worker.batch(batch.id).settled_at >= now, "the next step, which does not ask, knows what this one was told"
+    assert not locks
 
 
 @pytest.mark.parametrize("size", [2**31, 2**63 - 1])
