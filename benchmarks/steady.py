@@ -27,6 +27,7 @@ QUICK_ROWS = {"sqlite": 10_000, "postgresql": 10_000, "mariadb": 4_000}
 ALONE_SECONDS = 0.3
 COMMIT_ROWS = 1000
 BATCH_ROWS = 1000
+SMALL_BATCHES, SMALL_BATCH_ROWS = 1000, 2
 AT_ONCE = Retention(sent_seconds=0, receipts_seconds=3600, max_bytes=2**60, at_least_seconds=0)
 
 
@@ -48,7 +49,9 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
                 lambda kind=kind, count=count: _hand(places, other, kind, count),  # type: ignore[misc]
                 rounds=5 if not run.full else 3,
             )
-            _beside_a_purge(run, places, other, kind, count)
+            _beside_a_purge(run, places, other, kind, count, BATCH_ROWS)
+            if kind == "sqlite":  # there is one writer at a time
+                _beside_a_purge(run, places, other, kind, SMALL_BATCHES * SMALL_BATCH_ROWS, SMALL_BATCH_ROWS)
 
 
 def _ours(places: Places, other: Child, kind: str, count: int) -> float:
@@ -82,9 +85,9 @@ def _hand(places: Places, other: Child, kind: str, count: int) -> float:
     return count / took
 
 
-def _beside_a_purge(run: Run, places: Places, other: Child, kind: str, count: int) -> None:
+def _beside_a_purge(run: Run, places: Places, other: Child, kind: str, count: int, batch_rows: int) -> None:
     """How long a put takes while another process deletes what was delivered: p99, milliseconds."""
-    with places.fresh(kind) as url, outbox_in(url, settings()) as box:
+    with places.fresh(kind) as url, outbox_in(url, settings(batch_max_rows=batch_rows)) as box:
 
         def beside() -> float:
             fill(box, count)
@@ -98,8 +101,17 @@ def _beside_a_purge(run: Run, places: Places, other: Child, kind: str, count: in
             deadline = time.monotonic() + ALONE_SECONDS
             return _p99_of_puts(box, lambda: time.monotonic() > deadline)
 
-        title = f"put while a purge deletes {count:,} rows, p99, {kind}"
-        run.compare(f"steady/{kind}/put-p99", title, beside, alone, unit="ms", better="lower", base_name="no purge")
+        small = batch_rows < BATCH_ROWS
+        title = f"put while a purge deletes {count:,} rows, p99, {kind}" + f", {batch_rows} a batch" * small
+        run.compare(
+            f"steady/{kind}/put-p99" + "-small" * small,
+            title,
+            beside,
+            alone,
+            unit="ms",
+            better="lower",
+            base_name="no purge",
+        )
 
 
 def _p99_of_puts(box: Outbox, over: Callable[[], bool]) -> float:

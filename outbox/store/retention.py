@@ -6,6 +6,12 @@ then the floor rises past everything that is purged or forgotten.
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from uuid import UUID
+
 from sqlalchemy import Connection, delete, func, or_, select, update
 
 from outbox.core import runs
@@ -14,13 +20,20 @@ from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import Retention
 from outbox.store.dialects import dialect_of
 from outbox.store.ledger import LockedLane, add_to_totals
-from outbox.store.schema import BATCH, HOLE
+from outbox.store.schema import BATCH, HOLE, LANE
 
-BATCHES_AT_ONCE = 200
+ROWS_A_BATCH = 20
+"""A batch costs about as much as so many rows: its own row changes, and three indexes."""
+RECEIPTS_AT_ONCE = 100
+FOLDED_AT_ONCE = 1000
+"""Batches whose receipts are dropped, or that are added to the totals, in one transaction: a millisecond or two."""
 
 
-def purge_batches(connection: Connection, lane: Lane, settled_before: int, now: int, chunk: int) -> int:
-    """Delete the rows of settled batches, oldest first, about ``chunk`` rows. Rows deleted; 0: none left."""
+def purge_batches(connection: Connection, lane: Lane, settled_before: int, now: int, chunk: int) -> tuple[int, bool]:
+    """Delete the rows of the oldest settled batches, of one or of as many as have no more than ``chunk`` rows.
+
+    Rows deleted, and whether there may be more that nobody else deletes.
+    """
     purgeable = (
         BATCH.c.lane == str(lane),
         BATCH.c.state == BatchState.SETTLED,
@@ -28,18 +41,18 @@ def purge_batches(connection: Connection, lane: Lane, settled_before: int, now: 
         BATCH.c.purged_at.is_(None),
     )
     columns = (BATCH.c.id, BATCH.c.members, BATCH.c.entries)
-    oldest = select(*columns).where(*purgeable).order_by(BATCH.c.due_at).limit(BATCHES_AT_ONCE)
-    batches = connection.execute(oldest).all()
-    deleted = 0
-    for batch in batches:
-        if deleted >= chunk:
-            break
-        mark = update(BATCH).where(BATCH.c.id == batch.id, *purgeable).values(purged_at=now, due_at=None)
-        if connection.execute(mark).rowcount == 1:
-            members = runs.decode(batch.members)
-            dialect_of(connection).delete_runs(connection, LANES[lane].table, members)
-            deleted += batch.entries
-    return deleted
+    most = max(1, chunk // ROWS_A_BATCH)
+    oldest = select(*columns).where(*purgeable).order_by(BATCH.c.due_at).limit(most).with_for_update()
+    found = connection.execute(oldest).all()
+    rows: list[int] = list(accumulate(batch.entries for batch in found))
+    batches = found[: max(1, bisect_right(rows, chunk))]
+    if not batches:
+        return 0, False
+    ours = BATCH.c.id.in_([batch.id for batch in batches])
+    connection.execute(update(BATCH).where(ours).values(purged_at=now, due_at=None))
+    members = runs.union(run for batch in batches for run in runs.decode(batch.members))
+    dialect_of(connection).delete_runs(connection, LANES[lane].table, members)
+    return rows[len(batches) - 1], len(batches) < len(found) or len(found) == most
 
 
 def oversize_before(connection: Connection, lane: Lane, retention: Retention, now: int) -> int:
@@ -61,36 +74,74 @@ def oversize_before(connection: Connection, lane: Lane, retention: Retention, no
     return max(by_age, min(newest_to_go, at_least))
 
 
-def raise_floor(lane: LockedLane) -> None:
-    """The floor rises to just below the first number whose row is still needed or may still come."""
-    rows_needed = select(func.min(BATCH.c.first_seq)).where(
-        BATCH.c.lane == lane.key,
-        BATCH.c.last_seq > lane.floor,
-        BATCH.c.state != BatchState.SUPERSEDED,
-        BATCH.c.purged_at.is_(None),
-    )
-    may_come = select(func.min(HOLE.c.lo)).where(HOLE.c.lane == lane.key, HOLE.c.forgotten_at.is_(None))
-    limits = [lane.connection.execute(query).scalar() for query in (rows_needed, may_come)]
-    floor = min([lane.cursor, *(limit - 1 for limit in limits if limit is not None)])
-    if floor <= lane.floor:
+@dataclass(frozen=True, slots=True)
+class Rise:
+    """How far the floor may rise, as somebody saw who did not hold the lane's lock."""
+
+    floor: int
+    strays: int
+    """Found in the lane until then. Whatever else happens meanwhile happens above: to new numbers, or to those of
+    batches and holes that were there."""
+
+
+def rise_of_floor(connection: Connection, lane: Lane) -> Rise:
+    """To just below the first number whose row is still needed or may still come. From a snapshot."""
+    says = select(LANE.c.floor, LANE.c.cursor, LANE.c.strays).where(LANE.c.lane == str(lane))
+    floor, cursor, strays = connection.execute(says).one()
+    needed = (BATCH.c.lane == str(lane), BATCH.c.state != BatchState.SUPERSEDED, BATCH.c.purged_at.is_(None))
+    # By the index, whose first one is mostly near the floor; then those that reach from above it to below it.
+    ends = select(BATCH.c.first_seq, BATCH.c.last_seq).where(*needed, BATCH.c.last_seq > floor)
+    first = connection.execute(ends.order_by(BATCH.c.last_seq).limit(1)).one_or_none()
+    limits = [cursor]
+    if first is not None:
+        reach = (BATCH.c.last_seq > first.last_seq, BATCH.c.first_seq < first.first_seq)
+        below = connection.execute(select(func.min(BATCH.c.first_seq)).where(*needed, *reach)).scalar()
+        limits.append((first.first_seq if below is None else below) - 1)
+    may_come = select(func.min(HOLE.c.lo)).where(HOLE.c.lane == str(lane), HOLE.c.forgotten_at.is_(None))
+    hole = connection.execute(may_come).scalar()
+    limits += [] if hole is None else [hole - 1]
+    return Rise(min(limits), strays)
+
+
+def raise_floor(lane: LockedLane, rise: Rise) -> None:
+    if rise.floor <= lane.floor:
         return
-    lane.floor = floor
+    strays = lane.connection.execute(select(LANE.c.strays).where(LANE.c.lane == lane.key)).scalar_one()
+    if strays != rise.strays:
+        return
+    lane.floor = rise.floor
     forgotten = (HOLE.c.lane == lane.key, HOLE.c.forgotten_at.is_not(None))
-    lane.connection.execute(delete(HOLE).where(*forgotten, HOLE.c.hi <= floor))
-    lane.connection.execute(update(HOLE).where(*forgotten, HOLE.c.lo <= floor).values(lo=floor + 1))
+    lane.connection.execute(delete(HOLE).where(*forgotten, HOLE.c.hi <= lane.floor))
+    lane.connection.execute(update(HOLE).where(*forgotten, HOLE.c.lo <= lane.floor).values(lo=lane.floor + 1))
 
 
-def delete_receipts(lane: LockedLane, settled_before: int) -> int:
-    """Delete batch rows that the ledger needs no more. Rows deleted."""
-    old = delete(BATCH).where(
-        BATCH.c.lane == lane.key,
-        BATCH.c.last_seq <= lane.floor,
-        or_(
-            (BATCH.c.purged_at < settled_before) & (BATCH.c.settled_version <= lane.folded_version),
-            (BATCH.c.state == BatchState.SUPERSEDED) & (BATCH.c.created_at < settled_before),
-        ),
+@dataclass(frozen=True, slots=True)
+class Receipts:
+    """``old``: ids of batches. ``until``: the last number of those that were looked at."""
+
+    old: Sequence[UUID]
+    until: int
+
+
+def old_receipts(connection: Connection, lane: Lane, settled_before: int, above: int) -> Receipts:
+    """Of the next batches above a number, those that the ledger needs no more. What is not old enough is in front of
+    what is: only where the first of them were purged late, and then the others wait with them."""
+    purged = (BATCH.c.purged_at < settled_before) & (BATCH.c.settled_version <= LANE.c.folded_version)
+    superseded = (BATCH.c.state == BatchState.SUPERSEDED) & (BATCH.c.created_at < settled_before)
+    batches = (
+        select(BATCH.c.id, BATCH.c.last_seq, or_(purged, superseded).label("old"))
+        .join(LANE, LANE.c.lane == BATCH.c.lane)
+        .where(BATCH.c.lane == str(lane), BATCH.c.last_seq <= LANE.c.floor, BATCH.c.last_seq > above)
+        .order_by(BATCH.c.last_seq)
+        .limit(RECEIPTS_AT_ONCE)
     )
-    return lane.connection.execute(old).rowcount
+    rows = connection.execute(batches).all()
+    return Receipts([row.id for row in rows if row.old], rows[-1].last_seq if rows else above)
+
+
+def delete_receipts(connection: Connection, old: Sequence[UUID]) -> int:
+    """Nothing changes them any more. Rows deleted."""
+    return connection.execute(delete(BATCH).where(BATCH.c.id.in_(old))).rowcount
 
 
 _TOTAL_OF = {
@@ -101,20 +152,21 @@ _TOTAL_OF = {
 }
 
 
-def fold_totals(lane: LockedLane) -> None:
-    """Add what settled since the last fold to the lane's totals.
+def fold_totals(lane: LockedLane) -> bool:
+    """Add what settled since the last fold to the lane's totals, so much at a time. Whether there is more.
 
     Settles carry the version of the lane that they were written under, and its lock is held here: nothing older
     can still arrive.
     """
-    query = (
-        select(BATCH.c.verdict, func.sum(BATCH.c.entries))
-        .where(BATCH.c.lane == lane.key, BATCH.c.settled_version > lane.folded_version)
-        .group_by(BATCH.c.verdict)
-    )
+    new = (BATCH.c.lane == lane.key, BATCH.c.settled_version > lane.folded_version)
+    version = BATCH.c.settled_version
+    some = lane.connection.execute(select(version).where(*new).order_by(version).limit(FOLDED_AT_ONCE)).scalars().all()
+    until = some[-1] if len(some) == FOLDED_AT_ONCE else lane.version
+    query = select(BATCH.c.verdict, func.sum(BATCH.c.entries)).where(*new, version <= until).group_by(BATCH.c.verdict)
     amounts: dict[str, int] = {}
     for verdict, entries in lane.connection.execute(query).all():
         name = _TOTAL_OF[Ending(verdict)]
         amounts[name] = amounts.get(name, 0) + int(entries)
     add_to_totals(lane, **amounts)
-    lane.folded_version = lane.version
+    lane.folded_version = until
+    return len(some) == FOLDED_AT_ONCE

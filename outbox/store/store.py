@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy.exc import IntegrityError
@@ -137,9 +137,7 @@ class Store:
             if left is None or left > 0:
                 self._timers[lane] = before
                 return Outlook(False, left)
-        [row] = self.database.look(views.something_to_do(lane), {})
-        now = row.now if self.clock is None else self.clock()
-        health = Health(LaneState(row.state), None, row.next_probe_at)
+        row, now, health = self._something_to_do(lane)
         if health.state is LaneState.OFF or health.stopped:
             return Outlook(False, None)
         times = [time for time in (row.due_at, row.hole_at) if time is not None]
@@ -155,6 +153,15 @@ class Store:
             at = time.monotonic() if self.clock is None else now / MICROSECONDS
             self._timers[lane] = _Timer(row.version, None if left_seconds is None else at + left_seconds)
         return Outlook(bool(row.newer) or overdue, left_seconds)
+
+    def _something_to_do(self, lane: Lane) -> tuple[Any, int, Health]:
+        """A row of ``views.something_to_do``, what time it is (µs), and the lane's state in it."""
+        [row] = self.database.look(views.something_to_do(lane), {})
+        return (
+            row,
+            row.now if self.clock is None else self.clock(),
+            Health(LaneState(row.state), None, row.next_probe_at),
+        )
 
     @property
     def tells(self) -> bool:
@@ -221,41 +228,58 @@ class Store:
 
         None of a stopped lane: its log contradicts its ledger, which must not say then what may be deleted.
         """
-        now, stopped = self._on(lane, lambda row: (row.now, row.health.stopped))
-        if stopped:
+        _, now, health = self._something_to_do(lane)
+        if health.stopped:
             return 0
-        total = 0
         with self.database.read() as connection:
             before = retention.oversize_before(connection, lane, rules, now)
         chunk = self.database.dialect.purge_chunk
-        deleted = 1
-        while deleted:
+        total, more = 0, True
+        while more:
             try:
                 with self.database.write(in_turn=True) as connection:
-                    deleted = retention.purge_batches(connection, lane, before, now, chunk)
+                    deleted, more = retention.purge_batches(connection, lane, before, now, chunk)
             except DatabaseUnavailable:
                 if chunk == 1:
                     raise
                 chunk = 1  # on a full disk a small delete may still fit, and makes room for more
             else:
                 total += deleted
-        self._on(lane, lambda row: self._after_purge(row, rules))
+        self._after_purge(lane)
+        self._drop_receipts(lane, now - int(rules.receipts_seconds * MICROSECONDS))
         while total and self._give_back():
             pass
         return total
+
+    def _after_purge(self, lane: Lane) -> None:
+        with self.database.read(snapshot=True) as connection:
+            rise = retention.rise_of_floor(connection, lane)
+
+        def move(row: LockedLane) -> bool:
+            retention.raise_floor(row, rise)
+            return retention.fold_totals(row)
+
+        while self._on(lane, move):
+            pass
+
+    def _drop_receipts(self, lane: Lane, settled_before: int) -> None:
+        until = 0
+        while True:
+            with self.database.read() as connection:
+                receipts = retention.old_receipts(connection, lane, settled_before, until)
+            if not receipts.old:
+                return
+            with self.database.write(in_turn=True) as connection:
+                retention.delete_receipts(connection, receipts.old)
+            until = receipts.until
 
     def _give_back(self) -> bool:
         with self.database.write(in_turn=True) as connection:
             return self.database.dialect.give_back(connection)
 
-    @staticmethod
-    def _after_purge(row: LockedLane, rules: Retention) -> None:
-        retention.fold_totals(row)
-        retention.raise_floor(row)
-        retention.delete_receipts(row, row.now - int(rules.receipts_seconds * 1_000_000))
-
     def fold_totals(self, lane: Lane) -> None:
-        self._on(lane, retention.fold_totals)
+        while self._on(lane, retention.fold_totals):
+            pass
 
     def audit(self, lane: Lane, *, newest: int | None = None, mend: bool = False) -> AuditReport:
         """Compare the log with the ledger (the ``newest`` numbers only, when given) and bring strays back.

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, text, update
 
-from outbox import Outbox
+from outbox import Outbox, Receipt
 from outbox.core.lifecycle import Status
+from outbox.store import retention
+from outbox.store.schema import LANE
 from tests.store.driving import DELIVERED, KEEP_NOTHING, REFUSED, UNAVAILABLE, Worker, usage
 
 
@@ -115,6 +118,123 @@ def test_an_id_is_new_again_after_its_purge(worker: Worker) -> None:
     worker.purge()
     assert worker.box.put(message).duplicates == 0
     assert worker.deliver_all() == [message.id]
+
+
+# --- a little at a time: on SQLite producers wait meanwhile ----------------------------------------------------
+
+
+def one_by_one(worker: Worker, *receipts: Receipt) -> None:
+    """A batch for each entry."""
+    worker.policy(batch_max_rows=1)
+    worker.put(len(receipts))
+    for receipt in receipts:
+        worker.settle(worker.must_claim(), receipt)
+        worker.clock.advance(seconds=1)
+
+
+def noted(monkeypatch: pytest.MonkeyPatch, function: str) -> list[Any]:
+    """What a function of ``retention`` has returned."""
+    returned: list[Any] = []
+    does = getattr(retention, function)
+
+    def noting(*arguments: Any) -> Any:
+        returned.append(does(*arguments))
+        return returned[-1]
+
+    monkeypatch.setattr(retention, function, noting)
+    return returned
+
+
+def test_a_transaction_purges_some_batches_however_small_they_are(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker.box.store.database.dialect, "purge_chunk", 2 * retention.ROWS_A_BATCH)
+    one_by_one(worker, *[DELIVERED] * 5)
+    deleted = noted(monkeypatch, "purge_batches")
+    assert worker.purge() == 5
+    assert deleted == [(2, True), (2, True), (1, False)]
+
+
+def test_a_transaction_purges_some_rows_or_one_batch_however_large_it_is(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = retention.ROWS_A_BATCH
+    monkeypatch.setattr(worker.box.store.database.dialect, "purge_chunk", 3 * rows)
+    for size in (rows, rows, 2 * rows, 4 * rows):
+        worker.put(size)
+        worker.deliver_all()
+    deleted = noted(monkeypatch, "purge_batches")
+    worker.purge()
+    assert deleted == [(2 * rows, True), (2 * rows, True), (4 * rows, False)]
+
+
+def test_totals_are_added_up_a_few_at_a_time(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "FOLDED_AT_ONCE", 2)
+    one_by_one(worker, DELIVERED, DELIVERED, REFUSED, DELIVERED, DELIVERED)
+    more = noted(monkeypatch, "fold_totals")
+    worker.box.store.fold_totals(worker.lane)
+    assert more == [True, True, False]
+    assert (worker.row.sent, worker.row.dead) == (4, 1)
+    assert (worker.status.sent, worker.status.dead) == (4, 1)
+
+
+def test_receipts_are_dropped_a_few_at_a_time(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "RECEIPTS_AT_ONCE", 2)
+    one_by_one(worker, *[DELIVERED] * 5)
+    worker.purge()
+    worker.clock.advance(seconds=1)
+    deleted = noted(monkeypatch, "delete_receipts")
+    worker.purge()
+    assert deleted == [2, 2, 1]
+    assert worker.batches() == []
+
+
+def test_receipts_that_are_kept_do_not_keep_those_that_follow_them(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every other entry was refused, and delivered long after the rest."""
+    monkeypatch.setattr(retention, "RECEIPTS_AT_ONCE", 2)
+    one_by_one(worker, *[REFUSED, DELIVERED] * 3)
+    worker.purge()
+    worker.clock.advance(seconds=3600)
+    worker.box.requeue()
+    worker.deliver_all()
+    worker.purge(replace(KEEP_NOTHING, receipts_seconds=1800))
+    worker.purge(replace(KEEP_NOTHING, receipts_seconds=1800))
+    assert [batch.purged_at is not None for batch in worker.batches()] == [True] * 3
+
+
+# --- the floor ---------------------------------------------------------------------------------------------------
+
+
+def test_the_floor_stays_below_a_batch_that_reaches_over_others(worker: Worker) -> None:
+    """The first entry and the third are one batch now, the second is sent and not yet purged."""
+    one_by_one(worker, REFUSED, DELIVERED, REFUSED)
+    worker.policy(batch_max_rows=2)
+    worker.box.requeue()
+    assert [batch.members for batch in worker.batches("waiting")] == ["1,3"]
+    worker.purge(replace(KEEP_NOTHING, sent_seconds=1e6))
+    assert worker.row.floor == 0
+    assert len(worker.deliver_all()) == 2
+
+
+def test_the_floor_stays_where_it_is_when_strays_were_found_meanwhile(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_by_one(worker, DELIVERED, DELIVERED)
+    look = retention.rise_of_floor
+
+    def found_meanwhile(*arguments: Any) -> retention.Rise:
+        rise = look(*arguments)
+        worker.run(update(LANE).where(LANE.c.lane == str(worker.lane)).values(strays=LANE.c.strays + 1))
+        return rise
+
+    with monkeypatch.context() as patch:
+        patch.setattr(retention, "rise_of_floor", found_meanwhile)
+        assert worker.purge() == 2
+    assert worker.row.floor == 0
+    worker.purge()
+    assert worker.row.floor == worker.row.cursor
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)

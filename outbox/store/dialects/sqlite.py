@@ -28,7 +28,7 @@ class SQLite(Dialect):
     reads_ahead = "before"
     waits_ms = 30_000
     """So long a transaction waits for a lock."""
-    purge_chunk = 2_000  # producers wait while we hold the only write lock
+    purge_chunk = 500  # producers wait while we hold the only write lock
 
     def check_url(self, url: URL) -> None:
         if url.database in (None, "", ":memory:"):
@@ -146,8 +146,8 @@ class SQLite(Dialect):
             yield look
 
     spare_pages = 256
-    give_back_pages = 512
-    """At a time: a few milliseconds in which producers wait."""
+    give_back_pages = 64
+    """At a time: a millisecond or two in which producers wait."""
 
     def give_back(self, connection: Connection) -> bool:
         free = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
