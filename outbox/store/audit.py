@@ -16,11 +16,11 @@ Here is what looks and judges; ``mend`` brings back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, select, text
+from sqlalchemy import ColumnElement, Connection, Row, func, select, text
 
 from outbox.core import runs
 from outbox.core.health import Health, LaneState
@@ -30,6 +30,8 @@ from outbox.core.runs import Runs
 from outbox.store.dialects import dialect_of
 from outbox.store.ledger import LockedLane
 from outbox.store.schema import BATCH, HOLE, LANE, LOGS
+
+Span = tuple[int, int]
 
 RANGE = 100_000
 """Numbers compared at a time."""
@@ -100,22 +102,29 @@ def ranges(connection: Connection, lane: Lane, newest: int | None = None) -> Ite
 
 def inspect(connection: Connection, lane: Lane, lo: int, hi: int) -> Findings:
     """Compare the rows numbered (lo, hi] with the ledger. Rows are read first: a purge in between hides nothing."""
-    whole: Runs = ((lo + 1, hi),)
     found = Findings(_present(connection, lane, lo, hi))
-    batches = connection.execute(
-        select(BATCH).where(
-            BATCH.c.lane == str(lane),
-            BATCH.c.last_seq > lo,
-            BATCH.c.first_seq <= hi,
-            BATCH.c.state != BatchState.SUPERSEDED,
-        )
-    ).all()
-    kept: list[tuple[int, int]] = []
-    purged: list[tuple[int, int]] = []
+    overlapping = select(HOLE).where(HOLE.c.lane == str(lane), HOLE.c.hi > lo, HOLE.c.lo <= hi)
+    holes = connection.execute(overlapping).all()
+    owned = _owned(connection, lane, lo, hi)
+    if owned is not None:
+        kept, purged = owned
+        _compare(found, (lo, hi), holes, kept, purged)
+        if found.clean and not runs.subtract(kept, found.present) and not _newest_lost_rows(connection, lane):
+            return found
+    return _inspect_each(connection, lane, (lo, hi), found, holes)
+
+
+def _inspect_each(
+    connection: Connection, lane: Lane, span: Span, found: Findings, holes: Sequence[Row[Any]]
+) -> Findings:
+    """Batch by batch."""
+    lo, hi = span
+    kept: list[Span] = []
+    purged: list[Span] = []
     settled: list[tuple[Row[Any], Runs]] = []
     lost_rows = False
-    for batch in batches:
-        members = runs.intersect(runs.decode(batch.members), whole)
+    for batch in connection.execute(select(BATCH).where(*_overlapping(lane, lo, hi))).all():
+        members = runs.intersect(runs.decode(batch.members), ((lo + 1, hi),))
         if batch.purged_at is not None:
             purged.extend(members)
             continue
@@ -126,17 +135,53 @@ def inspect(connection: Connection, lane: Lane, lo: int, hi: int) -> Findings:
             lost_rows = lost_rows or bool(gone)
         if gone and batch.verdict in (None, Ending.REFUSED):
             found.shrunken.append((batch, gone))
-    overlapping = select(HOLE).where(HOLE.c.lane == str(lane), HOLE.c.hi > lo, HOLE.c.lo <= hi)
-    all_holes = connection.execute(overlapping).all()
-    inside = runs.union((hole.lo, hole.hi) for hole in all_holes)
-    forgotten = runs.union((hole.lo, hole.hi) for hole in all_holes if hole.forgotten_at is not None)
-    owned = runs.union([*kept, *purged])
-    found.unaccounted = runs.subtract(whole, runs.union([*owned, *inside]))
-    found.forgotten = runs.subtract(runs.intersect(found.present, forgotten), owned)
-    found.spent = runs.intersect(found.present, runs.union(purged))
+    _compare(found, span, holes, runs.union(kept), runs.union(purged))
     if settled and (lost_rows or _newest_lost_rows(connection, lane)):
         found.overwritten = _overwritten(connection, lane, lo, hi, settled)
     return found
+
+
+def _compare(found: Findings, span: Span, holes: Sequence[Row[Any]], kept: Runs, purged: Runs) -> None:
+    lo, hi = span
+    owned = runs.union([*kept, *purged])
+    inside = runs.union([*owned, *((hole.lo, hole.hi) for hole in holes)])
+    forgotten = runs.union((hole.lo, hole.hi) for hole in holes if hole.forgotten_at is not None)
+    found.unaccounted = runs.subtract(((lo + 1, hi),), inside)
+    found.forgotten = runs.subtract(runs.intersect(found.present, forgotten), owned)
+    found.spent = runs.intersect(found.present, purged)
+
+
+def _overlapping(lane: Lane, lo: int, hi: int) -> Sequence[ColumnElement[bool]]:
+    """Batches that may have members in (lo, hi]."""
+    live = BATCH.c.state != BatchState.SUPERSEDED
+    return BATCH.c.lane == str(lane), BATCH.c.last_seq > lo, BATCH.c.first_seq <= hi, live
+
+
+def _owned(connection: Connection, lane: Lane, lo: int, hi: int) -> tuple[Runs, Runs] | None:
+    """The numbers in (lo, hi] of batches whose rows are kept, and of purged ones. None: some have two batches.
+
+    Put together by the database: there may be as many batches as rows.
+    """
+    overlapping, purged = _overlapping(lane, lo, hi), BATCH.c.purged_at.is_not(None)
+    first, last, entries = BATCH.c.first_seq, BATCH.c.last_seq, BATCH.c.entries
+    neighbours = last - first + 1 == entries
+    before = func.sum(entries).over(partition_by=purged, order_by=first, rows=(None, 0))
+    numbered = (
+        select(first, last, entries, purged.label("purged"), (last - before).label("island"))
+        .where(*overlapping, neighbours)
+        .subquery()
+    )
+    bounds = (func.min(numbered.c.first_seq), func.max(numbered.c.last_seq), func.sum(numbered.c.entries))
+    islands = select(*bounds, numbered.c.purged).group_by(numbered.c.purged, numbered.c.island)
+    parts: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+    for start, end, count, gone in connection.execute(islands):
+        if end - start + 1 != count:
+            return None
+        parts[bool(gone)].append((start, end))
+    for members, gone in connection.execute(select(BATCH.c.members, purged).where(*overlapping, ~neighbours)):
+        parts[bool(gone)] += runs.decode(members)
+    kept, spent = (runs.intersect(runs.union(parts[gone]), ((lo + 1, hi),)) for gone in (False, True))
+    return kept, spent
 
 
 def _present(connection: Connection, lane: Lane, lo: int, hi: int) -> Runs:
@@ -153,7 +198,9 @@ def _newest_lost_rows(connection: Connection, lane: Lane) -> bool:
 
     Numbers are used again from below, so the newest settled batch is the last to look whole.
     """
-    settled = (BATCH.c.lane == str(lane), BATCH.c.state == BatchState.SETTLED, BATCH.c.purged_at.is_(None))
+    floor = select(LANE.c.floor).where(LANE.c.lane == str(lane)).scalar_subquery()
+    above = BATCH.c.last_seq > floor  # below it all are purged, and there may be many
+    settled = (BATCH.c.lane == str(lane), BATCH.c.state == BatchState.SETTLED, BATCH.c.purged_at.is_(None), above)
     newest = connection.execute(select(BATCH).where(*settled).order_by(BATCH.c.last_seq.desc()).limit(1)).first()
     if newest is None:
         return False

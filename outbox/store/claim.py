@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import Row, Table, and_, bindparam, func, or_, select, update
+from sqlalchemy import Row, Table, bindparam, func, or_, select, update
 
 from outbox.core import batching, runs
 from outbox.core.batch import Batch
@@ -49,11 +49,11 @@ def _due_of(probe: bool) -> Any:
     b = BATCH.c
     overdue = or_(b.due_at <= bindparam("now"), b.due_at > bindparam("horizon"))
     waiting = b.state == BatchState.WAITING
-    expired = and_(b.state == BatchState.LEASED, overdue)
+    live = or_(waiting, b.state == BatchState.LEASED)  # alone, or SQLite looks at all that the lane ever sent
     return (
         select(b.id, b.state, b.members, b.entries, b.payload_bytes, b.attempts, b.crash_count, b.ambiguous)
         .add_columns(b.lease_token, b.root_id, b.last_error)
-        .where(b.lane == bindparam("key"), or_(waiting if probe else and_(waiting, overdue), expired))
+        .where(b.lane == bindparam("key"), live, or_(waiting, overdue) if probe else overdue)
         .order_by(b.due_at)
         .limit(bindparam("count"))
     )

@@ -94,9 +94,11 @@ def rise_of_floor(connection: Connection, lane: Lane) -> Rise:
     first = connection.execute(ends.order_by(BATCH.c.last_seq).limit(1)).one_or_none()
     limits = [cursor]
     if first is not None:
+        limits.append(first.first_seq - 1)
+    if first is not None and first.first_seq - 1 > floor:
         reach = (BATCH.c.last_seq > first.last_seq, BATCH.c.first_seq < first.first_seq)
         below = connection.execute(select(func.min(BATCH.c.first_seq)).where(*needed, *reach)).scalar()
-        limits.append((first.first_seq if below is None else below) - 1)
+        limits += [] if below is None else [below - 1]
     may_come = select(func.min(HOLE.c.lo)).where(HOLE.c.lane == str(lane), HOLE.c.forgotten_at.is_(None))
     hole = connection.execute(may_come).scalar()
     limits += [] if hole is None else [hole - 1]

@@ -1,0 +1,126 @@
+"""What is done all day costs the same, however much was delivered before and however many receipts are kept.
+
+Counted in instructions of SQLite's machine: they are the same in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event, insert, update
+
+from outbox import Outbox
+from outbox.core.lane import Lane
+from outbox.core.policy import Bounds, Retention
+from outbox.core.step import Settlement
+from outbox.store.ledger import new_id
+from outbox.store.schema import BATCH, LANE
+from tests.store.driving import DELIVERED, REFUSED, UNAVAILABLE, Worker
+
+FEW, MANY = 200, 4000
+"""Batches that were delivered before. Some are looked at whatever there is: a hundred receipts, and what the audit of a
+minute reads."""
+MORE = 1.5
+"""Times as much as without them: an index is a level deeper."""
+EVERY = 10
+"""Instructions between two counts."""
+HOURLY = Retention(sent_seconds=3600, receipts_seconds=86_400, max_bytes=2**30, at_least_seconds=0)
+
+
+class Costs:
+    """Of what one outbox does, by name: instructions that SQLite's machine runs for it."""
+
+    def __init__(self, folder: Path, old: int, *, above_the_floor: bool) -> None:
+        self.of: dict[str, int] = {}
+        self._count = 0
+        self.box = Outbox(f"sqlite:///{folder / str(old)}.db")
+        event.listen(
+            self.box.engine, "connect", lambda connection, _: connection.set_progress_handler(self._tick, EVERY)
+        )
+        self.box.migrate()
+        self.worker = Worker(self.box, Lane.TRACES)
+        self.worker.policy(batch_max_rows=2)
+        self._deliver_before(old, above_the_floor=above_the_floor)
+
+    def _tick(self) -> int:
+        self._count += 1
+        return 0
+
+    def _deliver_before(self, old: int, *, above_the_floor: bool) -> None:
+        """Two, and ``old`` more like the second of them; with a dead letter at the bottom all are above the floor."""
+        worker = self.worker
+        for receipt in (REFUSED if above_the_floor else DELIVERED, DELIVERED):
+            worker.put(1)
+            worker.settle(worker.must_claim(), receipt)
+        worker.clock.advance(seconds=3601)
+        worker.purge(HOURLY)
+        like = next(batch for batch in worker.batches("settled") if batch.purged_at is not None)._asdict()
+        numbers = range(3, old + 3)
+        names = ("members", "first_seq", "last_seq")
+        more = [like | dict.fromkeys(names, number) | {"members": str(number), "id": new_id()} for number in numbers]
+        worker.burn(numbers[-1])
+        with worker.box.store.database.write() as connection:
+            connection.execute(insert(BATCH), more)
+        floor = 0 if above_the_floor else numbers[-1]
+        row = {"cursor": numbers[-1], "floor": floor, "folded_version": LANE.c.version}
+        worker.run(update(LANE).where(LANE.c.lane == str(worker.lane)).values(row))
+
+    @contextmanager
+    def named(self, name: str) -> Iterator[None]:
+        before = self._count
+        yield
+        self.of[name] = (self._count - before) * EVERY
+
+    def day(self) -> None:
+        worker, store, lane = self.worker, self.box.store, self.worker.lane
+
+        def step(name: str, *settlements: Settlement, want: int = 4, look_due: bool = True) -> Any:
+            with self.named(name):
+                return store.step(lane, settlements, want=want, look_due=look_due, eager=look_due)
+
+        worker.put(1)
+        worker.settle(worker.must_claim(), DELIVERED)
+        with self.named("put"):
+            worker.put(8)
+        with self.named("look"):
+            store.outlook(lane)
+        batches = step("claim").batches
+        assert len(batches) == 4
+        step("settle", Settlement(batches[0], DELIVERED), want=0, look_due=False)
+        step("settle what did not arrive", Settlement(batches[1], UNAVAILABLE), want=0)
+        worker.clock.advance(seconds=3600)
+        with self.named("look for what is due"):
+            assert store.outlook(lane).ready
+        again = step("claim what waited").batches
+        assert len(again) == 3
+        step("pause", *(Settlement(batch, UNAVAILABLE) for batch in again), want=0)
+        worker.clock.advance(seconds=3600)
+        [probe] = step("probe").batches
+        refused = step("open", Settlement(probe, DELIVERED)).batches
+        step("halve", *(Settlement(batch, REFUSED) for batch in refused))
+        with self.named("status"):
+            self.box.status()
+        with self.named("find"):
+            assert self.box.find(worker.ids(refused[0])[0])
+        with self.named("fold"):
+            store.fold_totals(lane)
+        with self.named("audit"):
+            store.audit(lane, newest=100)
+        with self.named("bounds"):
+            store.keep_within(lane, Bounds(entries=10**6, size=2**40, age_seconds=1e6))
+        with self.named("purge"):
+            store.purge(lane, HOURLY)
+
+
+@pytest.mark.parametrize("above_the_floor", [False, True], ids=["below the floor", "above a dead letter"])
+def test_what_is_done_all_day_costs_the_same_after_thousands_of_batches(tmp_path: Path, above_the_floor: bool) -> None:
+    few, many = (Costs(tmp_path, old, above_the_floor=above_the_floor) for old in (FEW, MANY))
+    for costs in (few, many):
+        costs.day()
+        costs.box.close()
+    dearer = {name: (few.of[name], cost) for name, cost in many.of.items() if cost > MORE * few.of[name]}
+    assert not dearer
