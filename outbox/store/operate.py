@@ -18,7 +18,7 @@ from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import Policy
 from outbox.store import holes
 from outbox.store.ledger import LockedLane, add_to_totals, insert_batch
-from outbox.store.schema import BATCH, LOGS
+from outbox.store.schema import BATCH, LANE, LOGS
 from outbox.store.settle import ended
 
 CHUNK = 500
@@ -35,11 +35,12 @@ class Window:
 
 
 def dead_letters(lane_key: str, window: Window) -> Any:
-    """WHERE conditions for the dead letters of a lane inside a window."""
+    """WHERE conditions for the dead letters of a lane inside a window. Below the floor there are others only."""
     conditions = [
         BATCH.c.lane == lane_key,
         BATCH.c.state == BatchState.SETTLED,
         BATCH.c.verdict == Ending.REFUSED,
+        BATCH.c.last_seq > select(LANE.c.floor).where(LANE.c.lane == lane_key).scalar_subquery(),
     ]
     if window.batch_ids is not None:
         conditions.append(BATCH.c.id.in_(window.batch_ids))
