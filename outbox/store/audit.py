@@ -32,6 +32,7 @@ from outbox.store.ledger import LockedLane
 from outbox.store.schema import BATCH, HOLE, LANE, LOGS
 
 Span = tuple[int, int]
+Conditions = Sequence[ColumnElement[bool]]
 
 RANGE = 100_000
 """Numbers compared at a time."""
@@ -100,22 +101,40 @@ def ranges(connection: Connection, lane: Lane, newest: int | None = None) -> Ite
         hi = lo
 
 
-def inspect(connection: Connection, lane: Lane, lo: int, hi: int) -> Findings:
-    """Compare the rows numbered (lo, hi] with the ledger. Rows are read first: a purge in between hides nothing."""
+def widest(connection: Connection, lane: Lane) -> int:
+    """How far any batch above the floor reaches, from its first number to its last."""
+    floor = select(LANE.c.floor).where(LANE.c.lane == str(lane)).scalar_subquery()
+    above = (BATCH.c.lane == str(lane), BATCH.c.last_seq > floor)
+    return int(connection.execute(select(func.max(BATCH.c.last_seq - BATCH.c.first_seq)).where(*above)).scalar() or 0)
+
+
+def inspect(connection: Connection, lane: Lane, lo: int, hi: int, *, reach: int | None = None) -> Findings:
+    """Compare the rows numbered (lo, hi] with the ledger. Rows are read first: a purge in between hides nothing.
+
+    ``reach``: of ``widest``, when many ranges are looked at; without it each looks at all batches above it. To who
+    gives it a batch that is wider, and so was made since, is not there.
+    """
     found = Findings(_present(connection, lane, lo, hi))
     overlapping = select(HOLE).where(HOLE.c.lane == str(lane), HOLE.c.hi > lo, HOLE.c.lo <= hi)
     holes = connection.execute(overlapping).all()
-    owned = _owned(connection, lane, lo, hi)
+    batches = _overlapping(lane, lo, hi, reach)
+    owned = _owned(connection, batches, (lo, hi))
     if owned is not None:
         kept, purged = owned
         _compare(found, (lo, hi), holes, kept, purged)
-        if found.clean and not runs.subtract(kept, found.present) and not _newest_lost_rows(connection, lane):
+        whole = found.clean and not runs.subtract(kept, found.present)
+        if whole and not (kept and _newest_lost_rows(connection, lane)):
             return found
-    return _inspect_each(connection, lane, (lo, hi), found, holes)
+    return _inspect_each(connection, lane, (lo, hi), found, holes, batches)
 
 
 def _inspect_each(
-    connection: Connection, lane: Lane, span: Span, found: Findings, holes: Sequence[Row[Any]]
+    connection: Connection,
+    lane: Lane,
+    span: Span,
+    found: Findings,
+    holes: Sequence[Row[Any]],
+    batches: Conditions,
 ) -> Findings:
     """Batch by batch."""
     lo, hi = span
@@ -123,7 +142,7 @@ def _inspect_each(
     purged: list[Span] = []
     settled: list[tuple[Row[Any], Runs]] = []
     lost_rows = False
-    for batch in connection.execute(select(BATCH).where(*_overlapping(lane, lo, hi))).all():
+    for batch in connection.execute(select(BATCH).where(*batches)).all():
         members = runs.intersect(runs.decode(batch.members), ((lo + 1, hi),))
         if batch.purged_at is not None:
             purged.extend(members)
@@ -151,24 +170,25 @@ def _compare(found: Findings, span: Span, holes: Sequence[Row[Any]], kept: Runs,
     found.spent = runs.intersect(found.present, purged)
 
 
-def _overlapping(lane: Lane, lo: int, hi: int) -> Sequence[ColumnElement[bool]]:
-    """Batches that may have members in (lo, hi]."""
-    live = BATCH.c.state != BatchState.SUPERSEDED
-    return BATCH.c.lane == str(lane), BATCH.c.last_seq > lo, BATCH.c.first_seq <= hi, live
+def _overlapping(lane: Lane, lo: int, hi: int, reach: int | None) -> Conditions:
+    """Of batches that may have members in (lo, hi]."""
+    live = (BATCH.c.lane == str(lane), BATCH.c.state != BatchState.SUPERSEDED)
+    near = () if reach is None else (BATCH.c.last_seq <= hi + reach,)
+    return (*live, BATCH.c.last_seq > lo, BATCH.c.first_seq <= hi, *near)
 
 
-def _owned(connection: Connection, lane: Lane, lo: int, hi: int) -> tuple[Runs, Runs] | None:
-    """The numbers in (lo, hi] of batches whose rows are kept, and of purged ones. None: some have two batches.
+def _owned(connection: Connection, batches: Conditions, span: Span) -> tuple[Runs, Runs] | None:
+    """The numbers in ``span`` of batches whose rows are kept, and of purged ones. None: some have two batches.
 
     Put together by the database: there may be as many batches as rows.
     """
-    overlapping, purged = _overlapping(lane, lo, hi), BATCH.c.purged_at.is_not(None)
+    purged = BATCH.c.purged_at.is_not(None)
     first, last, entries = BATCH.c.first_seq, BATCH.c.last_seq, BATCH.c.entries
     neighbours = last - first + 1 == entries
     before = func.sum(entries).over(partition_by=purged, order_by=first, rows=(None, 0))
     numbered = (
         select(first, last, entries, purged.label("purged"), (last - before).label("island"))
-        .where(*overlapping, neighbours)
+        .where(*batches, neighbours)
         .subquery()
     )
     bounds = (func.min(numbered.c.first_seq), func.max(numbered.c.last_seq), func.sum(numbered.c.entries))
@@ -178,8 +198,9 @@ def _owned(connection: Connection, lane: Lane, lo: int, hi: int) -> tuple[Runs, 
         if end - start + 1 != count:
             return None
         parts[bool(gone)].append((start, end))
-    for members, gone in connection.execute(select(BATCH.c.members, purged).where(*overlapping, ~neighbours)):
+    for members, gone in connection.execute(select(BATCH.c.members, purged).where(*batches, ~neighbours)):
         parts[bool(gone)] += runs.decode(members)
+    lo, hi = span
     kept, spent = (runs.intersect(runs.union(parts[gone]), ((lo + 1, hi),)) for gone in (False, True))
     return kept, spent
 

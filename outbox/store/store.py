@@ -311,9 +311,10 @@ class Store:
     def _audit_ranges(self, lane: Lane, newest: int | None, mend: bool, report: AuditReport) -> None:
         with self.database.read() as connection:
             spans = list(audit.ranges(connection, lane, newest))
+            reach = audit.widest(connection, lane) if newest is None else None
         for lo, hi in spans:
             with self.database.read(snapshot=True) as connection:
-                clean = audit.inspect(connection, lane, lo, hi).clean
+                clean = audit.inspect(connection, lane, lo, hi, reach=reach).clean
             if clean:
                 continue
             if mend:

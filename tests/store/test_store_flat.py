@@ -17,6 +17,8 @@ from outbox import Outbox
 from outbox.core.lane import Lane
 from outbox.core.policy import Bounds, Retention
 from outbox.core.step import Settlement
+from outbox.store import audit as store_audit
+from outbox.store.audit import AuditReport
 from outbox.store.ledger import new_id
 from outbox.store.schema import BATCH, LANE
 from tests.store.driving import DELIVERED, REFUSED, UNAVAILABLE, Worker
@@ -132,3 +134,13 @@ def test_what_is_done_all_day_costs_the_same(tmp_path: Path, where: str) -> None
         costs.box.close()
     dearer = {name: (few.of[name], cost) for name, cost in many.of.items() if cost > MORE * few.of[name]}
     assert dearer.keys() == DEARER[where], dearer
+
+
+def test_an_audit_of_all_costs_as_much_for_each_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_audit, "RANGE", FEW // 2)
+    few, many = (Costs(tmp_path, old, ABOVE) for old in (FEW, MANY))
+    for costs in (few, many):
+        with costs.named("audit"):
+            assert costs.box.store.audit(costs.worker.lane) == AuditReport(costs.worker.lane)
+        costs.box.close()
+    assert many.of["audit"] < MORE * few.of["audit"] * MANY / FEW, few.of
