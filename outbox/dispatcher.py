@@ -252,9 +252,13 @@ class Flight:
 
     @property
     def _nothing_new(self) -> bool:
-        """What has landed is settled alone: the last claim took all there was, and nobody told of more."""
+        """What has landed is settled alone: the last claim took all there was, and nobody told of more.
+
+        Not at a limited pace: who waits for its time hears of entries that are committed meanwhile.
+        """
         news = self.news
-        return self.told and self.emptied and not (self.looked or news.entries or news.soon or news.elsewhere)
+        quiet = not (self.looked or news.entries or news.soon or news.elsewhere)
+        return self.told and self.emptied and quiet and not self._pace.limited
 
     @property
     def busy(self) -> bool:

@@ -157,9 +157,7 @@ class Settings(BaseSettings):
         unset=_by_class(human_seconds(USAGE_RETENTION_SECONDS), "0"),
         ge=0,
     )
-    retention_receipts: Seconds = _setting(
-        90 * 86_400.0, "how long a batch and its receipt are kept: about half a kilobyte a request", ge=0
-    )
+    retention_receipts: Seconds = _setting(90 * 86_400.0, "how long a batch and its receipt (0.5 KB) are kept", ge=0)
     retention_max_bytes: Bytes = _setting(
         1024**3, "sent entries beyond this size are purged sooner, usage never under an hour", ge=0
     )

@@ -18,6 +18,7 @@ from outbox import Dispatcher, DispatchReport, Outbox, Receipt, Settings, dispat
 from outbox.core.batch import Batch
 from outbox.core.concurrency import AT_ONCE_ANSWERS, Concurrency
 from outbox.core.lane import Lane
+from outbox.core.pace import Pace
 from outbox.core.step import Step
 from outbox.dispatcher import LOOK_DUE_SECONDS
 from outbox.store.schema import BATCH, LANE
@@ -303,3 +304,22 @@ def test_while_one_is_on_the_wire_others_send(scene: Scene, monkeypatch: pytest.
         scene.beacon.answers.put(DELIVERED)
     wait_until(lambda: scene.box.status().lanes["usage"].sent == 2)
     scene.end()
+
+
+def test_at_a_limited_pace_entries_leave_when_their_time_has_come_whatever_else_is_on_the_wire(told: Told) -> None:
+    told.dispatcher.concurrency[Lane.USAGE] = Concurrency(limit=2)
+    told.dispatcher.pace[Lane.USAGE] = Pace(rate=4.0)
+    beacon = told.dispatcher.transport = Beacon()
+    told.put()
+    with ThreadPoolExecutor(1) as thread:
+        flight = thread.submit(told.dispatcher.run_lane, Lane.USAGE, told=True)
+        beacon.left.get(timeout=PATIENCE_SECONDS)
+        told.put()
+        beacon.left.get(timeout=PATIENCE_SECONDS)
+        beacon.answers.put(DELIVERED)  # to one of the two; the other's does not come
+        wait_until(lambda: told.delivered == 1)
+        told.put()
+        beacon.left.get(timeout=PATIENCE_SECONDS)
+        for _ in range(2):
+            beacon.answers.put(DELIVERED)
+        assert flight.result(PATIENCE_SECONDS).sent == 3

@@ -178,10 +178,8 @@ def _overlapping(lane: Lane, lo: int, hi: int, reach: int | None) -> Conditions:
 
 
 def _owned(connection: Connection, batches: Conditions, span: Span) -> tuple[Runs, Runs] | None:
-    """The numbers in ``span`` of batches whose rows are kept, and of purged ones. None: some have two batches.
-
-    Put together by the database: there may be as many batches as rows.
-    """
+    """The numbers in ``span`` of batches whose rows are kept, and of purged ones, put together by the database: there
+    may be as many batches as rows. None: so many have two batches that a gap does not show."""
     purged = BATCH.c.purged_at.is_not(None)
     first, last, entries = BATCH.c.first_seq, BATCH.c.last_seq, BATCH.c.entries
     neighbours = last - first + 1 == entries

@@ -125,7 +125,7 @@ def locked(connection: Connection, lane: Lane, clock: Clock | None = None) -> It
     at = time.monotonic()
     rows = _LOCK.rows(connection, {"key": str(lane)})
     if not rows:
-        raise SchemaOutOfDate(f"outbox_lane has no row for {lane}. Run: outbox migrate")
+        raise no_row(lane)
     [row] = rows
     now = row.now if clock is None else clock()
     before = _health(row)
@@ -145,6 +145,10 @@ def locked(connection: Connection, lane: Lane, clock: Clock | None = None) -> It
         values |= _columns(state.health)
     if save_lane(tuple(values)).changed(connection, [saving(lane, row, values)]) != 1:
         raise LostClaim(lane)
+
+
+def no_row(lane: Lane) -> SchemaOutOfDate:
+    return SchemaOutOfDate(f"outbox_lane has no row for {lane}. Run: outbox migrate")
 
 
 def saving(lane: Lane, read: Any, values: Mapping[str, object]) -> dict[str, object]:

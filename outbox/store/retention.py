@@ -1,7 +1,7 @@
 """What is deleted, and when: rows of settled batches, then their receipts. Never a dead letter, never a hole.
 
-Purge deletes the members of a batch, never a range, and marks the batch under a guard in the same transaction;
-then the floor rises past everything that is purged or forgotten.
+Purge deletes the members of a batch, never a range, and locks and marks the batch in the same transaction; then the
+floor rises past everything that is purged or forgotten.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, bindparam, delete, func, null, or_, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, null, or_, select, update
 
 from outbox.core import runs
 from outbox.core.lane import LANES, Lane
@@ -21,6 +21,7 @@ from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import Retention
 from outbox.store.dialects import dialect_of
 from outbox.store.ledger import LockedLane, add_to_totals
+from outbox.store.mend import CLOCK_ERROR
 from outbox.store.prepared import Prepared
 from outbox.store.schema import BATCH, HOLE, LANE
 
@@ -52,7 +53,7 @@ _MARK = Prepared(
 def purge_batches(connection: Connection, lane: Lane, settled_before: int, now: int, chunk: int) -> tuple[int, bool]:
     """Delete the rows of the oldest settled batches, of one or of as many as have no more than ``chunk`` rows.
 
-    Rows deleted, and whether there may be more that nobody else deletes.
+    Rows deleted, and whether there may be more.
     """
     most = min(max(1, chunk // ROWS_A_BATCH), BATCHES_AT_ONCE)
     found = _PURGEABLE.rows(connection, {"key": str(lane), "before": settled_before, "count": most})
@@ -87,45 +88,59 @@ def oversize_before(connection: Connection, lane: Lane, retention: Retention, no
 
 @dataclass(frozen=True, slots=True)
 class Rise:
-    """How far the floor may rise, as somebody saw who did not hold the lane's lock."""
+    """How far the floor may rise, as somebody saw who did not hold the lane's lock, and the lane's version then."""
 
     floor: int
-    strays: int
-    """Found in the lane until then. Whatever else happens meanwhile happens above: to new numbers, or to those of
-    batches and holes that were there."""
+    version: int
 
 
 def rise_of_floor(connection: Connection, lane: Lane) -> Rise:
     """To just below the first number whose row is still needed or may still come. From a snapshot."""
-    says = select(LANE.c.floor, LANE.c.cursor, LANE.c.strays).where(LANE.c.lane == str(lane))
-    floor, cursor, strays = connection.execute(says).one()
-    needed = (BATCH.c.lane == str(lane), BATCH.c.state != BatchState.SUPERSEDED, BATCH.c.purged_at.is_(None))
+    says = select(LANE.c.floor, LANE.c.cursor, LANE.c.version).where(LANE.c.lane == str(lane))
+    floor, cursor, version = connection.execute(says).one()
+    needed = _needed(lane)
     # By the index, whose first one is mostly near the floor; then those that reach from above it to below it.
     ends = select(BATCH.c.first_seq, BATCH.c.last_seq).where(*needed, BATCH.c.last_seq > floor)
     first = connection.execute(ends.order_by(BATCH.c.last_seq).limit(1)).one_or_none()
-    limits = [cursor]
+    limits = [cursor, *_first_hole(connection, lane)]
     if first is not None:
         limits.append(first.first_seq - 1)
     if first is not None and first.first_seq - 1 > floor:
-        reach = (BATCH.c.last_seq > first.last_seq, BATCH.c.first_seq < first.first_seq)
-        below = connection.execute(select(func.min(BATCH.c.first_seq)).where(*needed, *reach)).scalar()
-        limits += [] if below is None else [below - 1]
-    may_come = select(func.min(HOLE.c.lo)).where(HOLE.c.lane == str(lane), HOLE.c.forgotten_at.is_(None))
-    hole = connection.execute(may_come).scalar()
-    limits += [] if hole is None else [hole - 1]
-    return Rise(min(limits), strays)
+        limits += _below(connection, *needed, BATCH.c.last_seq >= first.last_seq, BATCH.c.first_seq < first.first_seq)
+    return Rise(min(limits), version)
 
 
 def raise_floor(lane: LockedLane, rise: Rise) -> None:
+    """What has come into being since is live, or was settled at a later version; or it is a hole."""
     if rise.floor <= lane.floor:
         return
-    strays = lane.connection.execute(select(LANE.c.strays).where(LANE.c.lane == lane.key)).scalar_one()
-    if strays != rise.strays:
+    live = or_(*(BATCH.c.state == state for state in (BatchState.LEASED, BatchState.WAITING)))
+    since = [live, BATCH.c.settled_version > rise.version]
+    new = [below for which in since for below in _below(lane.connection, *_needed(lane.lane), which)]
+    floor = min([rise.floor, *new, *_first_hole(lane.connection, lane.lane)])
+    if floor <= lane.floor:
         return
-    lane.floor = rise.floor
+    lane.floor = floor
     forgotten = (HOLE.c.lane == lane.key, HOLE.c.forgotten_at.is_not(None))
-    lane.connection.execute(delete(HOLE).where(*forgotten, HOLE.c.hi <= lane.floor))
-    lane.connection.execute(update(HOLE).where(*forgotten, HOLE.c.lo <= lane.floor).values(lo=lane.floor + 1))
+    lane.connection.execute(delete(HOLE).where(*forgotten, HOLE.c.hi <= floor))
+    lane.connection.execute(update(HOLE).where(*forgotten, HOLE.c.lo <= floor).values(lo=floor + 1))
+
+
+def _needed(lane: Lane) -> Sequence[ColumnElement[bool]]:
+    return BATCH.c.lane == str(lane), BATCH.c.state != BatchState.SUPERSEDED, BATCH.c.purged_at.is_(None)
+
+
+def _below(connection: Connection, *which: ColumnElement[bool]) -> Sequence[int]:
+    """The number below the first one of such batches, if there are any."""
+    first = connection.execute(select(func.min(BATCH.c.first_seq)).where(*which)).scalar()
+    return [] if first is None else [first - 1]
+
+
+def _first_hole(connection: Connection, lane: Lane) -> Sequence[int]:
+    """The number below the first one that may still come, if any may."""
+    may_come = select(func.min(HOLE.c.lo)).where(HOLE.c.lane == str(lane), HOLE.c.forgotten_at.is_(None))
+    first = connection.execute(may_come).scalar()
+    return [] if first is None else [first - 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,11 +151,15 @@ class Receipts:
     until: int
 
 
-def old_receipts(connection: Connection, lane: Lane, settled_before: int, above: int) -> Receipts:
-    """Of the next batches above a number, those that the ledger needs no more. What is not old enough is in front of
-    what is: only where the first of them were purged late, and then the others wait with them."""
-    purged = (BATCH.c.purged_at < settled_before) & (BATCH.c.settled_version <= LANE.c.folded_version)
-    superseded = (BATCH.c.state == BatchState.SUPERSEDED) & (BATCH.c.created_at < settled_before)
+def old_receipts(connection: Connection, lane: Lane, settled_before: int, now: int, above: int) -> Receipts:
+    """Of the next batches above a number, those that the ledger needs no more. Times that are far ahead are old: the
+    clock was set back. Where the first ones were purged late, the others wait with them."""
+
+    def old(time: ColumnElement[int]) -> ColumnElement[bool]:
+        return or_(time < settled_before, time > now + CLOCK_ERROR)
+
+    purged = old(BATCH.c.purged_at) & (BATCH.c.settled_version <= LANE.c.folded_version)
+    superseded = (BATCH.c.state == BatchState.SUPERSEDED) & old(BATCH.c.created_at)
     batches = (
         select(BATCH.c.id, BATCH.c.last_seq, or_(purged, superseded).label("old"))
         .join(LANE, LANE.c.lane == BATCH.c.lane)

@@ -10,7 +10,7 @@ Ledger invariant: at every commit each number in (floor, cursor] of a lane is ex
 batch that is not superseded, inside a hole, or inside a forgotten hole.
 
 Times are microseconds since the epoch, by the database's clock. Only the owner of a lane's row (locked first, or
-updated under the version that was read) changes its batches and holes; purge alone works by the batch row's own guard.
+updated under the version that was read) changes its batches and holes; purge alone locks rows of batches by themselves.
 """
 
 from __future__ import annotations

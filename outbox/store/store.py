@@ -24,7 +24,7 @@ from outbox.store import audit, bounds, migrate, operate, removed, retention, vi
 from outbox.store.audit import AuditReport
 from outbox.store.claim import MembersMissing, claim
 from outbox.store.database import Database
-from outbox.store.ledger import Clock, LockedLane, LostClaim, locked
+from outbox.store.ledger import Clock, LockedLane, LostClaim, locked, no_row
 from outbox.store.mend import give_up_missing, mend_below_floor, mend_range
 from outbox.store.operate import Window
 from outbox.store.plain import PlainSteps
@@ -156,7 +156,10 @@ class Store:
 
     def _something_to_do(self, lane: Lane) -> tuple[Any, int, Health]:
         """A row of ``views.something_to_do``, what time it is (µs), and the lane's state in it."""
-        [row] = self.database.look(views.something_to_do(lane), {})
+        rows = self.database.look(views.something_to_do(lane), {})
+        if not rows:
+            raise no_row(lane)
+        [row] = rows
         return (
             row,
             row.now if self.clock is None else self.clock(),
@@ -246,7 +249,7 @@ class Store:
             else:
                 total += deleted
         self._after_purge(lane)
-        self._drop_receipts(lane, now - int(rules.receipts_seconds * MICROSECONDS))
+        self._drop_receipts(lane, now - int(rules.receipts_seconds * MICROSECONDS), now)
         while total and self._give_back():
             pass
         return total
@@ -262,11 +265,11 @@ class Store:
         while self._on(lane, move):
             pass
 
-    def _drop_receipts(self, lane: Lane, settled_before: int) -> None:
+    def _drop_receipts(self, lane: Lane, settled_before: int, now: int) -> None:
         until = 0
         while True:
             with self.database.read() as connection:
-                receipts = retention.old_receipts(connection, lane, settled_before, until)
+                receipts = retention.old_receipts(connection, lane, settled_before, now, until)
             if not receipts.old:
                 return
             with self.database.write(in_turn=True) as connection:

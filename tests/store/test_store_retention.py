@@ -6,12 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text, update
+from sqlalchemy import Engine, delete, text
 
-from outbox import Outbox, Receipt
+from outbox import Outbox, Receipt, SchemaOutOfDate
 from outbox.core.lifecycle import Status
 from outbox.store import retention
-from outbox.store.schema import LANE
+from outbox.store.schema import HOLE, LANE
 from tests.store.driving import DELIVERED, KEEP_NOTHING, REFUSED, UNAVAILABLE, Worker, usage
 
 
@@ -218,23 +218,55 @@ def test_the_floor_stays_below_a_batch_that_reaches_over_others(worker: Worker) 
     assert len(worker.deliver_all()) == 2
 
 
-def test_the_floor_stays_where_it_is_when_strays_were_found_meanwhile(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("goes_on", ["hole", "leased", "sent"])
+def test_the_floor_stays_below_what_an_audit_has_found_meanwhile(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, goes_on: str
 ) -> None:
-    one_by_one(worker, DELIVERED, DELIVERED)
+    """A number that was stepped over and then forgotten by hand, and whose row commits after all."""
+    worker.burn(1)
+    worker.put(1)
+    worker.deliver_all()
+    worker.run(delete(HOLE))
     look = retention.rise_of_floor
 
     def found_meanwhile(*arguments: Any) -> retention.Rise:
         rise = look(*arguments)
-        worker.run(update(LANE).where(LANE.c.lane == str(worker.lane)).values(strays=LANE.c.strays + 1))
+        worker.box.audit(worker.lane)
+        if goes_on != "hole":
+            worker.plant(1)
+            batch = worker.must_claim()
+            if goes_on == "sent":
+                worker.settle(batch, DELIVERED)
         return rise
 
     with monkeypatch.context() as patch:
         patch.setattr(retention, "rise_of_floor", found_meanwhile)
-        assert worker.purge() == 2
+        assert worker.purge(replace(KEEP_NOTHING, sent_seconds=0)) == 1
     assert worker.row.floor == 0
+    assert [(hole.lo, hole.hi) for hole in worker.holes()] == [(1, 1)] * (goes_on == "hole")
+
+
+def test_receipts_from_the_future_keep_no_others(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock was a year ahead for a while."""
+    monkeypatch.setattr(retention, "RECEIPTS_AT_ONCE", 2)
+    year = 365 * 86_400
+    worker.clock.advance(seconds=year)
+    one_by_one(worker, *[DELIVERED] * 2)
     worker.purge()
-    assert worker.row.floor == worker.row.cursor
+    worker.clock.advance(seconds=-year)
+    one_by_one(worker, DELIVERED)
+    worker.purge(replace(KEEP_NOTHING, receipts_seconds=3600))
+    worker.clock.advance(seconds=3601)
+    worker.purge(replace(KEEP_NOTHING, receipts_seconds=3600))
+    assert worker.batches() == []
+
+
+def test_a_lane_without_a_row_is_told_as_such(worker: Worker) -> None:
+    worker.run(delete(LANE).where(LANE.c.lane == str(worker.lane)))
+    for act in (worker.purge, lambda: worker.box.store.outlook(worker.lane)):
+        with pytest.raises(SchemaOutOfDate, match="no row for usage"):
+            act()
+    worker.box.migrate()
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
