@@ -30,7 +30,7 @@ ROWS_A_BATCH = 10
 BATCHES_AT_ONCE = 200
 RECEIPTS_AT_ONCE = 100
 FOLDED_AT_ONCE = 1000
-"""Batches whose receipts are dropped, or that are added to the totals, in one transaction: a millisecond or two."""
+"""Batches whose receipts are dropped, or that are added to the totals, in one transaction: on SQLite a few ms."""
 
 
 def _purgeable() -> Any:

@@ -160,11 +160,8 @@ class Store:
         if not rows:
             raise no_row(lane)
         [row] = rows
-        return (
-            row,
-            row.now if self.clock is None else self.clock(),
-            Health(LaneState(row.state), None, row.next_probe_at),
-        )
+        now = row.now if self.clock is None else self.clock()
+        return row, now, Health(LaneState(row.state), None, row.next_probe_at)
 
     @property
     def tells(self) -> bool:
