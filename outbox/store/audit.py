@@ -191,7 +191,7 @@ def _owned(connection: Connection, batches: Conditions, span: Span) -> tuple[Run
     )
     bounds = (func.min(numbered.c.first_seq), func.max(numbered.c.last_seq), func.sum(numbered.c.entries))
     islands = select(*bounds, numbered.c.purged).group_by(numbered.c.purged, numbered.c.island)
-    parts: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+    parts: dict[bool, list[Span]] = {True: [], False: []}
     for start, end, count, gone in connection.execute(islands):
         if end - start + 1 != count:
             return None

@@ -23,7 +23,7 @@ from outbox.core.runs import Runs
 from outbox.core.transition import Move, after_crash
 from outbox.store import holes
 from outbox.store.dialects import dialect_of
-from outbox.store.ledger import LockedLane, add_to_totals, backoff, batch_columns, waiting_of
+from outbox.store.ledger import IS_LIVE, LockedLane, add_to_totals, backoff, batch_columns, waiting_of
 from outbox.store.prepared import Prepared
 from outbox.store.reading import RUN, at_once, whole
 from outbox.store.schema import BATCH, LOGS
@@ -49,11 +49,10 @@ def _due_of(probe: bool) -> Any:
     b = BATCH.c
     overdue = or_(b.due_at <= bindparam("now"), b.due_at > bindparam("horizon"))
     waiting = b.state == BatchState.WAITING
-    live = or_(waiting, b.state == BatchState.LEASED)  # alone, or SQLite looks at all that the lane ever sent
     return (
         select(b.id, b.state, b.members, b.entries, b.payload_bytes, b.attempts, b.crash_count, b.ambiguous)
         .add_columns(b.lease_token, b.root_id, b.last_error)
-        .where(b.lane == bindparam("key"), live, or_(waiting, overdue) if probe else overdue)
+        .where(b.lane == bindparam("key"), IS_LIVE, or_(waiting, overdue) if probe else overdue)
         .order_by(b.due_at)
         .limit(bindparam("count"))
     )

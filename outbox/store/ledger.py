@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Update, bindparam, func, insert, or_, select,
 
 from outbox.core.health import Backoff, Health, LaneState
 from outbox.core.lane import Lane
+from outbox.core.lifecycle import LIVE
 from outbox.core.policy import Policy
 from outbox.core.runs import Runs, encode
 from outbox.errors import SchemaOutOfDate
@@ -236,13 +237,15 @@ class Waiting:
     """One of them is to be looked at again."""
 
 
+IS_LIVE = or_(*(BATCH.c.state == state for state in LIVE))
+"""Of a batch. Each state by itself, and nothing else in it: so each is a range of the index, on SQLite too."""
+
+
 def _waiting() -> Any:
-    # Each state by itself, as in views.py: so each is a range of the index.
-    live = or_(*(BATCH.c.state == state for state in ("leased", "waiting")))
     due_at, check_at = BATCH.c.due_at, HOLE.c.next_check_at
     batches = (
         select(func.count().label("batches"), func.min(due_at).label("due_from"), func.max(due_at).label("due_until"))
-        .where(BATCH.c.lane == bindparam("key"), live)
+        .where(BATCH.c.lane == bindparam("key"), IS_LIVE)
         .subquery()
     )
     holes = (

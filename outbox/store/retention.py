@@ -20,7 +20,7 @@ from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import Retention
 from outbox.store.dialects import dialect_of
-from outbox.store.ledger import LockedLane, add_to_totals
+from outbox.store.ledger import IS_LIVE, LockedLane, add_to_totals
 from outbox.store.mend import CLOCK_ERROR
 from outbox.store.prepared import Prepared
 from outbox.store.schema import BATCH, HOLE, LANE
@@ -114,8 +114,7 @@ def raise_floor(lane: LockedLane, rise: Rise) -> None:
     """What has come into being since is live, or was settled at a later version; or it is a hole."""
     if rise.floor <= lane.floor:
         return
-    live = or_(*(BATCH.c.state == state for state in (BatchState.LEASED, BatchState.WAITING)))
-    since = [live, BATCH.c.settled_version > rise.version]
+    since = [IS_LIVE, BATCH.c.settled_version > rise.version]
     new = [below for which in since for below in _below(lane.connection, *_needed(lane.lane), which)]
     floor = min([rise.floor, *new, *_first_hole(lane.connection, lane.lane)])
     if floor <= lane.floor:

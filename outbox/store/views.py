@@ -12,14 +12,14 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, and_, bindparam, func, or_, select
+from sqlalchemy import Connection, Row, and_, bindparam, func, select
 
 from outbox.core import runs
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, moment
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import BatchState, Ending, Status, status_of
 from outbox.store.dialects import now_us
-from outbox.store.ledger import Clock
+from outbox.store.ledger import IS_LIVE, Clock
 from outbox.store.operate import Window, dead_letters
 from outbox.store.prepared import Prepared
 from outbox.store.schema import BATCH, HOLE, LANE, LOGS, REMOVED
@@ -205,11 +205,7 @@ def something_to_do(lane: Lane) -> Prepared:
     key = str(lane)
     # Not EXISTS: as in _COUNT, and without an order to ask for.
     newer = select(func.coalesce(func.max(log.c.seq), 0)).scalar_subquery() > LANE.c.cursor
-    due = (
-        select(func.min(BATCH.c.due_at))
-        .where(BATCH.c.lane == key, or_(*(BATCH.c.state == state for state in ("waiting", "leased"))))
-        .scalar_subquery()
-    )
+    due = select(func.min(BATCH.c.due_at)).where(BATCH.c.lane == key, IS_LIVE).scalar_subquery()
     hole = select(func.min(HOLE.c.next_check_at)).where(HOLE.c.lane == key).scalar_subquery()
     says = (LANE.c.state, LANE.c.next_probe_at, LANE.c.version)
     waits = (newer.label("newer"), due.label("due_at"), hole.label("hole_at"))
