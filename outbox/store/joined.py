@@ -34,9 +34,8 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Dialect
 
 from outbox.core.lane import Lane
-from outbox.core.lifecycle import BatchState
 from outbox.store.dialects.base import PlainSteps
-from outbox.store.ledger import NEW, leased_batch, leasing, save_lane, saved_lane, settling
+from outbox.store.ledger import LEASED, NEW, leased_batch, leasing, save_lane, saved_lane, settling
 from outbox.store.prepared import Prepared
 from outbox.store.reading import run_of
 from outbox.store.schema import BATCH, LANE, LOGS
@@ -203,29 +202,27 @@ def _one_by_one(
 
 # --- SQLite ---------------------------------------------------------------------------------------------------
 
-_FENCE = ("kind", "key", "token", "read_version", "read_cursor", "version", "cursor")
+_ARRIVAL, _LEASE = "a_", "l_"
 _NUMBERS = count()
 
 
 @dataclass(frozen=True)
 class _View:
-    """A view in the temporary schema of a connection. Each row that is inserted says what is to be done: save the lane,
-    settle a batch, or lease one. When the lane or a batch is not as it was, all is undone."""
+    """A view in the temporary schema of a connection. The first row that is inserted saves the lane; each settles a
+    batch, leases one, or both. When the lane or a batch is not as it was, all is undone."""
 
     name: str
     ddl: Sequence[str]
-    of_arrival: Mapping[str, str]
-    """The parameter of each column."""
-    of_lease: Mapping[str, str]
     columns: Mapping[str, Callable[[Any], Any] | None]
-    """And how its values are converted for the driver."""
+    """How their values are converted for the driver."""
 
     def write(
         self, pooled: PoolProxiedConnection, saved: Values, arrivals: Sequence[Values], leases: Sequence[Values]
     ) -> None:
-        rows = [{"kind": "lane", **{name.removeprefix(NEW): value for name, value in saved.items()}}]
-        for kind, columns, some in (("arrived", self.of_arrival, arrivals), ("lease", self.of_lease, leases)):
-            rows += [{"kind": kind, **{column: one[name] for column, name in columns.items()}} for one in some]
+        rows = [dict(saved), *({} for _ in range(1, max(len(arrivals), len(leases))))]
+        for prefix, some in ((_ARRIVAL, arrivals), (_LEASE, leases)):
+            for row, one in zip(rows, some, strict=False):
+                row.update({prefix + name: value for name, value in one.items()})
         values = [
             value if (value := row.get(name)) is None or convert is None else convert(value)
             for row in rows
@@ -247,34 +244,34 @@ class _View:
 def _view(of_arrival: Names, of_lease: Names) -> _View:
     name = f"outbox_step_{next(_NUMBERS)}"
     settled = [each.removeprefix(NEW) for each in of_arrival if each.startswith(NEW)]
-    batch = list(dict.fromkeys(["id", *settled, *of_lease]))
-    columns = (*_FENCE, *(f"b_{each}" for each in batch))
-    changed = ", ".join(f"{each} = NEW.b_{each}" for each in settled)
-    nothing = "SELECT RAISE(ABORT, 'not as it was') WHERE changes() = 0 AND NEW.kind ="
+    changed = ", ".join(f"{each} = NEW.{_ARRIVAL}{NEW}{each}" for each in settled)
+    was_not = "SELECT RAISE(ABORT, 'not as it was') WHERE changes() = 0 AND"
     save = (
-        "UPDATE outbox_lane SET version = NEW.version, cursor = NEW.cursor WHERE NEW.kind = 'lane'"  # noqa: S608
-        f" AND lane = NEW.key AND version = NEW.read_version AND cursor = NEW.read_cursor; {nothing} 'lane'; "
+        f"UPDATE outbox_lane SET version = NEW.{NEW}version, cursor = NEW.{NEW}cursor"  # noqa: S608 - our names
+        " WHERE lane = NEW.key AND version = NEW.read_version AND cursor = NEW.read_cursor;"
+        f" {was_not} NEW.key IS NOT NULL; "
     )
     settle = (
-        f"UPDATE outbox_batch SET {changed} WHERE NEW.kind = 'arrived'"  # noqa: S608 - our names
-        f" AND id = NEW.b_id AND lease_token = NEW.token AND state = '{BatchState.LEASED}'; {nothing} 'arrived'; "
+        f"UPDATE outbox_batch SET {changed} WHERE id = NEW.{_ARRIVAL}batch"  # noqa: S608 - our names
+        f" AND lease_token = NEW.{_ARRIVAL}token AND state = NEW.{_ARRIVAL}leased;"
+        f" {was_not} NEW.{_ARRIVAL}batch IS NOT NULL; "
     )
     lease = (
         f"INSERT INTO outbox_batch ({', '.join(of_lease)})"
-        f" SELECT {', '.join(f'NEW.b_{each}' for each in of_lease)} WHERE NEW.kind = 'lease'; "
+        f" SELECT {', '.join(f'NEW.{_LEASE}{each}' for each in of_lease)} WHERE NEW.{_LEASE}id IS NOT NULL; "
     )
-    does = save + (settle if settled else "") + (lease if of_lease else "")
-    types = {f"b_{each}": BATCH.c[each].type for each in batch} | {"token": BATCH.c.lease_token.type}
-    converted = {each: type.dialect_impl(_SQLITE).bind_processor(_SQLITE) for each, type in types.items()}
+    does = save + (settle if of_arrival else "") + (lease if of_lease else "")
+    types: dict[str, Any] = dict.fromkeys(("key", "read_version", "read_cursor", f"{NEW}version", f"{NEW}cursor"))
+    types |= {_ARRIVAL + each: BATCH.c[each.removeprefix(NEW)].type for each in of_arrival if each not in LEASED}
+    types |= {_ARRIVAL + each: LEASED[each].type for each in of_arrival if each in LEASED}
+    types |= {_LEASE + each: BATCH.c[each].type for each in of_lease}
     return _View(
         name,
         (
-            f"CREATE TEMP VIEW IF NOT EXISTS {name} AS SELECT {', '.join(f'NULL AS {each}' for each in columns)}",
+            f"CREATE TEMP VIEW IF NOT EXISTS {name} AS SELECT {', '.join(f'NULL AS {each}' for each in types)}",
             f"CREATE TEMP TRIGGER IF NOT EXISTS {name}_write INSTEAD OF INSERT ON {name} BEGIN {does}END",
         ),
-        {"b_id": "batch", "token": "token"} | {f"b_{each}": NEW + each for each in settled},
-        {f"b_{each}": each for each in of_lease},
-        {each: converted.get(each) for each in columns},
+        {each: type and type.dialect_impl(_SQLITE).bind_processor(_SQLITE) for each, type in types.items()},
     )
 
 

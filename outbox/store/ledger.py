@@ -103,10 +103,13 @@ NEW = "new_"
 """Before the name of a column: the parameter that it is set to."""
 
 
+LEASED = {"batch": BATCH.c.id, "token": BATCH.c.lease_token, "leased": BATCH.c.state}
+"""By parameter, the columns that tell whether a batch is still ours."""
+
+
 def leased_batch(names: Iterable[str], prefix: str = "") -> Update:
     """The update of a batch whose lease is still ours, by parameters: ``batch``, ``token``, ``leased``, ``new_...``."""
-    columns = {"batch": BATCH.c.id, "token": BATCH.c.lease_token, "leased": BATCH.c.state}
-    fence = [column == bindparam(prefix + name) for name, column in columns.items()]
+    fence = [column == bindparam(prefix + name) for name, column in LEASED.items()]
     changed: dict[str, Any] = {n.removeprefix(NEW): bindparam(prefix + n) for n in names if n.startswith(NEW)}
     return update(BATCH).where(*fence).values(changed)
 
