@@ -94,7 +94,7 @@ def _with_outbox(given: argparse.Namespace) -> Iterator[Commit]:
             yield commit
             return
         # First in the row, before the worker. Without a worker nobody must listen: only then others are told.
-        box.wake.listen(lambda _lanes: woken.append(time.time()))
+        box.wake.listen(lambda *_: woken.append(time.time()))
         with BeaconTransport(box.settings) as transport, Worker(box, transport):
             yield commit
 

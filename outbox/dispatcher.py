@@ -27,7 +27,7 @@ from outbox.core.lane import LANES, Lane
 from outbox.core.pace import Pace
 from outbox.core.policy import Policy
 from outbox.core.receipt import Receipt, Verdict
-from outbox.core.step import DispatchReport, Outlook, Settled, Settlement, Step
+from outbox.core.step import Committed, DispatchReport, Outlook, Settled, Settlement, Step
 from outbox.news import News
 
 logger = logging.getLogger("outbox.dispatcher")
@@ -54,7 +54,14 @@ class DispatchStore(Protocol):
     policy: Policy
 
     def step(
-        self, lane: Lane, settlements: Sequence[Settlement], *, want: int, look_due: bool, eager: bool = False
+        self,
+        lane: Lane,
+        settlements: Sequence[Settlement],
+        *,
+        want: int,
+        look_due: bool,
+        eager: bool = False,
+        committed: Committed | None = None,
     ) -> Step: ...
     def outlook(self, lane: Lane, *, stepped: bool = False) -> Outlook: ...
 
@@ -307,10 +314,9 @@ class Flight:
         """Settle what has landed, and claim. When it raises, what has landed is still to be settled."""
         if look_due:
             self.dispatcher.looked_at[self.lane] = time.monotonic()
-        if want:
-            self.news.entries = False  # before the claim: who commits during it is looked for again
-        began = time.monotonic()
-        step = self.dispatcher.box.store.step(self.lane, self.landed, want=want, look_due=look_due, eager=look_due)
+        committed = self.news.take() if want else None  # before the claim: who commits during it is looked for again
+        began, store = time.monotonic(), self.dispatcher.box.store
+        step = store.step(self.lane, self.landed, want=want, look_due=look_due, eager=look_due, committed=committed)
         landed, self.landed = self.landed, []
         self.rested_at = time.monotonic() + max(RESTED_SECONDS, time.monotonic() - began)
         self.total.add(step.settled)

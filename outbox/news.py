@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from contextlib import suppress
 from threading import Event
+
+from outbox.core.step import Committed
+
+HANDED_OVER = 20
+"""Commits whose entries are kept for whoever claims them; there are more where the lane does not keep up."""
 
 
 class News:
@@ -17,12 +24,33 @@ class News:
         """Some were about to be: who looks at once may not see them."""
         self.elsewhere = False
         """Another process committed some, and may have done so again before anybody told."""
+        self.told = 0
+        """How often somebody told of entries."""
+        self._committed: deque[Committed | None] = deque()
+        """What each commit brought since somebody claimed. None: that is to be looked for."""
 
-    def tell(self, *, entries: bool, soon: bool = False, elsewhere: bool = False) -> None:
+    def tell(
+        self, *, entries: bool, soon: bool = False, elsewhere: bool = False, committed: Committed | None = None
+    ) -> None:
+        """``committed``: what they are, if all of them are known."""
         self.soon, self.elsewhere = self.soon or soon, self.elsewhere or elsewhere
         if entries:
+            self.told += 1
+            if len(self._committed) >= HANDED_OVER:
+                self._committed.clear()
+                committed = None
+            self._committed.append(committed)  # before the flag, which is taken down before these are taken
             self.entries = True
         self._event.set()
+
+    def take(self) -> Committed | None:
+        """What was committed since the last time. None: look for it."""
+        self.entries = False
+        told: list[Committed | None] = []
+        with suppress(IndexError):
+            while True:
+                told.append(self._committed.popleft())
+        return Committed.joined(told)
 
     def wait(self, seconds: float | None) -> None:
         """Until something is told, at most ``seconds``."""

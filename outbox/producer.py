@@ -22,13 +22,14 @@ from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LicenseStatus, 
 from outbox.core.lane import LANES, Lane
 from outbox.core.policy import Policy
 from outbox.core.privacy import Removed
+from outbox.core.step import Committed
 from outbox.errors import OutboxFull
 from outbox.messages import Message
 from outbox.producer_door import Door
 from outbox.store import bounds, migrate
 from outbox.store.audit import AuditReport
 from outbox.store.database import Database
-from outbox.store.dialects import Row, dialect_of
+from outbox.store.dialects import Inserted, Row, dialect_of
 from outbox.store.ledger import Clock
 from outbox.store.operate import Window
 from outbox.store.store import Store
@@ -46,6 +47,8 @@ Rows = dict[Lane, list[Row]]
 
 CHUNK_ROWS = 10_000
 """Rows of one statement of ``enqueue_many``."""
+HANDED_OVER_BYTES = 64 * 1024
+"""Of payload: more is read back by the worker of this process, rather than kept for it."""
 _ROOM_POLL_SECONDS = 0.05
 
 # Which dead letters: bounds that all hold; None is no bound.
@@ -151,8 +154,8 @@ class Outbox:
 
         Waits up to ``timeout`` seconds for room where a bound is set. Raises ``OutboxFull`` then, or
         ``DatabaseUnavailable`` (nothing was written), or ``OutcomeUnknown`` (the COMMIT itself failed: put the same
-        messages again). What goes to PostgreSQL, and one message elsewhere, is mostly a statement that commits itself:
-        where a connection breaks meanwhile, or a disk fails, that is ``OutcomeUnknown`` too.
+        messages again). What goes to PostgreSQL, and a hundred messages elsewhere, is mostly a statement that commits
+        itself: where a connection breaks meanwhile, or a disk fails, that is ``OutcomeUnknown`` too.
         """
         result, rows = self._prepared(messages)  # before the transaction, which keeps others waiting on SQLite
         return _with_room(timeout, lambda: self._put(result, rows))
@@ -165,22 +168,32 @@ class Outbox:
         _with_room(timeout, lambda: self._look_for_room(entries))
 
     def _put(self, result: EnqueueResult, rows: Rows) -> EnqueueResult:
-        if not self._put_alone(result, rows):
+        inserted = self._put_alone(result, rows)
+        if inserted is None:
             with self.store.database.write() as connection:
                 self._insert(connection, result, rows)
-        self.wake.set(set(rows))
+        self.wake.set(set(rows), None if inserted is None else self._handed_over(inserted, rows))
         self.save_removed()
         return result
 
-    def _put_alone(self, result: EnqueueResult, rows: Rows) -> bool:
-        """What most puts are. False: it is not one statement for one lane, or is not added as easily."""
+    def _put_alone(self, result: EnqueueResult, rows: Rows) -> Inserted | None:
+        """What most puts are. None: it is not one statement for one lane, or is not added as easily."""
         if len(rows) != 1 or len(result) > CHUNK_ROWS or self.settings.usage_max_entries is not None:
-            return False
+            return None
         [(lane, fresh)] = rows.items()
-        inserted = self.store.database.insert(LANES[lane].table, fresh)
+        handed_over = self.wake.hands_over and sum(size for *_, size in fresh) <= HANDED_OVER_BYTES
+        inserted = self.store.database.insert(LANES[lane].table, fresh, numbered=handed_over)
         if inserted is not None:
-            result.duplicates += len(result) - inserted
-        return inserted is not None
+            result.duplicates += len(result) - inserted.rows
+        return inserted
+
+    def _handed_over(self, inserted: Inserted, rows: Rows) -> Committed | None:
+        """To the worker of this process, which need not read them."""
+        if inserted.first is None:
+            return None
+        [(lane, fresh)] = rows.items()
+        self.store.told_here[LANES[lane].table] = inserted.first + len(fresh) - 1
+        return Committed(inserted.first, [payload for _, payload, _ in fresh], time.monotonic())
 
     async def put_async(self, *messages: Message, timeout: float = 0) -> EnqueueResult:
         """As :meth:`put`, without blocking the event loop."""

@@ -8,8 +8,10 @@ the dispatcher's ``news``, which the job looks at again before it ends.
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import threading
+import time
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
@@ -22,6 +24,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from outbox.core.health import LaneState
 from outbox.core.lane import Lane
 from outbox.core.policy import Bounds, Retention
+from outbox.core.step import Committed
 from outbox.dispatcher import Dispatcher, Transport
 from outbox.errors import OutboxError
 
@@ -38,6 +41,8 @@ AUDITED_OFTEN = 200_000
 FIRST_PAUSE_SECONDS = 0.001
 """An idle lane looks again after 1, 2, 4 ... ms up to the poll: for what committed a moment after a wake, or in another
 process of whose commits the database does not tell."""
+FOUND_SECONDS = 1.0
+"""Where nobody tells of other processes' commits, it looks so closely for so long after it found some."""
 TOLD_PAUSE_SECONDS = 0.05
 """The first of these pauses where all is told of, after the COMMIT."""
 
@@ -133,11 +138,14 @@ class Worker:
         In a pause wakes are not heard: each commit of a producer would cause a look in vain.
         """
         news = self.dispatcher.news[lane]
-        pause = FIRST_PAUSE_SECONDS
+        pause, found_at = FIRST_PAUSE_SECONDS, -math.inf
         while not self._stop.is_set():
-            woken = news.entries
+            woken, told = news.entries, news.told
             report = self.dispatcher.run_lane(lane, stop=self._stop, told=True)
-            soon = news.soon or not self.box.store.tells
+            if report.batches and not woken and news.told == told:
+                found_at = time.monotonic()
+            untold = not self.box.store.tells and time.monotonic() - found_at < FOUND_SECONDS
+            soon = news.soon or untold
             news.soon = news.elsewhere = False
             if report.more and report.batches:
                 continue
@@ -152,9 +160,11 @@ class Worker:
                 news.wait_for_entries(min(pause, due))
             pause = min(2 * pause, self.box.settings.poll_seconds)
 
-    def _woken(self, lanes: set[Lane], *, soon: bool = False, elsewhere: bool = False) -> None:
+    def _woken(
+        self, lanes: set[Lane], committed: Committed | None = None, *, soon: bool = False, elsewhere: bool = False
+    ) -> None:
         for lane in lanes & self.dispatcher.news.keys():
-            self.dispatcher.news[lane].tell(entries=True, soon=soon, elsewhere=elsewhere)
+            self.dispatcher.news[lane].tell(entries=True, soon=soon, elsewhere=elsewhere, committed=committed)
 
     def _switch_lanes(self) -> None:
         for lane in Lane:

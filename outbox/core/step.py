@@ -4,10 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import NamedTuple
 from uuid import UUID
 
 from outbox.core.batch import Batch
 from outbox.core.receipt import Receipt
+
+
+class Committed(NamedTuple):
+    """Entries that a producer of this process has just committed: whoever claims them need not read them."""
+
+    first: int
+    """Number of the first; those of the others follow without a gap."""
+    payloads: Sequence[str]
+    at: float
+    """``time.monotonic()`` seconds, after the commit."""
+
+    @staticmethod
+    def joined(parts: Sequence[Committed | None]) -> Committed | None:
+        """All of them as one. None: something else was committed, too, or a number is missing between them."""
+        known = sorted((part for part in parts if part is not None), key=attrgetter("first"))
+        if not parts or len(known) < len(parts):
+            return None
+        payloads: list[str] = []
+        for part in known:
+            if part.first != known[0].first + len(payloads):
+                return None
+            payloads += part.payloads
+        return Committed(known[0].first, payloads, min(part.at for part in known))
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from sqlalchemy.exc import (
 from outbox.errors import ConfigError, DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
 from outbox.observe import uninstrumented
 from outbox.store.connections import Connections
-from outbox.store.dialects import Dialect, Row, dialect_named
+from outbox.store.dialects import Dialect, Inserted, Row, dialect_named
 from outbox.store.forks import ForkGuard, told_of_forks
 from outbox.store.one_lock import LOCK_PAUSE_SECONDS, READS, begin, when_free
 from outbox.store.prepared import Prepared, Values, heard, translated
@@ -104,10 +104,12 @@ class Database:
         finally:
             self._turn_over_at = time.monotonic()
 
-    def insert(self, table: str, rows: Sequence[Row]) -> int | None:
+    def insert(self, table: str, rows: Sequence[Row], *, numbered: bool = False) -> Inserted | None:
         """Insert rows in a transaction of their own: how many were not there yet. None: see ``alone``."""
-        driver, statements = self.engine.dialect.driver, 1 if self.dialect.inserts_at_once else len(rows)
-        return self.alone(lambda pooled: self.dialect.put(pooled, table, rows, driver), statements=statements)
+        by, statements = self.engine.dialect, 1 if self.dialect.at_once(rows) else len(rows)
+        return self.alone(
+            lambda pooled: self.dialect.put(pooled, table, rows, by, numbered=numbered), statements=statements
+        )
 
     def alone(
         self, work: Callable[[PoolProxiedConnection], T | None], *, statements: int, in_turn: bool = False

@@ -12,9 +12,8 @@ missing, a batch did not arrive, somebody else has changed the lane.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any, cast
 
 from sqlalchemy import Connection, PoolProxiedConnection
@@ -24,14 +23,14 @@ from outbox.core.batch import Batch
 from outbox.core.health import LaneState
 from outbox.core.lane import Lane
 from outbox.core.policy import MICROSECONDS, Policy
-from outbox.core.step import Settlement, Step
+from outbox.core.step import Committed, Settlement, Step
 from outbox.errors import OutboxError
 from outbox.store import joined
 from outbox.store.claim import Entries, claim, lease_columns, new_batch, newest_seen
 from outbox.store.database import Database
 from outbox.store.ledger import Clock, LockedLane, NotPlain, new_columns, saving
 from outbox.store.prepared import heard
-from outbox.store.reading import BATCHES_AHEAD, FRESH_SECONDS, Ahead, at_once
+from outbox.store.reading import BATCHES_AHEAD, FRESH_SECONDS, RUN, Ahead, at_once
 from outbox.store.settle import settle
 
 ODD_STEPS = 10
@@ -65,20 +64,28 @@ class PlainSteps:
         """When the database last told its clock, in seconds of the monotonic one: what only settles need not ask."""
 
     def step(
-        self, lane: Lane, policy: Policy, settlements: Sequence[Settlement], want: int, clock: Clock | None
+        self,
+        lane: Lane,
+        policy: Policy,
+        settlements: Sequence[Settlement],
+        want: int,
+        clock: Clock | None,
+        committed: Committed | None = None,
     ) -> Step | None:
         """None, and nothing is written: the step takes the lock. Raises as ``Database.write``.
 
         ``want``: batches to lease. No more than ``BATCHES_AHEAD`` are leased, or settled. ``clock``: of tests.
+        ``committed``: they are not read.
         """
         left = self._left.get(lane)
         if left is None or want > BATCHES_AHEAD or len(settlements) > BATCHES_AHEAD or not (want or settlements):
             return None
         if heard(self._database.engine):
             return None
-        asks = want > 0 and self._asks(left)
+        given = self._given(left, policy, committed) if want else None
+        asks = want > 0 and given is None and self._asks(left)
         try:
-            row = self._read(left, policy, 0 if asks else want, clock)
+            row = self._read(left, policy, 0 if asks else want, clock, given)
             settled = settle(row, policy, settlements)
             batches = () if asks else claim(row, policy, want=want, look_due=False)
         except (NotPlain, OutboxError, DBAPIError):  # what the database has to say it says under the lock
@@ -156,13 +163,31 @@ class PlainSteps:
         if odd > 1:
             self._odd[lane] = odd - 1
 
-    def _read(self, left: LockedLane, policy: Policy, want: int, clock: Clock | None) -> LockedLane:
+    def _given(self, left: LockedLane, policy: Policy, committed: Committed | None) -> Any:
+        """What would be read, if it is known: a row of ``RUN``."""
+        if committed is None or committed.first != left.cursor + 1 or len(committed.payloads) > policy.batch_max_rows:
+            return None
+        if not self._knows_time(left.lane) or time.monotonic() - committed.at > FRESH_SECONDS:
+            return None
+        entries, lines = len(committed.payloads), "\n".join(committed.payloads)
+        last = left.cursor + entries
+        return RUN[left.lane].record((entries, last, len(lines) - entries + 1, lines, last, None))
+
+    def _knows_time(self, lane: Lane) -> bool:
+        return time.monotonic() - self._looked_at[lane] < FRESH_SECONDS
+
+    def _read(self, left: LockedLane, policy: Policy, want: int, clock: Clock | None, given: Any = None) -> LockedLane:
         """The lane as it was left, and what is above its cursor."""
         version, at = left.version + 1, time.monotonic()
         kept = (left.floor, left.cursor, version, left.folded_version, left.health)
-        if not want and at - self._looked_at[left.lane] < FRESH_SECONDS:
+        if given is not None or (not want and self._knows_time(left.lane)):
             now = left.now + int((at - left.at) * MICROSECONDS) if clock is None else clock()
-            return LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, left.newest, look=self._nothing)
+            lane = LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, look=self._nothing)
+            if given is None:
+                lane.newest = left.newest
+            else:
+                lane.ahead, lane.look = {left.cursor + 1: given}, self._looking(left.lane, policy)
+            return lane
         ahead, first = self._ahead.ready(left.lane, policy, want), left.cursor + 1
         rows, times = dict(ahead.rows), dict(ahead.times)
         if first not in rows:
@@ -170,13 +195,12 @@ class PlainSteps:
             rows[first], times[first] = self._ahead.look(left.lane, first, policy.batch_max_rows, few=few)
         at = self._looked_at[left.lane] = time.monotonic()
         now = rows[first].now + int((at - times[first]) * MICROSECONDS) if clock is None else clock()
-        look = partial(self._row, left.lane, policy.batch_max_rows)
+        look = self._looking(left.lane, policy)
         return LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, ahead=rows, look=look)
 
     def _asks(self, left: LockedLane) -> bool:
         """Whether the statement that writes is asked for the entries too: there are few, and the time is known."""
-        fresh = time.monotonic() - self._looked_at[left.lane] < FRESH_SECONDS
-        return self._database.dialect.asks_as_it_writes and left.emptied and fresh
+        return self._database.dialect.asks_as_it_writes and left.emptied and self._knows_time(left.lane)
 
     @staticmethod
     def _look(row: LockedLane, policy: Policy, clock: Clock | None) -> joined.Look:
@@ -199,8 +223,8 @@ class PlainSteps:
     def _nothing(self, _first: int) -> Any:
         raise NotPlain("it only settles")
 
-    def _row(self, lane: Lane, rows: int, first: int) -> Any:
-        return self._ahead.look(lane, first, rows)[0]
+    def _looking(self, lane: Lane, policy: Policy) -> Callable[[int], Any]:
+        return lambda first: self._ahead.look(lane, first, policy.batch_max_rows)[0]
 
     def _write(
         self, pooled: PoolProxiedConnection, left: LockedLane, row: LockedLane, look: joined.Look | None

@@ -18,7 +18,7 @@ from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import Ending
 from outbox.core.policy import MICROSECONDS, Bounds, Policy, Retention
 from outbox.core.privacy import Removal, Removed
-from outbox.core.step import Outlook, Settled, Settlement, Step
+from outbox.core.step import Committed, Outlook, Settled, Settlement, Step
 from outbox.errors import DatabaseUnavailable, LaneStopped
 from outbox.store import audit, bounds, migrate, operate, removed, retention, views
 from outbox.store.audit import AuditReport
@@ -65,6 +65,8 @@ class Store:
         self._ahead = Ahead(database)
         self._plain = PlainSteps(database, self._ahead)
         self._timers: dict[Lane, _Timer] = {}
+        self.told_here: dict[str, int] = {}
+        """The last number in each table that was told of to this process, by itself."""
 
     def close(self) -> None:
         self._ahead.close()
@@ -73,15 +75,23 @@ class Store:
     # --- dispatching -------------------------------------------------------------------------------------
 
     def step(
-        self, lane: Lane, settlements: Sequence[Settlement], *, want: int, look_due: bool, eager: bool = False
+        self,
+        lane: Lane,
+        settlements: Sequence[Settlement],
+        *,
+        want: int,
+        look_due: bool,
+        eager: bool = False,
+        committed: Committed | None = None,
     ) -> Step:
         """Settle a group and lease the next ``want`` batches in one commit. Nothing may be sent before this returns.
 
-        If the claim is lost, the settlements are committed alone.
+        If the claim is lost, the settlements are committed alone. ``committed``: all that the caller knows to be there
+        above the cursor.
         """
 
         if not look_due:
-            plain = self._plain.step(lane, self.policy, settlements, want, self.clock)
+            plain = self._plain.step(lane, self.policy, settlements, want, self.clock, committed)
             if plain is not None:
                 return plain
         ahead = self._ahead.ready(lane, self.policy, want)
@@ -170,7 +180,7 @@ class Store:
 
     def watch(self, tell: Listener, soon: Listener | None = None) -> Callable[[], None]:
         """Call ``tell`` when another process commits entries, ``soon`` just before; returns what ends that."""
-        watch = Watch(self.database, tell, soon or tell)
+        watch = Watch(self.database, tell, soon or tell, self.told_here)
         watch.start()
         return watch.close
 

@@ -14,12 +14,13 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event
 
 from outbox.core.lane import LANES, Lane
+from outbox.core.step import Committed
 from outbox.observe import uninstrumented
 from outbox.store.dialects import SOON
 
@@ -31,7 +32,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("outbox.wake")
 
 Lanes = set[Lane]
-Listener = Callable[[Lanes], None]
+
+
+class Listener(Protocol):
+    """``committed``: all that was, where it is one lane's and known."""
+
+    def __call__(self, lanes: Lanes, committed: Committed | None = None, /) -> None: ...
 
 
 class Wake:
@@ -49,10 +55,15 @@ class Wake:
         self._listeners.append(both)
         return lambda: self._listeners.remove(both)
 
-    def set(self, lanes: Iterable[Lane], *, committed: bool = True) -> None:
+    @property
+    def hands_over(self) -> bool:
+        """Somebody in this process listens."""
+        return bool(self._listeners)
+
+    def set(self, lanes: Iterable[Lane], committed: Committed | None = None, *, soon: bool = False) -> None:
         woken = set(lanes)
-        for listener, soon in self._told() if woken else ():
-            (listener if committed else soon)(woken)
+        for listener, before in self._told() if woken else ():
+            (before if soon else listener)(woken, committed)
 
     def after_commit(self, where: Session | Connection, lanes: Lanes) -> None:
         """Wake when the transaction of ``where`` commits; forget it when it rolls back."""
@@ -79,7 +90,7 @@ class Wake:
         self._waiting.get(session, set()).clear()
 
     def _connection_commits(self, connection: Connection) -> None:
-        self.set(self._waiting.pop(connection, ()), committed=False)
+        self.set(self._waiting.pop(connection, ()), soon=True)
 
 
 class Announcer:
@@ -101,10 +112,10 @@ class Announcer:
         self._tables: set[str] = set()
         self._forget()
 
-    def __call__(self, lanes: Lanes) -> None:
+    def __call__(self, lanes: Lanes, _committed: Committed | None = None, /) -> None:
         self._tell({LANES[lane].table for lane in lanes})
 
-    def soon(self, lanes: Lanes) -> None:
+    def soon(self, lanes: Lanes, _committed: Committed | None = None, /) -> None:
         """Before the COMMIT: whoever is told looks now, and again a moment later."""
         self(lanes)
         self._tell({LANES[lane].table + SOON for lane in lanes})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping
 
 from outbox.core.lane import LANES, Lane
 from outbox.observe import uninstrumented
@@ -18,10 +19,11 @@ _RETRY_SECONDS = 1.0
 
 class Watch:
     """Calls ``tell`` when another process commits entries, or ``soon`` where it is about to. Where the database cannot
-    tell, it does nothing."""
+    tell, it does nothing. ``here``: see ``Dialect.news``."""
 
-    def __init__(self, database: Database, tell: Listener, soon: Listener) -> None:
+    def __init__(self, database: Database, tell: Listener, soon: Listener, here: Mapping[str, int]) -> None:
         self._database = database
+        self._here = here
         self._tell = tell
         self._soon = soon
         self._stop = threading.Event()
@@ -40,7 +42,8 @@ class Watch:
         lanes = {spec.table: lane for lane, spec in LANES.items()}
         while not self._stop.is_set():
             try:
-                with uninstrumented(), self._database.dialect.news(self._database.engine, lanes) as look:
+                news = self._database.dialect.news(self._database.engine, lanes, self._here)
+                with uninstrumented(), news as look:
                     self._tell(set(Lane))  # what came while nobody looked
                     while not self._stop.is_set():
                         told = set(look(self._stop))

@@ -30,6 +30,7 @@ from uuid import UUID
 
 from tests.support.waiting import wait_until
 
+LOOKED_FOR = 3
 HTTP_STEPS = {
     "http11.send_request_headers.started": "before the request",
     "http11.send_request_body.complete": "the request has left",
@@ -51,7 +52,8 @@ class Plan:
     put: list[list[str]] = field(default_factory=list)
     """Transactions of the outbox's own, after the host's."""
     first: list[list[str]] = field(default_factory=list)
-    """Transactions of the outbox's own, before all others, each sent before the next as a worker does that is told."""
+    """Transactions of the outbox's own, before all others, each sent before the next as a worker does that is told.
+    From ``LOOKED_FOR`` on it is handed over what they brought."""
     kill_at: int | None = None
     """The number of the step, from 1."""
     stop_after: str | None = None
@@ -263,6 +265,7 @@ def _run(plan: Plan, say: Callable[..., None]) -> None:
 
     from outbox import BeaconTransport, Dispatcher, Outbox, Settings
     from outbox.core.lane import Lane
+    from outbox.core.step import Committed
     from tests.support.intervals import interval
 
     if plan.wait_for_tracer:
@@ -282,12 +285,13 @@ def _run(plan: Plan, say: Callable[..., None]) -> None:
         box.put(*(interval(UUID(id)) for id in ids))
         say(committed=ids)
 
-    def tell(lanes: set[Lane]) -> None:
+    def tell(lanes: set[Lane], committed: Committed | None = None, /) -> None:
         for lane in lanes & dispatcher.news.keys():
-            dispatcher.news[lane].tell(entries=True)
+            dispatcher.news[lane].tell(entries=True, committed=committed if hands_over else None)
 
     listening_ends = box.wake.listen(tell)
-    for ids in plan.first:
+    for number, ids in enumerate(plan.first):
+        hands_over = number >= LOOKED_FOR
         put(ids)
         dispatcher.run_lane(Lane.USAGE, told=True)
     listening_ends()

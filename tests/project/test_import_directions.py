@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "store": {"core", "errors", "observe"},
     "transport": {"core", "errors", "observe"},
     "settings": {"core", "errors"},
-    "news": set(),
+    "news": {"core"},
     "dispatcher": {"news", "core", "errors", "observe"},
     "producer": {"store", "messages", "core", "errors", "observe", "settings"},  # late: see the test of slow imports
     "worker": {"dispatcher", "core", "errors", "observe"},

@@ -16,7 +16,8 @@ from outbox import Outbox, Settings
 from outbox.core.lane import Lane
 from outbox.errors import DatabaseUnavailable, OutcomeUnknown
 from outbox.store import connections
-from outbox.store.dialects.mysql import MySQL
+from outbox.store.dialects.base import Inserted
+from outbox.store.dialects.mysql import INSERTED_AT_ONCE, MySQL
 from tests.support import ledger
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
@@ -207,8 +208,8 @@ def test_a_put_is_one_transaction_on_the_engine_of_a_host_that_commits_each_stat
     in_transaction: list[int] = []
     put = MySQL.put
 
-    def looking(self: MySQL, pooled: Any, *rest: Any) -> int:
-        done = put(self, pooled, *rest)
+    def looking(self: MySQL, pooled: Any, *rest: Any, **options: Any) -> Inserted:
+        done = put(self, pooled, *rest, **options)
         with pooled.cursor() as cursor:
             cursor.execute("SELECT @@in_transaction")
             in_transaction.extend(cursor.fetchone())
@@ -219,9 +220,10 @@ def test_a_put_is_one_transaction_on_the_engine_of_a_host_that_commits_each_stat
     with Outbox(host) as box:
         box.migrate()
         box.put(interval())
-        box.put(*intervals(3))
-        assert in_transaction == [0, 1], "one statement commits itself"
-        assert pending(box) == 4
+        box.put(*intervals(INSERTED_AT_ONCE))
+        box.put(*intervals(INSERTED_AT_ONCE + 1))
+        assert in_transaction == [0, 0, 1], "one statement commits itself"
+        assert pending(box) == 2 * INSERTED_AT_ONCE + 2
     host.dispose()
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from outbox.store.dialects.base import RUNS_AT_ONCE, SOON, Dialect, Row
+from outbox.store.dialects.base import RUNS_AT_ONCE, SOON, Dialect, Inserted, Row
 from outbox.store.dialects.mysql import MySQL
 from outbox.store.dialects.postgresql import PostgreSQL
 from outbox.store.dialects.sqlite import SQLite
@@ -21,6 +21,7 @@ __all__ = [
     "SOON",
     "Dialect",
     "EntryId",
+    "Inserted",
     "Row",
     "dialect_named",
     "dialect_of",

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from threading import Event
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection
 from sqlalchemy.engine import URL
+from sqlalchemy.engine import Dialect as Driver
 from sqlalchemy.exc import DBAPIError
 
 from outbox.core.runs import Runs
@@ -19,6 +20,20 @@ RUNS_AT_ONCE = 200
 
 Row = tuple[bytes, str, int]
 """An entry to insert: the 16 bytes of its id, its payload (ASCII JSON text), the payload's size in bytes."""
+
+
+class Inserted(NamedTuple):
+    """``first``: the number of the first row, where it is known and the others follow without a gap."""
+
+    rows: int
+    first: int | None = None
+
+
+def first_of(returned: Sequence[tuple[int]]) -> int | None:
+    """Of the numbers that RETURNING gave: the first, if the others follow it without a gap."""
+    first = returned[0][0]
+    return first if all(number == first + at for at, (number,) in enumerate(returned)) else None
+
 
 SOON = " soon"
 """After a table's name, in what is announced and looked for: rows are about to be committed."""
@@ -41,8 +56,6 @@ class Dialect(ABC):
     snapshot_isolation: ClassVar[str | None] = "REPEATABLE READ"
     single_writer: ClassVar[bool] = False
     """One transaction writes at a time: numbers commit in order, so there are no holes."""
-    inserts_at_once: ClassVar[bool] = False
-    """``put`` of many rows is one statement."""
     autocommits: ClassVar[bool] = False
     """A statement can be a transaction of its own, without a word to the server about it."""
     plain_steps: ClassVar[PlainSteps | None] = None
@@ -106,19 +119,37 @@ class Dialect(ABC):
         """The statement that inserts the rows, and its parameters; a list of those: to be run for each. A row whose id
         is there already is not inserted, or raises the driver's ``IntegrityError``."""
 
-    def put(self, pooled: PoolProxiedConnection, table: str, rows: Sequence[Row], driver: str) -> int:
+    def at_once(self, rows: Sequence[Row]) -> bool:
+        """Whether ``put`` inserts them by one statement."""
+        return len(rows) == 1
+
+    def put(
+        self, pooled: PoolProxiedConnection, table: str, rows: Sequence[Row], by: Driver, *, numbered: bool = False
+    ) -> Inserted:
         """As ``insert``, on a connection of our driver. Raises the driver's errors; its ``IntegrityError`` undid all
-        rows or some."""
-        sql, values = self.insertion(table, rows, driver)
+        rows or some. ``numbered``: somebody asks for the numbers, if they are easily known."""
+        sql, values = self.insertion(table, rows, by.driver)
+        if numbered:
+            sql += self.numbering(rows, by)
         cursor = pooled.cursor()
         try:
             if isinstance(values, list):
                 cursor.executemany(sql, values)
             else:
                 cursor.execute(sql, values)
-            return int(cursor.rowcount)
+            inserted = int(cursor.rowcount)
+            first = self.first_number(cursor, inserted) if numbered and inserted == len(rows) else None
+            return Inserted(inserted, first)
         finally:
             cursor.close()
+
+    def numbering(self, rows: Sequence[Row], by: Driver) -> str:
+        """At the end of an INSERT whose numbers are asked for."""
+        return ""
+
+    @abstractmethod
+    def first_number(self, cursor: Any, rows: int) -> int | None:
+        """The number of the first of the ``rows`` that the cursor has just inserted, if the others follow it."""
 
     @abstractmethod
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
@@ -151,8 +182,9 @@ class Dialect(ABC):
         """A connection that tells other processes of commits."""
         return nullcontext(lambda _tables: None)
 
-    def news(self, engine: Engine, lanes: Mapping[str, str]) -> AbstractContextManager[Look]:
-        """A connection that learns of commits in other processes. ``lanes``: the lane of each table."""
+    def news(self, engine: Engine, lanes: Mapping[str, str], here: Mapping[str, int]) -> AbstractContextManager[Look]:
+        """A connection that learns of commits in other processes. ``lanes``: the lane of each table. ``here``: the last
+        number in a table that this process has told of itself."""
         return nullcontext(lambda _stop: ())
 
     def give_back(self, connection: Connection) -> bool:
