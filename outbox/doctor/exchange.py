@@ -19,7 +19,7 @@ from outbox.core.receipt import Answer, Failure, Receipt
 from outbox.settings import Settings
 from outbox.transport.answer import failure_of, read_answer
 from outbox.transport.beacon import USAGE_ANSWER_BYTES
-from outbox.transport.client import build_client, tls_context
+from outbox.transport.client import BeaconClient, build_client, tls_context
 from outbox.transport.config import checked_base_url
 from outbox.transport.deadline import deadline, expired
 from outbox.transport.request import build_verify
@@ -64,7 +64,7 @@ def ask(settings: Settings, license: Secret, seconds: float) -> Exchange:
     return Exchange(answer, token, words, certificate, sent_at, time.monotonic() - started)
 
 
-def _post(client: httpx.Client, base_url: str, license: Secret, seconds: float) -> Answer:
+def _post(client: BeaconClient, base_url: str, license: Secret, seconds: float) -> Answer:
     request = build_verify(license, base_url)
     with (
         deadline(seconds),

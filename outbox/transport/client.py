@@ -1,7 +1,7 @@
 """The HTTP client: one a process, HTTP/1.1, no redirects, no cookies, the environment's proxies.
 
-An httpx.Client on httpcore's pools, because only these take a network backend, and only there a deadline can be
-total (deadline.py).
+httpx on httpcore's pools, because only these take a network backend, and only there a deadline can be total
+(deadline.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import httpcore
 import httpx
@@ -56,7 +56,7 @@ def tls_context(settings: TransportSettings) -> ssl.SSLContext | None:
     return context
 
 
-def build_client(base_url: str, context: ssl.SSLContext | None) -> httpx.Client:
+def build_client(base_url: str, context: ssl.SSLContext | None) -> BeaconClient:
     _keep_headers_out_of_debug_logs()
     url = httpx.URL(base_url)
     if context is None and url.scheme == "https":
@@ -69,46 +69,41 @@ def build_client(base_url: str, context: ssl.SSLContext | None) -> httpx.Client:
         keepalive_expiry=KEEPALIVE_SECONDS,
         network_backend=DeadlineBackend(),
     )
-    return _LeanClient(transport=_PoolTransport(_Pools(new_pool)), follow_redirects=False, trust_env=False)
+    return BeaconClient(_PoolTransport(_Pools(new_pool)))
 
 
-class _NoCookies(httpx.Cookies):
-    """None is kept, and an answer is not looked at for any: that takes longer than a jar that refuses them all."""
+class BeaconClient:
+    """httpx below its Client: requests, a transport, answers. What a Client adds to each of them took as long as SQLite
+    takes for a step, and none of it is for beacon: no cookies, no defaults, no redirects, no authentication, no log."""
 
-    def extract_cookies(self, response: httpx.Response) -> None:
-        pass
-
-
-class _LeanClient(httpx.Client):
-    """httpx without what each request would merge from the client: there are no cookies, no defaults, one URL."""
-
-    @property
-    def cookies(self) -> httpx.Cookies:
-        return _NO_COOKIES
-
-    @cookies.setter
-    def cookies(self, cookies: Any) -> None:
-        raise AttributeError("beacon is sent no cookies")
-
-    def build_request(self, method: str, url: Any, **given: Any) -> httpx.Request:
-        """Headers are sent as they are given, and ``Host``; ``timeout`` in seconds for each step of the request."""
-        timeout = httpx.Timeout(given["timeout"]).as_dict()
-        return httpx.Request(
-            method, _url(url), headers=given["headers"], content=given["content"], extensions={"timeout": timeout}
-        )
+    def __init__(self, transport: httpx.BaseTransport) -> None:
+        self._transport = transport
 
     @contextmanager
-    def stream(self, *args: Any, **kwargs: Any) -> Iterator[httpx.Response]:
-        """httpx's response and stream hold each other, and the body, until the garbage collector comes by."""
-        with super().stream(*args, **kwargs) as response:
-            try:
-                yield response
-            finally:
-                response.close()
-                response.stream = _OVER
+    def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        content: bytes,
+        headers: Mapping[str, str],
+        timeout: float,
+        follow_redirects: Literal[False] = False,
+    ) -> Iterator[httpx.Response]:
+        """Headers are sent as they are given, and ``Host``; ``timeout`` in seconds for each step of the request."""
+        timeouts = dict.fromkeys(("connect", "read", "write", "pool"), timeout)
+        request = httpx.Request(method, _url(url), headers=headers, content=content, extensions={"timeout": timeouts})
+        response = self._transport.handle_request(request)
+        try:
+            yield response
+        finally:
+            response.close()
+            response.stream = _OVER  # it holds the response, and the body, until the garbage collector comes by
+
+    def close(self) -> None:
+        self._transport.close()
 
 
-_NO_COOKIES = _NoCookies()
 _OVER = httpx.ByteStream(b"")
 _url = lru_cache(maxsize=16)(httpx.URL)
 """The URLs of the lanes, parsed once."""
@@ -187,7 +182,6 @@ class _PoolTransport(httpx.BaseTransport):
                 raise
             raise httpcore.ConnectError(str(exc)) from exc
         assert isinstance(answer.stream, Iterable)
-        # Without answer.extensions: httpx logs the reason phrase, which is the server's to choose.
         stream = _Stream(answer, partial(self._pools.give_back, pool))
         return httpx.Response(answer.status, headers=answer.headers, stream=stream)
 
