@@ -66,8 +66,8 @@ class Dialect(ABC):
     """The one statement that a plain step writes reads the entries too."""
     joins_slowly: ClassVar[bool] = False
     """Joining payloads takes longer than reading a few row by row."""
-    purge_chunk: ClassVar[int] = 20_000
-    """Rows deleted in one transaction."""
+    purge_chunk: ClassVar[int] = 2_000
+    """Rows deleted in one transaction. Producers feel it on servers too: their COMMIT waits for what it writes."""
     storage_statements: ClassVar[tuple[str, ...]] = ()
     missing_table_codes: ClassVar[tuple[Any, ...]] = ()
     lost_claim_codes: ClassVar[tuple[Any, ...]] = ()
