@@ -32,6 +32,7 @@ from outbox.store.database import Database
 from outbox.store.dialects import Inserted, Row, dialect_of
 from outbox.store.ledger import Clock
 from outbox.store.operate import Window
+from outbox.store.reading import at_once
 from outbox.store.store import Store
 from outbox.store.wake import Announcer, Wake
 
@@ -154,7 +155,7 @@ class Outbox:
 
         Waits up to ``timeout`` seconds for room where a bound is set. Raises ``OutboxFull`` then, or
         ``DatabaseUnavailable`` (nothing was written), or ``OutcomeUnknown`` (the COMMIT itself failed: put the same
-        messages again). What goes to PostgreSQL, and a hundred messages elsewhere, is mostly a statement that commits
+        messages again). What goes to PostgreSQL, and elsewhere what is not much, is mostly a statement that commits
         itself: where a connection breaks meanwhile, or a disk fails, that is ``OutcomeUnknown`` too.
         """
         result, rows = self._prepared(messages)  # before the transaction, which keeps others waiting on SQLite
@@ -181,7 +182,8 @@ class Outbox:
         if len(rows) != 1 or len(result) > CHUNK_ROWS or self.settings.usage_max_entries is not None:
             return None
         [(lane, fresh)] = rows.items()
-        handed_over = self.wake.hands_over and sum(size for *_, size in fresh) <= HANDED_OVER_BYTES
+        taken = self.wake.hands_over and at_once(lane, self.store.policy)
+        handed_over = taken and sum([size for *_, size in fresh]) <= HANDED_OVER_BYTES
         inserted = self.store.database.insert(LANES[lane].table, fresh, numbered=handed_over)
         if inserted is not None:
             result.duplicates += len(result) - inserted.rows
@@ -192,7 +194,8 @@ class Outbox:
         if inserted.first is None:
             return None
         [(lane, fresh)] = rows.items()
-        self.store.told_here[LANES[lane].table] = inserted.first + len(fresh) - 1
+        here, table, last = self.store.told_here, LANES[lane].table, inserted.first + len(fresh) - 1
+        here[table] = max(last, here.get(table, 0))  # a thread that committed later may have been here before
         return Committed(inserted.first, [payload for _, payload, _ in fresh], time.monotonic())
 
     async def put_async(self, *messages: Message, timeout: float = 0) -> EnqueueResult:

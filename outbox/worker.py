@@ -42,9 +42,9 @@ FIRST_PAUSE_SECONDS = 0.001
 """An idle lane looks again after 1, 2, 4 ... ms up to the poll: for what committed a moment after a wake, or in another
 process of whose commits the database does not tell."""
 FOUND_SECONDS = 1.0
-"""Where nobody tells of other processes' commits, it looks so closely for so long after it found some."""
+"""In such a database it looks so closely for so long after it found some that nobody had told of."""
 TOLD_PAUSE_SECONDS = 0.05
-"""The first of these pauses where all is told of, after the COMMIT."""
+"""The first of these pauses elsewhere, and where all was told of: for a number that is missing, too."""
 
 
 class Worker:
@@ -150,7 +150,7 @@ class Worker:
             if report.more and report.batches:
                 continue
             in_vain = report.more and not report.batches  # what waits is another worker's, or not there yet
-            if report.batches or (woken and not report.paused and (soon or not in_vain)):
+            if report.batches or (woken and not report.paused):
                 pause = FIRST_PAUSE_SECONDS if soon else TOLD_PAUSE_SECONDS
             timed = report.next_seconds is not None and not in_vain
             due = max(report.next_seconds or 0.0, FIRST_PAUSE_SECONDS) if timed else pause

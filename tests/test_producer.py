@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -177,3 +177,54 @@ def test_enqueue_uses_no_connection_but_the_callers(box: Outbox, database: Datab
         assert host.pool.checkedout() == 1  # type: ignore[attr-defined]
         connection.rollback()
     host.dispose()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 50, 51, 120])
+def test_whatever_the_number_of_rows_each_is_added_once_by_few_statements(
+    box: Outbox, engine: Engine, rows: int
+) -> None:
+    said: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, *_: said.append(sql.split()[0]))
+    known, *others = intervals(rows + 1)
+    box.put(known)
+    box.put(*others[: rows // 2])
+    with engine.begin() as connection:
+        said.clear()
+        result = box.enqueue_many(connection, [known, *others])
+    inserts = said.count("INSERT")
+    assert stored(engine) == rows + 1
+    assert result.duplicates == 1 + rows // 2
+    assert inserts <= 1 + rows / 50 if engine.name == "sqlite" else inserts <= 2
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+@pytest.mark.parametrize(("payloads", "savepoints"), [([300_000], 0), ([400] * 100, 0), ([400] * 101, 1)])
+def test_what_is_one_statement_for_the_server_needs_no_savepoint(
+    box: Outbox, engine: Engine, payloads: list[int], savepoints: int
+) -> None:
+    """InnoDB undoes a statement that fails, whole."""
+    said: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, *_: said.append(sql.split()[0]))
+    rows = [(uuid4().bytes, "x" * size, size) for size in payloads]
+    with engine.begin() as connection:
+        assert box.store.database.dialect.insert(connection, "outbox_metrics", rows) == len(rows)
+        connection.rollback()
+    assert said.count("SAVEPOINT") == savepoints
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_what_sqlites_driver_remembers_of_each_statement_is_not_much(box: Outbox, engine: Engine) -> None:
+    """It keeps the values of each of 128 texts of statements: of many rows, of which each is large, only the last."""
+    dialect, given = box.store.database.dialect, []
+    event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, values, *_: given.append((sql, values)))
+    with engine.begin() as connection:
+        for count in (1, 30, 31, 60, 200):
+            for size in (500, 100_000):
+                rows = [(uuid4().bytes, "x" * size, size) for _ in range(count)]
+                assert dialect.insert(connection, "outbox_metrics", rows) == count
+        connection.rollback()
+    inserts = [(sql, values) for sql, values in given if sql.startswith("INSERT")]
+    at_once = [values for sql, values in inserts if sql.count("?") > 3]
+    assert len({sql for sql, _ in inserts}) <= 50
+    assert at_once
+    assert all(sum(len(value) for value in values if isinstance(value, str)) <= 32 * 1024 for values in at_once)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.orm import Session
 
 from outbox import BeaconTransport, Outbox, Settings, Worker
 from outbox.core.lane import Lane
@@ -98,6 +99,24 @@ def test_what_is_committed_between_a_claim_in_vain_and_the_look_after_it_does_no
         worker.dispatcher.looked_at[Lane.USAGE] = -math.inf  # as after a while: its claim takes the lock
         worker.dispatcher.news[Lane.USAGE].tell(entries=True, soon=True)
         beacon.wait_for("usage", 2)
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+def test_what_is_put_behind_a_number_that_was_rolled_back_does_not_wait_for_the_poll(
+    slow_poll: Outbox, engine: Engine, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first claim is in vain: whoever has the number may be about to commit."""
+    looks, outlook = [], slow_poll.store.outlook
+    monkeypatch.setattr(slow_poll.store, "outlook", lambda *a, **b: looks.append(a) or outlook(*a, **b))
+    monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", 3600)  # as after a long time without an entry
+    with BeaconTransport(slow_poll.settings) as transport, Worker(slow_poll, transport):
+        wait_until(lambda: len(looks) == len(Lane))
+        monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", 0.001)
+        with Session(engine) as session:
+            slow_poll.enqueue(session, interval())
+            session.rollback()
+        slow_poll.put(interval())
+        beacon.wait_for("usage", 1)
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)

@@ -71,7 +71,7 @@ class Step:
     batches: Sequence[Batch] = ()
     settled: Settled = field(default_factory=Settled)
     emptied: bool = False
-    """The claim saw that no entry is left above the cursor."""
+    """The claim saw that no entry is left above the cursor, or was given all that its caller knew of."""
 
     @property
     def batch(self) -> Batch | None:

@@ -345,7 +345,8 @@ def lease_columns() -> dict[str, Any]:
 
 
 def _lease(lane: LockedLane, policy: Policy, found: Entries) -> Batch:
-    lease = lease_columns() | {"due_at": lane.now + policy.lease_us}
+    ends = {"lease_us": policy.lease_us, "clock": lane.clock} if lane.plain else {"due_at": lane.now + policy.lease_us}
+    lease = lease_columns() | ends
     columns = batch_columns(lane, found.members, found.count, found.size, **lease)
     lane.leases.append(columns)
     return new_batch(lane, policy, found, columns)

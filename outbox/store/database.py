@@ -105,7 +105,7 @@ class Database:
             self._turn_over_at = time.monotonic()
 
     def insert(self, table: str, rows: Sequence[Row], *, numbered: bool = False) -> Inserted | None:
-        """Insert rows in a transaction of their own: how many were not there yet. None: see ``alone``."""
+        """Insert rows in a transaction of their own: those that were not there yet. None: see ``alone``."""
         by, statements = self.engine.dialect, 1 if self.dialect.at_once(rows) else len(rows)
         return self.alone(
             lambda pooled: self.dialect.put(pooled, table, rows, by, numbered=numbered), statements=statements

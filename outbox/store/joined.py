@@ -29,13 +29,15 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    true,
 )
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Dialect
 
 from outbox.core.lane import Lane
+from outbox.store.dialects import now_us
 from outbox.store.dialects.base import PlainSteps
-from outbox.store.ledger import LEASED, NEW, leased_batch, leasing, save_lane, saved_lane, settling
+from outbox.store.ledger import LEASED, NEW, leased_batch, save_lane, saved_lane, settling
 from outbox.store.prepared import Prepared
 from outbox.store.reading import run_of
 from outbox.store.schema import BATCH, LANE, LOGS
@@ -62,7 +64,9 @@ def write(
     leases: Sequence[Values],
 ) -> Sequence[bool] | None:
     """Which of the batches that arrived were still ours. None, and nothing is written: somebody else has changed the
-    lane. ``saved``: of ``save_lane``; ``arrivals``: of ``settling``; ``leases``: of ``leasing``.
+    lane. ``saved``: of ``save_lane``; ``arrivals``: of ``settling``; ``leases``: columns of new batches, in place of
+    ``due_at`` how long they last, ``lease_us``, and ``clock``. They begin when the statement runs: what is known here
+    of the time may be wrong.
 
     Raises the driver's errors; on SQLite its ``IntegrityError`` in place of None.
     """
@@ -108,14 +112,22 @@ def _counts(*changed: CTE) -> Sequence[Any]:
 
 
 def _lease_if(still: Any, names: Names, prefix: str) -> Any:
-    values = [bindparam(prefix + name, type_=BATCH.c[name].type) for name in names]
-    return insert(BATCH).from_select(names, select(*values).where(still), include_defaults=False)
+    values: dict[str, Any] = {
+        name: bindparam(prefix + name, type_=BATCH.c[name].type) for name in names if name in BATCH.c
+    }
+    values["due_at"] = _lease_end(now_us(), prefix)
+    return insert(BATCH).from_select(list(values), select(*values.values()).where(still), include_defaults=False)
+
+
+def _lease_end(now: Any, prefix: str = "") -> Any:
+    clock, lease_us = (bindparam(prefix + name, type_=BigInteger()) for name in ("clock", "lease_us"))
+    return func.coalesce(clock, now) + lease_us
 
 
 @dataclass
 class Look:
     """For a batch of the next entries, in the statement that leases it. ``lease``: what is known of the batch before.
-    Its lease of ``lease_us`` begins when the statement looks: what was known of the time before may be wrong.
+    Its lease of ``lease_us`` begins when the statement looks, see ``write``.
 
     ``found``, afterwards: a row of ``RUN``, and whether its entries ``fit`` a batch.
     """
@@ -175,8 +187,7 @@ def _looking(lane: Lane, of_arrival: Names, arrivals: int, of_lease: Names) -> P
     columns: dict[str, Any] = {name: bindparam(f"{_LEASED}0_{name}", type_=BATCH.c[name].type) for name in of_lease}
     columns |= {"members": members, "first_seq": first, "last_seq": found.last}
     columns |= {"entries": found.entries, "payload_bytes": found.size}
-    now = func.coalesce(bindparam("clock", type_=BigInteger()), found.now)
-    columns["due_at"] = now + bindparam("lease_us", type_=BigInteger())
+    columns["due_at"] = _lease_end(found.now)
     leased = select(*columns.values()).select_from(run.join(saved, saved.c.cursor > cursor))
     still = select(saved.c.cursor).exists()
     settled = _settled(still, of_arrival, arrivals)
@@ -196,8 +207,14 @@ def _one_by_one(
     if save_lane(SAVED).on(pooled, dialect, [saved]) != 1:
         return None
     if leases:
-        leasing(tuple(leases[0])).on(pooled, dialect, leases)
+        values = [{f"{_LEASED}_{name}": value for name, value in one.items()} for one in leases]
+        _leasing(tuple(leases[0])).on(pooled, dialect, values)
     return [settling(tuple(one)).on(pooled, dialect, [one]) == 1 for one in arrivals]
+
+
+@cache
+def _leasing(names: Names) -> Prepared:
+    return Prepared(_lease_if(true(), names, f"{_LEASED}_"))
 
 
 # --- SQLite ---------------------------------------------------------------------------------------------------
@@ -256,15 +273,18 @@ def _view(of_arrival: Names, of_lease: Names) -> _View:
         f" AND lease_token = NEW.{_ARRIVAL}token AND state = NEW.{_ARRIVAL}leased;"
         f" {was_not} NEW.{_ARRIVAL}batch IS NOT NULL; "
     )
+    leased = [each for each in of_lease if each in BATCH.c]
     lease = (
-        f"INSERT INTO outbox_batch ({', '.join(of_lease)})"
-        f" SELECT {', '.join(f'NEW.{_LEASE}{each}' for each in of_lease)} WHERE NEW.{_LEASE}id IS NOT NULL; "
+        f"INSERT INTO outbox_batch ({', '.join(leased)}, due_at)"
+        f" SELECT {', '.join(f'NEW.{_LEASE}{each}' for each in leased)},"
+        f" coalesce(NEW.{_LEASE}clock, {now_us().compile(dialect=_SQLITE)}) + NEW.{_LEASE}lease_us"
+        f" WHERE NEW.{_LEASE}id IS NOT NULL; "
     )
     does = save + (settle if of_arrival else "") + (lease if of_lease else "")
     types: dict[str, Any] = dict.fromkeys(("key", "read_version", "read_cursor", f"{NEW}version", f"{NEW}cursor"))
     types |= {_ARRIVAL + each: BATCH.c[each.removeprefix(NEW)].type for each in of_arrival if each not in LEASED}
     types |= {_ARRIVAL + each: LEASED[each].type for each in of_arrival if each in LEASED}
-    types |= {_LEASE + each: BATCH.c[each].type for each in of_lease}
+    types |= {_LEASE + each: BATCH.c[each].type if each in BATCH.c else None for each in of_lease}
     return _View(
         name,
         (

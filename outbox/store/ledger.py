@@ -63,6 +63,8 @@ class LockedLane:
     """Of a plain step: the row of ``RUN`` from a number on."""
     arrivals: list[dict[str, Any]] = field(default_factory=list)
     """Of ``leased_batch``: what a plain step settles when it writes."""
+    clock: int | None = None
+    """Of a plain step in tests: ``now``. None: what it writes has the time of the database."""
 
     @property
     def plain(self) -> bool:
@@ -70,7 +72,7 @@ class LockedLane:
 
     @property
     def emptied(self) -> bool:
-        """A claim saw that no entry is above the cursor."""
+        """A claim saw that no entry is above the cursor, or was given all that its caller knew of."""
         return self.newest == self.cursor
 
     @property

@@ -1,6 +1,7 @@
 """Steps of a worker that has its lane to itself: decided without the lane's lock, written by one statement.
 
-    read     the entries above the cursor, as the last step of this worker left it; nobody waits meanwhile
+    read     the entries above the cursor, as the last step of this worker left it; nobody waits meanwhile. Not those
+             that a put of this process has handed over
     decide   settle and claim as always, in memory
     write    the lane's row, if its version is still the one of the last step; receipts and leases with it
 
@@ -57,11 +58,12 @@ class PlainSteps:
         self._odd: dict[Lane, int] = {}
         """How many more steps of a lane take its lock, since one was not plain."""
         self._saw_all: set[Lane] = set()
-        """Lanes whose last step saw that no entry is above the cursor."""
+        """Lanes that the last step left ``emptied``."""
         self._since: dict[Lane, int] = {}
         """The version from which on all steps of a lane were plain."""
         self._looked_at: dict[Lane, float] = {}
-        """When the database last told its clock, in seconds of the monotonic one: what only settles need not ask."""
+        """When the database last told its clock, in seconds of the monotonic one: for a while who does not read goes
+        on from there."""
 
     def step(
         self,
@@ -144,7 +146,7 @@ class PlainSteps:
         return Step(emptied=row.emptied)
 
     def only_since(self, lane: Lane, version: int) -> bool:
-        """Whether all steps since then were plain, and the last one saw that no entry is above the cursor."""
+        """Whether all steps since then were plain, and the last one left the lane ``emptied``."""
         left = self._left.get(lane)
         return left is not None and lane in self._saw_all and self._since[lane] <= version <= left.version
 
@@ -183,6 +185,7 @@ class PlainSteps:
         if given is not None or (not want and self._knows_time(left.lane)):
             now = left.now + int((at - left.at) * MICROSECONDS) if clock is None else clock()
             lane = LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, look=self._nothing)
+            lane.clock = None if clock is None else now
             if given is None:
                 lane.newest = left.newest
             else:
@@ -195,8 +198,8 @@ class PlainSteps:
             rows[first], times[first] = self._ahead.look(left.lane, first, policy.batch_max_rows, few=few)
         at = self._looked_at[left.lane] = time.monotonic()
         now = rows[first].now + int((at - times[first]) * MICROSECONDS) if clock is None else clock()
-        look = self._looking(left.lane, policy)
-        return LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, ahead=rows, look=look)
+        look, now_of_tests = self._looking(left.lane, policy), None if clock is None else now
+        return LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, ahead=rows, look=look, clock=now_of_tests)
 
     def _asks(self, left: LockedLane) -> bool:
         """Whether the statement that writes is asked for the entries too: there are few, and the time is known."""

@@ -139,7 +139,7 @@ class Store:
         """Whether a step would find something; reading only, so that an idle worker writes nothing.
 
         ``stepped``: asked after steps until nothing was there, of which all batches have been settled. Where those
-        were plain and the last one saw the newest entry, the answer is that of before, and is not read again.
+        were plain and the last one left no entry that was known of, the answer is that of before, and is not read.
         """
         before = self._timers.pop(lane, None)
         if stepped and before is not None and self._plain.only_since(lane, before.version):

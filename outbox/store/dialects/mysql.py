@@ -58,7 +58,9 @@ class MySQL(Dialect):
         return sql, tuple([value for row in rows for value in row]) if self.at_once(rows) else list(rows)
 
     def at_once(self, rows: Sequence[Row]) -> bool:
-        return len(rows) <= INSERTED_AT_ONCE and sum(size for *_, size in rows) <= INSERTED_AT_ONCE_BYTES
+        return len(rows) == 1 or (
+            len(rows) <= INSERTED_AT_ONCE and sum([size for *_, size in rows]) <= INSERTED_AT_ONCE_BYTES
+        )
 
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         fresh = list(rows)

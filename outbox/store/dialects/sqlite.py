@@ -18,8 +18,9 @@ from sqlalchemy.exc import DBAPIError
 from outbox.errors import ConfigError, DatabaseUnavailable, SchemaOutOfDate
 from outbox.store.dialects.base import Dialect, Inserted, Look, Row
 
-INSERTED_AT_ONCE = 100
-"""Rows of one statement: it inserts them in two thirds of the time that as many take."""
+INSERTED_AT_ONCE, INSERTED_AT_ONCE_BYTES = 50, 32 * 1024
+"""Rows of one statement, and their payload: it inserts them in two thirds of the time that as many take. The driver
+keeps each text of a statement, and what it was given last: for each number of rows once."""
 
 
 def _some(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
@@ -81,12 +82,15 @@ class SQLite(Dialect):
 
     def insertion(self, table: str, rows: Sequence[Row], driver: str) -> tuple[str, Sequence[Any]]:
         # The conflict target matters: without it a taken seq would silently swallow the row.
-        marks = ", ".join(["(?, ?, ?)"] * len(rows))
+        at_once = self.at_once(rows)
+        marks = ", ".join(["(?, ?, ?)"] * (len(rows) if at_once else 1))
         sql = f"INSERT INTO {table} (id, payload, size) VALUES {marks} ON CONFLICT (id) DO NOTHING"  # noqa: S608
-        return sql, rows[0] if len(rows) == 1 else tuple([value for row in rows for value in row])
+        return sql, tuple([value for row in rows for value in row]) if at_once else list(rows)
 
     def at_once(self, rows: Sequence[Row]) -> bool:
-        return len(rows) <= INSERTED_AT_ONCE
+        return len(rows) == 1 or (
+            len(rows) <= INSERTED_AT_ONCE and sum([size for *_, size in rows]) <= INSERTED_AT_ONCE_BYTES
+        )
 
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         statements = (self.insertion(table, some, connection.dialect.driver) for some in _some(rows))
