@@ -74,7 +74,8 @@ def build_client(base_url: str, context: ssl.SSLContext | None) -> BeaconClient:
 
 class BeaconClient:
     """httpx below its Client: requests, a transport, answers. What a Client adds to each of them took as long as SQLite
-    takes for a step, and none of it is for beacon: no cookies, no defaults, no redirects, no authentication, no log."""
+    takes for a step, and little of it is for beacon: no cookies, no defaults, no redirects, no authentication. Its line
+    in the log stays, where people look for it, without the reason phrase, which is the server's to choose."""
 
     def __init__(self, transport: httpx.BaseTransport) -> None:
         self._transport = transport
@@ -94,6 +95,7 @@ class BeaconClient:
         timeouts = dict.fromkeys(("connect", "read", "write", "pool"), timeout)
         request = httpx.Request(method, _url(url), headers=headers, content=content, extensions={"timeout": timeouts})
         response = self._transport.handle_request(request)
+        _requests.info('HTTP Request: %s %s "HTTP/1.1 %d"', method, request.url, response.status_code)
         try:
             yield response
         finally:
@@ -104,6 +106,7 @@ class BeaconClient:
         self._transport.close()
 
 
+_requests = logging.getLogger("httpx")
 _OVER = httpx.ByteStream(b"")
 _url = lru_cache(maxsize=16)(httpx.URL)
 """The URLs of the lanes, parsed once."""
