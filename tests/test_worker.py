@@ -20,6 +20,7 @@ from outbox import BeaconTransport, Outbox, Settings, Worker
 from outbox.core.lane import Lane
 from outbox.core.step import Outlook, Step
 from outbox.simulator import Simulator
+from outbox.store.watch import Watch
 from tests.support import killable, ledger
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
@@ -109,8 +110,9 @@ def test_what_is_put_behind_a_number_that_was_rolled_back_does_not_wait_for_the_
     looks, outlook = [], slow_poll.store.outlook
     monkeypatch.setattr(slow_poll.store, "outlook", lambda *a, **b: looks.append(a) or outlook(*a, **b))
     monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", 3600)  # as after a long time without an entry
+    monkeypatch.setattr(Watch, "start", lambda _: None)  # it would tell of what came before it began
     with BeaconTransport(slow_poll.settings) as transport, Worker(slow_poll, transport):
-        wait_until(lambda: len(looks) == len(Lane))
+        wait_until(lambda: len(looks) >= len(Lane))
         monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", 0.001)
         with Session(engine) as session:
             slow_poll.enqueue(session, interval())
