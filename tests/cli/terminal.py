@@ -20,10 +20,12 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 from tests.cli.command import Command
+from tests.support.waiting import wait_until
 
 CTRL_C = "\x03"
 CTRL_D = "\x04"
@@ -110,7 +112,14 @@ class Terminal:
             assert self._read(deadline), f"no {wanted!r} in {self.text!r}"
 
     def types(self, keys: str) -> None:
+        """Ctrl-C only to who sleeps: between its last look for a signal and its read, Python does not hear of one."""
+        if CTRL_C in keys:
+            wait_until(self._sleeps, message=lambda: f"it is busy after {self.text!r}")
         os.write(self._ours, keys.encode())
+
+    def _sleeps(self) -> bool:
+        stat = Path(f"/proc/{self._process.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "S"
 
     def exit_code(self) -> int:
         """Read all there is to read; the exit code."""
