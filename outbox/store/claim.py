@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
-from uuid import uuid4
 
 from sqlalchemy import Row, Table, bindparam, func, or_, select, update
 
@@ -23,7 +22,7 @@ from outbox.core.runs import Runs
 from outbox.core.transition import Move, after_crash
 from outbox.store import holes
 from outbox.store.dialects import dialect_of
-from outbox.store.ledger import IS_LIVE, LockedLane, add_to_totals, backoff, batch_columns, waiting_of
+from outbox.store.ledger import IS_LIVE, LockedLane, add_to_totals, backoff, batch_columns, new_id, waiting_of
 from outbox.store.prepared import Prepared
 from outbox.store.reading import RUN, at_once, whole
 from outbox.store.schema import BATCH, LOGS
@@ -170,7 +169,7 @@ def _again_at_once(lane: LockedLane, policy: Policy, row: Row[Any]) -> bool:
 def _lease_again(lane: LockedLane, policy: Policy, row: Row[Any]) -> Batch:
     """The same members under the same key and a new token. An expired lease counts as an attempt."""
     crashed = row.state == BatchState.LEASED
-    token = uuid4()
+    token = new_id()
     deadline = lease_deadline(lane, policy)
     members = runs.decode(row.members)
     entries = read_entries(lane, members)
@@ -341,7 +340,8 @@ def lease_deadline(lane: LockedLane, policy: Policy) -> float:
 
 def lease_columns() -> dict[str, Any]:
     """Of a new lease, but for ``due_at``, its end."""
-    return {"state": BatchState.LEASED, "lease_token": uuid4()}
+    token = new_id()  # not uuid4, which lets go of the interpreter to ask the kernel for 16 bytes
+    return {"state": BatchState.LEASED, "lease_token": token}
 
 
 def _lease(lane: LockedLane, policy: Policy, found: Entries) -> Batch:

@@ -91,9 +91,12 @@ class BeaconClient:
         timeout: float,
         follow_redirects: Literal[False] = False,
     ) -> Iterator[httpx.Response]:
-        """Headers are sent as they are given, and ``Host``; ``timeout`` in seconds for each step of the request."""
+        """Headers are sent as they are given, with ``Host`` and the length; ``timeout`` in seconds for each step."""
         timeouts = dict.fromkeys(("connect", "read", "write", "pool"), timeout)
-        request = httpx.Request(method, _url(url), headers=headers, content=content, extensions={"timeout": timeouts})
+        where, host = _where(url)
+        sent = [("Host", host), *headers.items(), ("Content-Length", str(len(content)))]
+        body = httpx.ByteStream(content)  # as ``content`` it would be looked at for what it is, and the headers copied
+        request = httpx.Request(method, where, headers=sent, stream=body, extensions={"timeout": timeouts})
         response = self._transport.handle_request(request)
         _requests.info('HTTP Request: %s %s "HTTP/1.1 %d"', method, request.url, response.status_code)
         try:
@@ -108,8 +111,13 @@ class BeaconClient:
 
 _requests = logging.getLogger("httpx")
 _OVER = httpx.ByteStream(b"")
-_url = lru_cache(maxsize=16)(httpx.URL)
-"""The URLs of the lanes, parsed once."""
+
+
+@lru_cache(maxsize=16)
+def _where(url: str) -> tuple[httpx.URL, str]:
+    """The URL of a lane, parsed once, and its host."""
+    parsed = httpx.URL(url)
+    return parsed, parsed.netloc.decode("ascii")
 
 
 class _Pools:

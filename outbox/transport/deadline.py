@@ -25,6 +25,9 @@ READ_SINCE_WRITE = "outbox_read_since_write"
 _WRITE_BYTES = 8192
 """Of TLS within TLS, which only httpcore can write: a socket that is writable takes this much, so it waits once."""
 
+_JOINED_BYTES = 16 * 1024
+"""Of a request that is copied into one piece: a record of TLS holds as much."""
+
 _ends_at: ContextVar[float | None] = ContextVar("outbox_request_ends_at", default=None)
 
 
@@ -77,20 +80,36 @@ class DeadlineBackend(httpcore.NetworkBackend):
 
 
 class _DeadlineStream(httpcore.NetworkStream):
-    """``plain``: the stream is a socket's own or TLS on it, and not TLS within a proxy's TLS."""
+    """``plain``: the stream is a socket's own or TLS on it, and not TLS within a proxy's TLS.
+
+    The head of a request is held back until its body, or the end of it, is written: they leave in one packet.
+    """
 
     def __init__(self, stream: httpcore.NetworkStream, *, plain: bool = True) -> None:
         self._stream = stream
         self._plain = plain
         self._read_since_write = False
+        self._head = b""
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        if self._head:
+            self.write(b"", timeout)
         self._read_since_write = True
         return self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """In as few calls as the socket takes: between two of them another thread may have the interpreter."""
         self._read_since_write = False
+        head, self._head = self._head, b""
+        if not head:
+            self._head = buffer
+        elif len(head) + len(buffer) <= _JOINED_BYTES:
+            self._write(head + buffer, timeout)
+        else:
+            self._write(head, timeout)
+            self._write(buffer, timeout)
+
+    def _write(self, buffer: bytes, timeout: float | None) -> None:
         if self._plain:
             return self._send(self._stream.get_extra_info("socket"), memoryview(buffer), timeout)
         for start in range(0, len(buffer), _WRITE_BYTES):
