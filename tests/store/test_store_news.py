@@ -1,0 +1,165 @@
+"""SQLite: who watches the file learns of another process's commit, and does not ask for it all the time."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from outbox import Outbox
+from outbox.core.lane import LANES
+from outbox.store.dialects import inotify
+from outbox.store.dialects import sqlite as sqlite_dialect
+from outbox.store.dialects.inotify import Written, writes_to
+from tests.support.databases import Database
+from tests.support.intervals import interval
+from tests.support.waiting import wait_until
+
+pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+NEVER_SECONDS = 600.0
+USAGE = ["outbox_usage"]
+TABLES = {spec.table: str(lane) for lane, spec in LANES.items()}
+
+
+@pytest.fixture
+def elsewhere(box: Outbox, database: Database) -> Iterator[Outbox]:
+    """Knows nothing of ``box``, as in another process."""
+    with Outbox(database.url) as other:
+        other.put(interval())
+        yield other
+
+
+Look = Callable[[], list[str]]
+Watching = Callable[[], AbstractContextManager[Look]]
+
+
+@pytest.fixture
+def watching(box: Outbox) -> Watching:
+    """A look that ends when something was committed; when the test ends it ends too."""
+
+    @contextmanager
+    def watching() -> Iterator[Look]:
+        stop, store = threading.Event(), box.store
+        news = store.database.dialect.news(store.database.engine, TABLES, store.told_here)
+        with news as look, ThreadPoolExecutor(1) as thread:
+            try:
+                yield lambda: list(thread.submit(look, stop).result(30))
+            finally:
+                stop.set()
+
+    return watching
+
+
+@pytest.fixture
+def nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The version is looked at when the system has told of a write, and not before."""
+    monkeypatch.setattr(sqlite_dialect.SQLite, "listen_seconds", NEVER_SECONDS)
+
+
+def test_the_system_tells_of_a_commit_elsewhere(nobody_asks: None, watching: Watching, elsewhere: Outbox) -> None:
+    with watching() as look:
+        for _ in range(20):
+            elsewhere.put(interval())
+            assert look() == USAGE
+
+
+def test_a_commit_is_found_though_its_disk_takes_longer_than_its_writes(
+    monkeypatch: pytest.MonkeyPatch, watching: Watching, elsewhere: Outbox
+) -> None:
+    """The kernel tells of the writes; the COMMIT is not to be seen before the disk has answered, and nothing tells."""
+    asked: list[float] = []
+
+    @contextmanager
+    def told_once(_path: str) -> Iterator[Written]:
+        def written(seconds: float) -> bool:
+            asked.append(seconds)
+            if len(asked) > 1:
+                time.sleep(seconds)
+            return len(asked) == 1
+
+        yield written
+
+    monkeypatch.setattr(sqlite_dialect, "writes_to", told_once)
+    with watching() as look, ThreadPoolExecutor(1) as threads:
+        looking = threads.submit(look)
+        wait_until(lambda: len(asked) > 3)
+        assert asked[1:4] == sorted(asked[1:4]), "it waits longer each time"
+        assert not looking.done()
+        elsewhere.put(interval())
+        assert looking.result(30) == USAGE
+
+
+@pytest.mark.parametrize("missing", ["inotify_init1", "inotify_add_watch", "libc"])
+def test_where_the_system_does_not_tell_the_version_is_asked_for(
+    missing: str, monkeypatch: pytest.MonkeyPatch, nobody_asks: None, watching: Watching, elsewhere: Outbox
+) -> None:
+    class Libc:
+        """As macOS has it, or at the limit of this user's instances."""
+
+        def __init__(self, *_: object, use_errno: bool) -> None:
+            self.opened = -1
+            if missing != "libc":
+                self.inotify_init1 = self._init
+                self.inotify_add_watch = lambda *_: -1
+
+        def _init(self, _flags: int) -> int:
+            if missing == "inotify_init1":
+                return -1
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+            return opened[-1]
+
+    opened: list[int] = []
+    monkeypatch.setattr(inotify.ctypes, "CDLL", Libc)
+    with watching() as look:
+        elsewhere.put(interval())
+        assert look() == USAGE
+    assert len(opened) == (missing == "inotify_add_watch")
+    for descriptor in opened:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)  # nobody left it open
+
+
+def test_what_this_process_does_itself_is_looked_at_no_more_often_than_each_few_milliseconds(
+    box: Outbox, elsewhere: Outbox
+) -> None:
+    """Its own worker and producers write all the time, and need the interpreter then."""
+    rests: list[float] = []
+
+    class Stop(threading.Event):
+        def wait(self, seconds: float | None = None) -> bool:
+            rests.append(seconds or 0.0)
+            return super().wait(seconds)
+
+    box.wake.listen(lambda *_: None)  # so this process tells itself
+    store, stop = box.store, Stop()
+    with store.database.dialect.news(store.database.engine, TABLES, store.told_here) as look:
+        for by, told in ((box, []), (box, []), (elsewhere, USAGE), (box, []), (box, [])):
+            by.put(interval())
+            assert look(stop) == told
+    few, close = sqlite_dialect.SQLite.look_seconds, sqlite_dialect.SQLite.close_look_seconds
+    assert rests == [0.0, few, few, close, close]
+
+
+def test_who_waits_for_writes_leaves_no_descriptor(box: Outbox) -> None:
+    log = f"{box.engine.url.database}-wal"
+    box.put(interval())
+    before = descriptors()
+    with writes_to(f"{log}.none") as written:
+        assert written is None
+    with writes_to(log) as written:
+        assert written is not None
+        assert not written(0)
+        box.put(interval())
+        assert written(30)
+        assert not written(0)
+        assert descriptors() == before + 1
+    assert descriptors() == before
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
