@@ -79,6 +79,8 @@ class Pace:
             return most
         if now < self.next_at:
             return 0
+        if not self.begun:  # after a pause: two at once would use up what is saved there, and the next would be refused
+            return min(most, 1)
         return min(most, 1 + int(min(now - self.next_at, BURST_SECONDS) * self.rate))
 
     @property
@@ -156,6 +158,8 @@ def _taken(pace: Pace, left_at: float, now: float) -> Pace:
 
 def _proof(pace: Pace, seconds: float) -> bool:
     """Whether what was taken at this pace, ``seconds`` since the first request at it, is enough to prove it."""
+    if pace.refused == math.inf and seconds < HOLD_SECONDS and pace.taken <= pace.proven * seconds + pace.saved:
+        return False  # a little beyond the limit: what was saved up has lasted so far
     if pace.strict and not pace.held:
         return pace.taken >= STRICT_PROOF_REQUESTS
     return pace.taken >= PROOF_REQUESTS and seconds >= PROOF_SECONDS

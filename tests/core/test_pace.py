@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import math
 from dataclasses import replace
 from itertools import pairwise
+from random import Random
 
 import pytest
 
@@ -85,11 +87,18 @@ def test_requests_leave_one_by_one_at_the_pace() -> None:
 
 
 def test_what_could_not_leave_in_time_leaves_together_but_not_more_than_a_twentieth_of_a_second() -> None:
-    pace = replace(searching(rate=100.0), next_at=1.0)
+    pace = replace(searching(rate=100.0), next_at=1.0, begun=True)
     assert [pace.room(at, 9) for at in (1.005, 1.0101, 1.0301, 1.3)] == [1, 2, 4, 6]
     assert pace.room(1.3, 4) == 4
     assert left(pace, 1.031, 4).next_at == pytest.approx(1.041)
     assert left(pace, 1.0, 4).next_at == pytest.approx(1.04)
+
+
+def test_the_first_after_a_pause_leaves_alone() -> None:
+    """What beacon saved up meanwhile is there for those that come a little early."""
+    pace = answered(replace(searching(rate=100.0), next_at=1.0, begun=True, taken=9), TOO_MANY, 1.0)
+    assert pace.room(2.0, 9) == 1
+    assert left(pace, 2.0, 1).room(2.1, 9) == 2
 
 
 # --- proving and refusing ----------------------------------------------------------------------------------------
@@ -138,7 +147,7 @@ def test_a_look_beyond_the_limit_that_is_refused_is_repeated_after_twice_as_long
 
 
 def test_a_limit_that_is_gone_is_left_behind_in_steps_that_grow_and_then_forgotten() -> None:
-    pace, rates = replace(held(), taken=300, begun=True, hold=30.0), []
+    pace, rates = replace(held(), taken=300, begun=True, hold=30.0, saved=1.5), []
     pace = replace(taken(pace, 1, since=30.0, seconds=0.0), hold=240.0)
     for second in range(40, 70, 10):
         pace = taken(pace, int(1.5 * pace.rate) + 2, since=float(second), seconds=1.5)
@@ -146,6 +155,16 @@ def test_a_limit_that_is_gone_is_left_behind_in_steps_that_grow_and_then_forgott
         assert pace.hold == HOLD_SECONDS
     assert rates == [pytest.approx(10.0 * CLOSE**part) for part in (4, 13)] + [math.inf]
     assert pace == Pace()
+
+
+def test_a_look_beyond_the_limit_is_proven_when_more_were_taken_than_could_be_saved_up_or_after_half_a_minute() -> None:
+    beyond = Pace(rate=10.4, proven=10.0, since=0.0, saved=4)
+    few = taken(beyond, 104, since=0.0, seconds=10.0)
+    assert (few.rate, few.proven, few.taken) == (10.4, 10.0, 104)
+    assert taken(few, 1, since=10.0, seconds=0.0).proven == 10.4
+    late = taken(replace(beyond, saved=1000), 312, since=0.0, seconds=29.9)
+    assert late.proven == 10.0
+    assert taken(late, 1, since=30.0, seconds=0.0).proven == 10.4
 
 
 def test_a_held_pace_that_is_refused_is_lowered_by_what_the_refusal_costs_at_most() -> None:
@@ -276,6 +295,41 @@ def test_a_limit_is_found_and_nearly_all_of_it_is_used_with_few_429s(rate: float
     assert searching > 1
     assert len(took) / 300 >= 0.93 * limiter.rate
     assert refused <= 0.03 * len(took)
+
+
+def sent_unevenly(limiter: Bucket, random: Random, *, until: float) -> list[tuple[float, bool]]:
+    """By four senders on a real network: requests leave a little late and take 1 to 10 ms, seldom 20, to arrive. When
+    each did, and whether it was taken."""
+    pace, now, resting_until, under_way, arrived = Pace(), 0.0, 0.0, 0, []
+    wire: list[tuple[float, float, bool | None]] = []
+    """When something arrives, when its request left, the answer; None: it is the request."""
+    while now < until:
+        if wire and wire[0][0] <= now:
+            at, left_at, answer = heapq.heappop(wire)
+            if answer is None:
+                arrived.append((at, limiter.takes(at)))
+                heapq.heappush(wire, (at + 0.001 + random.expovariate(1000), left_at, arrived[-1][1]))
+            else:
+                under_way -= 1
+                pace = after(pace, DELIVERED if answer else TOO_MANY, left_at=left_at, now=at)
+                resting_until = resting_until if answer else at + PAUSE
+        elif now >= resting_until and (room := pace.room(now, 4 - under_way)):
+            pace, under_way = left(pace, now, room), under_way + room
+            for _ in range(room):
+                seldom = random.uniform(0, 0.02) if random.random() < 0.02 else 0.0
+                heapq.heappush(wire, (now + 0.001 + random.expovariate(500) + seldom, now, None))
+        else:
+            ready = max(resting_until, now + pace.wait(now) + random.expovariate(1000))
+            now = min([ready if under_way < 4 else until, *(at for at, _, _ in wire[:1])])
+    return arrived
+
+
+@pytest.mark.parametrize("rate", [21, 50])
+def test_a_limit_is_used_though_requests_do_not_arrive_evenly(rate: float) -> None:
+    runs = [sent_unevenly(Bucket(rate, 0.1), Random(seed), until=240.0) for seed in range(6)]
+    later = [taken for run in runs for at, taken in run if at > 60.0]
+    assert sum(later) / (180 * len(runs)) >= 0.955 * rate
+    assert later.count(False) / len(runs) <= 4, "a look costs one, after 60 and 120 s"
 
 
 @pytest.mark.parametrize("rate", [5, 8, 10, 12])
