@@ -66,12 +66,12 @@ class Trouble:
 
 
 TROUBLES = (
-    Trouble("slow 50 ms", 2.0, {"latency_ms": 50}),
-    Trouble("slow 500 ms", 2.0, {"latency_ms": 500}),
+    Trouble("slow 50 ms", 5.0, {"latency_ms": 50}),
+    Trouble("slow 500 ms", 5.0, {"latency_ms": 500}),
     Trouble("limited", 20.0, {}, limit=0.5),
-    Trouble("bursts of 503", 2.0, {"status": 503}, bursts=2),
-    Trouble("bursts of 429", 2.0, {"status": 429, "retry_after": 1}, bursts=2),
-    Trouble("resets", 2.0, {"reset": 0.2, "lose_answers": 0.2}),
+    Trouble("bursts of 503", 5.0, {"status": 503}, bursts=2),
+    Trouble("bursts of 429", 5.0, {"status": 429, "retry_after": 1}, bursts=2),
+    Trouble("resets", 5.0, {"reset": 0.2, "lose_answers": 0.2}),
     Trouble("down", 3.0, {"down": True}),
 )
 CALM = dict.fromkeys(("latency_ms", "rate_limit", "status", "retry_after", "reset", "lose_answers", "down"))

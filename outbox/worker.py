@@ -43,6 +43,8 @@ FIRST_PAUSE_SECONDS = 0.001
 process of whose commits the database does not tell."""
 FOUND_SECONDS = 1.0
 """In such a database it looks so closely for so long after it found some that nobody had told of."""
+CLOSE_GROWTH = 1.25
+"""Of these pauses: the next row may come as soon as the one before it, and is to wait for a part of that."""
 TOLD_PAUSE_SECONDS = 0.05
 """The first of these pauses elsewhere, and where all was told of: for a number that is missing, too."""
 
@@ -138,9 +140,11 @@ class Worker:
         In a pause wakes are not heard: each commit of a producer would cause a look in vain.
         """
         news = self.dispatcher.news[lane]
-        pause, found_at = FIRST_PAUSE_SECONDS, -math.inf
+        pause, found_at, untold = FIRST_PAUSE_SECONDS, -math.inf, False
         while not self._stop.is_set():
             woken, told = news.entries, news.told
+            if untold and self.box.store.claims_by_reading(lane):
+                news.entries = True  # as if told: what is not there costs no more than a look
             report = self.dispatcher.run_lane(lane, stop=self._stop, told=True)
             if report.batches and not woken and news.told == told:
                 found_at = time.monotonic()
@@ -158,7 +162,7 @@ class Worker:
                 self._stop.wait(min(pause, due))
             else:
                 news.wait_for_entries(min(pause, due))
-            pause = min(2 * pause, self.box.settings.poll_seconds)
+            pause = min((CLOSE_GROWTH if untold else 2) * pause, self.box.settings.poll_seconds)
 
     def _woken(
         self, lanes: set[Lane], committed: Committed | None = None, *, soon: bool = False, elsewhere: bool = False

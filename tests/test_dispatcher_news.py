@@ -229,9 +229,8 @@ def test_due_batches_are_not_looked_for_under_the_lock_where_an_outlook_said_tha
     for _ in range(5):
         told.deliver()
         now += 0.9 * LOOK_DUE_SECONDS
-    looked_first, *later = looked
-    assert looked_first
-    assert not any(later)
+    assert len(looked) >= 5
+    assert not any(looked)
 
 
 @pytest.mark.parametrize("answers", [AT_ONCE_ANSWERS, AT_ONCE_ANSWERS - 1])

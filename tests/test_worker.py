@@ -75,6 +75,35 @@ def test_a_commit_in_another_process_wakes_the_worker(slow_poll: Outbox, databas
             beacon.wait_for("usage", number)
 
 
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_where_nobody_tells_of_commits_elsewhere_they_are_claimed_without_a_look_first_soon_after_some_were_found(
+    slow_poll: Outbox, database: Database, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.worker.FOUND_SECONDS", 3600)
+    looks: list[bool] = []
+    outlook = slow_poll.store.outlook
+
+    def looked(lane: Lane, *, stepped: bool = False) -> Outlook:
+        if lane is Lane.USAGE:
+            looks.append(stepped)
+        return outlook(lane, stepped=stepped)
+
+    with (
+        BeaconTransport(slow_poll.settings) as transport,
+        Worker(slow_poll, transport),
+        Outbox(database.url, settings=Settings(notify=False)) as elsewhere,
+    ):
+        monkeypatch.setattr(slow_poll.store, "outlook", looked)
+        found = 0
+        while found < 3 or not all(looks):  # what it does when it starts changes the lane too, which is looked at then
+            looks.clear()
+            elsewhere.put(interval())
+            found += 1
+            beacon.wait_for("usage", found)
+            wait_until(lambda sent=found: slow_poll.status().lanes["usage"].sent == sent)
+            assert found < 30, f"each was looked for first: {looks}"
+
+
 def test_what_is_committed_between_a_claim_in_vain_and_the_look_after_it_does_not_wait_for_the_poll(
     slow_poll: Outbox, database: Database, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,6 +145,10 @@ class PlainSteps:
             self._saw_all.add(row.lane)
         return Step(emptied=row.emptied)
 
+    def is_alone(self, lane: Lane) -> bool:
+        """Whether the next step may be plain."""
+        return lane in self._left
+
     def only_since(self, lane: Lane, version: int) -> bool:
         """Whether all steps since then were plain, and the last one left the lane ``emptied``."""
         left = self._left.get(lane)

@@ -164,6 +164,10 @@ class Store:
             self._timers[lane] = _Timer(row.version, None if left_seconds is None else at + left_seconds)
         return Outlook(bool(row.newer) or overdue, left_seconds)
 
+    def claims_by_reading(self, lane: Lane) -> bool:
+        """A step in vain only reads."""
+        return self._plain.is_alone(lane)
+
     def _something_to_do(self, lane: Lane) -> tuple[Any, int, Health]:
         """A row of ``views.something_to_do``, what time it is (µs), and the lane's state in it."""
         rows = self.database.look(views.something_to_do(lane), {})
