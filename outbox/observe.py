@@ -19,7 +19,10 @@ def uninstrumented() -> AbstractContextManager[None]:
     """
     context = sys.modules.get("opentelemetry.context")
     key = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", None)  # None too while another thread imports it
-    return nullcontext() if context is None or key is None else _suppressed(context, key)
+    return _NOTHING if context is None or key is None else _suppressed(context, key)
+
+
+_NOTHING = nullcontext()
 
 
 @contextmanager

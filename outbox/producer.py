@@ -159,6 +159,8 @@ class Outbox:
         itself: where a connection breaks meanwhile, or a disk fails, that is ``OutcomeUnknown`` too.
         """
         result, rows = self._prepared(messages)  # before the transaction, which keeps others waiting on SQLite
+        if self.settings.usage_max_entries is None:
+            return self._put(result, rows)
         return _with_room(timeout, lambda: self._put(result, rows))
 
     def wait_for_room(self, entries: int = 1, timeout: float = 0) -> None:
@@ -209,7 +211,7 @@ class Outbox:
         messages = list(messages)
         result = EnqueueResult([message.id for message in messages])
         rows: Rows = {}
-        lanes = {message.lane for message in messages}
+        lanes = [messages[0].lane] if len(messages) == 1 else {message.lane for message in messages}
         for lane in lanes:
             some = messages if len(lanes) == 1 else [message for message in messages if message.lane is lane]
             if self.settings.lane_enabled(lane):

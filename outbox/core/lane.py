@@ -12,7 +12,7 @@ Adding a lane is adding a row to ``LANES`` and a migration that makes its log.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, get_args
 
@@ -38,10 +38,10 @@ class LaneSpec:
     billing: bool
     max_payload_bytes: int
     max_batch_bytes: int
+    table: str = field(init=False)
 
-    @property
-    def table(self) -> str:
-        return f"outbox_{self.lane}"
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", f"outbox_{self.lane}")
 
 
 _MIB = 1024 * 1024

@@ -71,8 +71,11 @@ class Connections:
     def take(self) -> tuple[PoolProxiedConnection, AtHand]:
         """A connection of the driver, and what it came from: for ``keep``, or it is closed."""
         at_hand = self._at_hand
-        with suppress(IndexError):
+        try:
             pooled = at_hand.pop()
+        except IndexError:  # none is: another thread may have it just now
+            pass
+        else:
             if not self._served or time.monotonic() - pooled.info[_KEPT_AT] < IDLE_SECONDS:
                 del pooled.info[_KEPT_AT]
                 return pooled, at_hand

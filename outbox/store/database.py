@@ -34,6 +34,8 @@ from outbox.store.prepared import Prepared, Values, heard, translated
 
 T = TypeVar("T")
 
+_NOTHING = nullcontext()
+
 TURN_PAUSE_SECONDS = 2 * LOCK_PAUSE_SECONDS
 """Between two turns at SQLite's write lock: whoever waits for it has looked by then."""
 
@@ -78,8 +80,8 @@ class Database:
         self._after_fork()
         with (
             uninstrumented(),
-            self._turn() if in_turn and self.dialect.single_writer else nullcontext(),
-            self._guard.writer if self._guard else nullcontext(),
+            self._turn() if in_turn and self.dialect.single_writer else _NOTHING,
+            self._guard.writer if self._guard else _NOTHING,
             self.explained(),
             self.engine.connect() as connection,
         ):
@@ -143,9 +145,8 @@ class Database:
             return done
 
         with (
-            self._turn() if in_turn and self.dialect.single_writer else nullcontext(),
-            self._guard.writer if self._guard else nullcontext(),
-            self.explained(),
+            self._turn() if in_turn and self.dialect.single_writer else _NOTHING,
+            self._guard.writer if self._guard else _NOTHING,
         ):
             try:
                 return self._by_the_driver(do)
@@ -157,7 +158,9 @@ class Database:
                     raise self._commit_failed(error) from error
                 if isinstance(error, IntegrityError):
                     return None
-                raise
+                raise self._in_words(error) from error
+            except dialect.loaded_dbapi.Error as error:  # while it connected
+                raise self._in_words(error) from error
 
     def look(self, statement: Prepared, values: Values) -> Sequence[Any]:
         """The rows of one SELECT. Raises as :meth:`read`."""
@@ -220,14 +223,17 @@ class Database:
         """Turn what the driver says into what a person can act on."""
         try:
             yield
-        except DBAPIError as error:
-            if self.dialect.is_read_only(error) or error.connection_invalidated:
-                # A session stays as it began, and perhaps another host takes writes. One that broke broke with others.
-                self._connections.distrust()
-            raise self.explain(error) from error
-        except self.engine.dialect.loaded_dbapi.Error as error:
-            # SQLAlchemy sets a connection's isolation level outside of its own handling of errors.
-            raise self.explain(OperationalError(None, None, error)) from error
+        except (DBAPIError, self.engine.dialect.loaded_dbapi.Error) as error:
+            raise self._in_words(error) from error
+
+    def _in_words(self, error: Exception) -> OutboxError | DBAPIError:
+        """``error``: of SQLAlchemy; or of the driver, where SQLAlchemy connects or sets the isolation level."""
+        if not isinstance(error, DBAPIError):
+            return self.explain(OperationalError(None, None, error))
+        if self.dialect.is_read_only(error) or error.connection_invalidated:
+            # A session stays as it began, and perhaps another host takes writes. One that broke broke with others.
+            self._connections.distrust()
+        return self.explain(error)
 
     def explain(self, error: DBAPIError) -> OutboxError | DBAPIError:
         """The outbox error for a driver's error; the error itself when it is not the database's state."""

@@ -27,16 +27,17 @@ def begin(pooled: PoolProxiedConnection) -> None:
         driver_connection: Any = pooled.driver_connection
         driver_connection.execute("BEGIN")
         return
-    _retried(pooled, _begin_immediate)
+    waits = _waits_ms(pooled)
+    _retried(pooled, _begin_immediate, waits)
     if not pooled.info[_WAL]:  # its COMMIT waits for readers
-        _let_wait(pooled, _waits_ms(pooled))
+        _let_wait(pooled, waits)
 
 
 def when_free(pooled: PoolProxiedConnection, run: Callable[[PoolProxiedConnection], T]) -> T:
     """Run a statement that is a transaction of its own."""
     waits = _waits_ms(pooled)
     if pooled.info[_WAL]:
-        return _retried(pooled, run)
+        return _retried(pooled, run, waits)
     _let_wait(pooled, waits)  # without a write-ahead log SQLite keeps new readers out while it waits for those there
     return run(pooled)
 
@@ -46,10 +47,9 @@ def _begin_immediate(pooled: PoolProxiedConnection) -> None:
     driver_connection.execute("BEGIN IMMEDIATE")
 
 
-def _retried(pooled: PoolProxiedConnection, run: Callable[[PoolProxiedConnection], T]) -> T:
+def _retried(pooled: PoolProxiedConnection, run: Callable[[PoolProxiedConnection], T], waits: int) -> T:
     """Wait more closely than SQLite does, which sleeps 1, 2, 5, 10 ... 100 ms for a lock that is held for one of a
-    few."""
-    waits = _waits_ms(pooled)
+    few; ``waits`` milliseconds at most."""
     _let_wait(pooled, 0)
     deadline, pause = 0.0, FIRST_LOCK_PAUSE_SECONDS
     while True:

@@ -84,10 +84,12 @@ class SQLite(Dialect):
 
     def insertion(self, table: str, rows: Sequence[Row], driver: str) -> tuple[str, Sequence[Any]]:
         # The conflict target matters: without it a taken seq would silently swallow the row.
-        at_once = self.at_once(rows)
-        marks = ", ".join(["(?, ?, ?)"] * (len(rows) if at_once else 1))
+        several = len(rows) > 1 and self.at_once(rows)
+        marks = ", ".join(["(?, ?, ?)"] * len(rows)) if several else "(?, ?, ?)"
         sql = f"INSERT INTO {table} (id, payload, size) VALUES {marks} ON CONFLICT (id) DO NOTHING"  # noqa: S608
-        return sql, tuple([value for row in rows for value in row]) if at_once else list(rows)
+        if several:
+            return sql, tuple([value for row in rows for value in row])
+        return sql, rows[0] if len(rows) == 1 else list(rows)
 
     def at_once(self, rows: Sequence[Row]) -> bool:
         return len(rows) == 1 or (
