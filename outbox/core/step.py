@@ -24,6 +24,8 @@ class Committed(NamedTuple):
     @staticmethod
     def joined(parts: Sequence[Committed | None]) -> Committed | None:
         """All of them as one. None: something else was committed, too, or a number is missing between them."""
+        if len(parts) == 1:
+            return parts[0]
         known = sorted((part for part in parts if part is not None), key=attrgetter("first"))
         if not parts or len(known) < len(parts):
             return None

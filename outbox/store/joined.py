@@ -230,6 +230,9 @@ class _View:
 
     name: str
     ddl: Sequence[str]
+    into: str
+    """The INSERT, without its rows; ``marks`` are those of one."""
+    marks: str
     columns: Mapping[str, Callable[[Any], Any] | None]
     """How their values are converted for the driver."""
 
@@ -250,11 +253,7 @@ class _View:
                 for statement in self.ddl:
                     cursor.execute(statement)
                 pooled.info[self.name] = True
-            cursor.execute(self._insert(len(rows)), values)
-
-    def _insert(self, rows: int) -> str:
-        marks = f"({', '.join('?' * len(self.columns))})"
-        return f"INSERT INTO {self.name} ({', '.join(self.columns)}) VALUES {', '.join([marks] * rows)}"  # noqa: S608
+            cursor.execute(self.into + ", ".join([self.marks] * len(rows)), values)
 
 
 @cache
@@ -291,6 +290,8 @@ def _view(of_arrival: Names, of_lease: Names) -> _View:
             f"CREATE TEMP VIEW IF NOT EXISTS {name} AS SELECT {', '.join(f'NULL AS {each}' for each in types)}",
             f"CREATE TEMP TRIGGER IF NOT EXISTS {name}_write INSTEAD OF INSERT ON {name} BEGIN {does}END",
         ),
+        f"INSERT INTO {name} ({', '.join(types)}) VALUES ",  # noqa: S608 - our names
+        f"({', '.join('?' * len(types))})",
         {each: type and type.dialect_impl(_SQLITE).bind_processor(_SQLITE) for each, type in types.items()},
     )
 

@@ -133,6 +133,8 @@ class Ahead:
         lane, before = left.lane, self._reads.pop(left.lane, {})
         alone = self._versions.get(lane) == left.version - 1
         self._versions[lane] = left.version
+        if left.newest == left.cursor and not before:
+            return alone
         kept = {first: read for first, read in before.items() if alone and first > left.cursor and read.fresh}
         if alone and left.newest is not None and self._database.dialect.reads_ahead and at_once(lane, policy):
             rows = policy.batch_max_rows

@@ -30,6 +30,8 @@ from outbox.store.schema import BATCH, LANE, LOGS
 def settle(lane: LockedLane, policy: Policy, settlements: Sequence[Settlement]) -> Settled:
     """Apply the receipts in order; the lane's health follows."""
     done = Settled()
+    if not settlements:
+        return done
     delivered = _deliver(lane, [one for one in settlements if one.receipt.verdict is Verdict.DELIVERED])
     for one in settlements:
         _settle_one(lane, policy, one, done, delivered)
