@@ -105,7 +105,7 @@ class Dispatcher:
         self._flowing: set[Lane] = set()
         """Lanes that delivered something, and had no trouble since."""
         self.looked_at = dict.fromkeys(self.lanes, float("-inf"))
-        """When each lane last looked for due batches and holes."""
+        """When each lane last looked for due batches and holes, or knew that there were none."""
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = Lock()
 
@@ -225,7 +225,7 @@ class Flight:
         self.emptied = False
         """The last claim took all there was."""
         self.looked = True
-        """Nobody had told of what it began with: there may be more of that kind."""
+        """It began with what a look found: there may be more that nobody tells of."""
         self.troubled = False
         """An answer was not what it should be."""
 

@@ -25,7 +25,7 @@ from outbox.core.health import LaneState
 from outbox.core.lane import Lane
 from outbox.core.policy import Bounds, Retention
 from outbox.core.step import Committed
-from outbox.dispatcher import Dispatcher, Transport
+from outbox.dispatcher import LOOK_DUE_SECONDS, Dispatcher, Transport
 from outbox.errors import OutboxError
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ process of whose commits the database does not tell."""
 FOUND_SECONDS = 1.0
 """In such a database it looks so closely for so long after it found some that nobody had told of."""
 CLOSE_GROWTH = 1.25
-"""Of these pauses: the next row may come as soon as the one before it, and is to wait for a part of that."""
+"""Of these pauses: a row waits for at most a quarter of the time since the one before it."""
 TOLD_PAUSE_SECONDS = 0.05
 """The first of these pauses elsewhere, and where all was told of: for a number that is missing, too."""
 
@@ -140,11 +140,13 @@ class Worker:
         In a pause wakes are not heard: each commit of a producer would cause a look in vain.
         """
         news = self.dispatcher.news[lane]
-        pause, found_at, untold = FIRST_PAUSE_SECONDS, -math.inf, False
+        pause, found_at, looked_at, untold = FIRST_PAUSE_SECONDS, -math.inf, -math.inf, False
         while not self._stop.is_set():
             woken, told = news.entries, news.told
-            if untold and self.box.store.claims_by_reading(lane):
-                news.entries = True  # as if told: what is not there costs no more than a look
+            if untold and time.monotonic() - looked_at < LOOK_DUE_SECONDS and self.box.store.claims_by_reading(lane):
+                news.entries = True  # as if told: it reads the log, and not the lane
+            elif not woken:
+                looked_at = time.monotonic()
             report = self.dispatcher.run_lane(lane, stop=self._stop, told=True)
             if report.batches and not woken and news.told == told:
                 found_at = time.monotonic()

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, Select, select
+from sqlalchemy import Engine, Select, delete, select, update
 
 from outbox import Dispatcher, DispatchReport, Outbox, Receipt, Settings, dispatcher
 from outbox.core.batch import Batch
@@ -231,6 +231,25 @@ def test_due_batches_are_not_looked_for_under_the_lock_where_an_outlook_said_tha
         now += 0.9 * LOOK_DUE_SECONDS
     assert len(looked) >= 5
     assert not any(looked)
+
+
+def test_what_is_above_the_cursor_is_sent_though_the_server_lost_what_the_worker_committed_last(
+    told: Told, engine: Engine
+) -> None:
+    """As after a failover to a standby that was a little behind, or a crash of one that does not wait for its disk."""
+    for _ in range(3):
+        told.deliver()
+    with engine.connect() as connection:
+        before = connection.execute(select(LANE).where(LANE.c.lane == "usage")).mappings().one()
+        kept = connection.execute(select(BATCH.c.id)).scalars().all()
+    for _ in range(2):
+        told.deliver()
+    with engine.begin() as connection:
+        connection.execute(update(LANE).where(LANE.c.lane == "usage").values(**before))
+        connection.execute(delete(BATCH).where(BATCH.c.id.not_in(kept)))
+    told.steps.clear()
+    told.dispatcher.run_lane(Lane.USAGE, told=True)
+    assert told.delivered == 2
 
 
 @pytest.mark.parametrize("answers", [AT_ONCE_ANSWERS, AT_ONCE_ANSWERS - 1])

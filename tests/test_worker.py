@@ -104,6 +104,32 @@ def test_where_nobody_tells_of_commits_elsewhere_they_are_claimed_without_a_look
             assert found < 30, f"each was looked for first: {looks}"
 
 
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_who_claims_without_a_look_looks_now_and_then_for_what_another_process_does_to_the_lane(
+    slow_poll: Outbox, database: Database, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seconds in ("worker.FOUND_SECONDS", "dispatcher.LOOK_DUE_SECONDS"):
+        monkeypatch.setattr(f"outbox.{seconds}", 3600)
+    refused = interval()
+    beacon.faults.refuse_ids = {str(refused.id)}
+    with (
+        BeaconTransport(slow_poll.settings) as transport,
+        Worker(slow_poll, transport),
+        Outbox(database.url, settings=Settings(notify=False)) as elsewhere,
+    ):
+        elsewhere.put(refused)
+        wait_until(lambda: slow_poll.status().lanes["usage"].dead == 1)
+        beacon.faults.clear()
+        sent = 0
+        while not slow_poll.store.claims_by_reading(Lane.USAGE):
+            elsewhere.put(interval())
+            sent += 1
+            wait_until(lambda wanted=sent: slow_poll.status().lanes["usage"].sent == wanted)
+            assert sent < 60, "it never has the lane to itself"
+        assert elsewhere.requeue() == 1
+        beacon.wait_for("usage", sent + 1)
+
+
 def test_what_is_committed_between_a_claim_in_vain_and_the_look_after_it_does_not_wait_for_the_poll(
     slow_poll: Outbox, database: Database, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,10 +200,16 @@ def test_a_slow_commit_of_a_connection_elsewhere_is_looked_for_again(
         Worker(slow_poll, transport),
         Outbox(database.url) as other,
     ):
+        wait_until(lambda: listens(engine))  # told of the COMMIT before it listens, it would wait for its poll
         for number in range(1, 4):
             with engine.begin() as connection:
                 other.enqueue(connection, interval())
             beacon.wait_for("usage", number)
+
+
+def listens(engine: Engine) -> bool:
+    with engine.connect() as connection:
+        return bool(connection.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE query = 'LISTEN outbox'")))
 
 
 def test_a_pause_is_not_disturbed_by_what_is_committed_in_it(

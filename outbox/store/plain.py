@@ -145,6 +145,12 @@ class PlainSteps:
             self._saw_all.add(row.lane)
         return Step(emptied=row.emptied)
 
+    def saw(self, lane: Lane, version: int, cursor: int) -> None:
+        """The lane's row as it was read. It may be behind: a server that fails over can lose what it committed last."""
+        left = self._left.get(lane)
+        if left is not None and (left.version, left.cursor) != (version, cursor):
+            self._left.pop(lane, None)
+
     def is_alone(self, lane: Lane) -> bool:
         """Whether the next step may be plain."""
         return lane in self._left

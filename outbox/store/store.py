@@ -148,6 +148,7 @@ class Store:
                 self._timers[lane] = before
                 return Outlook(False, left)
         row, now, health = self._something_to_do(lane)
+        self._plain.saw(lane, row.version, row.cursor)
         if health.state is LaneState.OFF or health.stopped:
             return Outlook(False, None)
         times = [time for time in (row.due_at, row.hole_at) if time is not None]
@@ -165,7 +166,7 @@ class Store:
         return Outlook(bool(row.newer) or overdue, left_seconds)
 
     def claims_by_reading(self, lane: Lane) -> bool:
-        """A step in vain only reads."""
+        """Where the database tells of no commits elsewhere: whether a step in vain only reads."""
         return self._plain.is_alone(lane)
 
     def _something_to_do(self, lane: Lane) -> tuple[Any, int, Health]:

@@ -207,6 +207,6 @@ def something_to_do(lane: Lane) -> Prepared:
     newer = select(func.coalesce(func.max(log.c.seq), 0)).scalar_subquery() > LANE.c.cursor
     due = select(func.min(BATCH.c.due_at)).where(BATCH.c.lane == key, IS_LIVE).scalar_subquery()
     hole = select(func.min(HOLE.c.next_check_at)).where(HOLE.c.lane == key).scalar_subquery()
-    says = (LANE.c.state, LANE.c.next_probe_at, LANE.c.version)
+    says = (LANE.c.state, LANE.c.next_probe_at, LANE.c.version, LANE.c.cursor)
     waits = (newer.label("newer"), due.label("due_at"), hole.label("hole_at"))
     return Prepared(select(*says, *waits, now_us().label("now")).where(LANE.c.lane == key))

@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
@@ -15,13 +15,15 @@ from outbox import Outbox
 from outbox.core.lane import LANES
 from outbox.store.dialects import inotify
 from outbox.store.dialects import sqlite as sqlite_dialect
+from outbox.store.dialects.base import Look
 from outbox.store.dialects.inotify import Written, writes_to
 from tests.support.databases import Database
 from tests.support.intervals import interval
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-NEVER_SECONDS = 600.0
+NEVER_SECONDS = 60.0
+PATIENCE_SECONDS = 20.0
 USAGE = ["outbox_usage"]
 TABLES = {spec.table: str(lane) for lane, spec in LANES.items()}
 
@@ -34,21 +36,45 @@ def elsewhere(box: Outbox, database: Database) -> Iterator[Outbox]:
         yield other
 
 
-Look = Callable[[], list[str]]
-Watching = Callable[[], AbstractContextManager[Look]]
+class Looking:
+    """A look in a thread of its own, which ends when something was committed."""
+
+    def __init__(self, look: Look, stop: Stop, thread: ThreadPoolExecutor) -> None:
+        self._look, self._stop, self._thread = look, stop, thread
+
+    def begin(self) -> Future[list[str]]:
+        return self._thread.submit(lambda: list(self._look(self._stop)))
+
+
+class Stop(threading.Event):
+    """Notes how long it was waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float] = []
+
+    def wait(self, seconds: float | None = None) -> bool:
+        self.waits.append(seconds or 0.0)
+        return super().wait(seconds)
 
 
 @pytest.fixture
-def watching(box: Outbox) -> Watching:
-    """A look that ends when something was committed; when the test ends it ends too."""
+def stop() -> Stop:
+    return Stop()
 
+
+Watching = Callable[[], AbstractContextManager[Looking]]
+
+
+@pytest.fixture
+def watching(box: Outbox, stop: Stop) -> Watching:
     @contextmanager
-    def watching() -> Iterator[Look]:
-        stop, store = threading.Event(), box.store
+    def watching() -> Iterator[Looking]:
+        store = box.store
         news = store.database.dialect.news(store.database.engine, TABLES, store.told_here)
         with news as look, ThreadPoolExecutor(1) as thread:
             try:
-                yield lambda: list(thread.submit(look, stop).result(30))
+                yield Looking(look, stop, thread)
             finally:
                 stop.set()
 
@@ -61,11 +87,30 @@ def nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_dialect.SQLite, "listen_seconds", NEVER_SECONDS)
 
 
-def test_the_system_tells_of_a_commit_elsewhere(nobody_asks: None, watching: Watching, elsewhere: Outbox) -> None:
-    with watching() as look:
+def test_the_system_tells_of_a_commit_elsewhere(
+    nobody_asks: None, monkeypatch: pytest.MonkeyPatch, watching: Watching, elsewhere: Outbox
+) -> None:
+    waits = threading.Semaphore(0)
+
+    @contextmanager
+    def noted(path: str) -> Iterator[Written]:
+        with writes_to(path) as written:
+            assert written is not None
+
+            def waiting(seconds: float) -> bool:
+                if seconds == NEVER_SECONDS:
+                    waits.release()
+                return written(seconds)
+
+            yield waiting
+
+    monkeypatch.setattr(sqlite_dialect, "writes_to", noted)
+    with watching() as looking:
         for _ in range(20):
+            looked = looking.begin()
+            assert waits.acquire(timeout=PATIENCE_SECONDS)
             elsewhere.put(interval())
-            assert look() == USAGE
+            assert looked.result(PATIENCE_SECONDS) == USAGE
 
 
 def test_a_commit_is_found_though_its_disk_takes_longer_than_its_writes(
@@ -85,24 +130,28 @@ def test_a_commit_is_found_though_its_disk_takes_longer_than_its_writes(
         yield written
 
     monkeypatch.setattr(sqlite_dialect, "writes_to", told_once)
-    with watching() as look, ThreadPoolExecutor(1) as threads:
-        looking = threads.submit(look)
+    with watching() as looking:
+        looked = looking.begin()
         wait_until(lambda: len(asked) > 3)
         assert asked[1:4] == sorted(asked[1:4]), "it waits longer each time"
-        assert not looking.done()
+        assert not looked.done()
         elsewhere.put(interval())
-        assert looking.result(30) == USAGE
+        assert looked.result(PATIENCE_SECONDS) == USAGE
 
 
-@pytest.mark.parametrize("missing", ["inotify_init1", "inotify_add_watch", "libc"])
+@pytest.mark.parametrize("missing", ["inotify_init1", "inotify_add_watch", "libc", "poll"])
 def test_where_the_system_does_not_tell_the_version_is_asked_for(
-    missing: str, monkeypatch: pytest.MonkeyPatch, nobody_asks: None, watching: Watching, elsewhere: Outbox
+    missing: str,
+    monkeypatch: pytest.MonkeyPatch,
+    nobody_asks: None,
+    watching: Watching,
+    stop: Stop,
+    elsewhere: Outbox,
 ) -> None:
     class Libc:
         """As macOS has it, or at the limit of this user's instances."""
 
         def __init__(self, *_: object, use_errno: bool) -> None:
-            self.opened = -1
             if missing != "libc":
                 self.inotify_init1 = self._init
                 self.inotify_add_watch = lambda *_: -1
@@ -114,10 +163,15 @@ def test_where_the_system_does_not_tell_the_version_is_asked_for(
             return opened[-1]
 
     opened: list[int] = []
-    monkeypatch.setattr(inotify.ctypes, "CDLL", Libc)
-    with watching() as look:
+    if missing == "poll":
+        monkeypatch.delattr(inotify.select, "poll")
+    else:
+        monkeypatch.setattr(inotify.ctypes, "CDLL", Libc)
+    with watching() as looking:
+        looked = looking.begin()
+        wait_until(lambda: len(stop.waits) > 1)  # the first is a rest of no time
         elsewhere.put(interval())
-        assert look() == USAGE
+        assert looked.result(PATIENCE_SECONDS) == USAGE
     assert len(opened) == (missing == "inotify_add_watch")
     for descriptor in opened:
         with pytest.raises(OSError, match="Bad file descriptor"):
@@ -125,24 +179,17 @@ def test_where_the_system_does_not_tell_the_version_is_asked_for(
 
 
 def test_what_this_process_does_itself_is_looked_at_no_more_often_than_each_few_milliseconds(
-    box: Outbox, elsewhere: Outbox
+    box: Outbox, stop: Stop, elsewhere: Outbox
 ) -> None:
     """Its own worker and producers write all the time, and need the interpreter then."""
-    rests: list[float] = []
-
-    class Stop(threading.Event):
-        def wait(self, seconds: float | None = None) -> bool:
-            rests.append(seconds or 0.0)
-            return super().wait(seconds)
-
     box.wake.listen(lambda *_: None)  # so this process tells itself
-    store, stop = box.store, Stop()
+    store = box.store
     with store.database.dialect.news(store.database.engine, TABLES, store.told_here) as look:
         for by, told in ((box, []), (box, []), (elsewhere, USAGE), (box, []), (box, [])):
             by.put(interval())
             assert look(stop) == told
     few, close = sqlite_dialect.SQLite.look_seconds, sqlite_dialect.SQLite.close_look_seconds
-    assert rests == [0.0, few, few, close, close]
+    assert stop.waits == [0.0, few, few, close, close]
 
 
 def test_who_waits_for_writes_leaves_no_descriptor(box: Outbox) -> None:

@@ -21,12 +21,12 @@ kernel does not see (of another host) is not told of, so it is a hint only."""
 def writes_to(path: str) -> Iterator[Written | None]:
     """None: this system does not tell, or not of this file (no such file, no more inotify instances for this user)."""
     try:
+        readable = select.poll()
         events = _watching(path)
-    except (OSError, AttributeError):  # AttributeError: a libc without it
+    except (OSError, AttributeError):  # AttributeError: a libc without it, or eventlet, which takes poll away
         yield None
         return
     try:
-        readable = select.poll()
         readable.register(events, select.POLLIN)
 
         def written(seconds: float) -> bool:
