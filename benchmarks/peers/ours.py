@@ -27,8 +27,8 @@ ROWS = {
     "drain": 50_000,
     "post": 50_000,
     "latency": 400,
-    "kept": 10_000,
-    "deleted": 10_000,
+    "kept": 200_000,
+    "deleted": 200_000,
 }
 """Of a round of the quick profile."""
 EVERYTHING = Retention(sent_seconds=0, receipts_seconds=0, max_bytes=1, at_least_seconds=0)

@@ -46,7 +46,7 @@ class Peer:
         return f"peers/{self.variant or column}/{self.database}/{self.name}"
 
 
-STORED = {"kept": 10_000, "deleted": 10_000}
+STORED = {"kept": 200_000, "deleted": 200_000}
 
 PEERS = (
     Peer(
@@ -59,12 +59,12 @@ PEERS = (
         "pgqueuer",
         "postgresql",
         # It keeps no row that was delivered, so there is no "kept"; its log of jobs stays in both.
-        {"enqueue": 1000, "bulk": 20_000, "drain": 10_000, "post": 4000, "latency": 400, "deleted": 10_000},
+        {"enqueue": 1000, "bulk": 20_000, "drain": 10_000, "post": 4000, "latency": 400, "deleted": 200_000},
     ),
     Peer(
         "procrastinate",
         "postgresql",
-        {"enqueue": 500, "bulk": 3000, "drain": 600, "post": 600, "latency": 400, "kept": 1500, "deleted": 1500},
+        {"enqueue": 500, "bulk": 3000, "drain": 600, "post": 600, "latency": 400, "kept": 20_000, "deleted": 20_000},
     ),
     Peer("huey", "sqlite", {"enqueue": 1000, "drain": 1000, "post": 1000, "latency": 400}),
     Peer("persist-queue", "sqlite", {"enqueue": 1000, "drain": 5000, "post": 3000, "latency": 400}),

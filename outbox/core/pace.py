@@ -31,6 +31,8 @@ CLOSE = 1.04
 """Between proven and refused: close enough to hold."""
 PROOF_REQUESTS, PROOF_SECONDS = 8, 1.5
 """All taken for so long at a pace prove it."""
+MARGIN = 3
+"""Beyond the limit a pace is proven by so many times as many more requests as can be saved up."""
 STRICT, STRICT_PROOF_REQUESTS = 1, 4
 """A beacon that after a pause took no more than so many before it refused lets nothing be saved up: so few prove."""
 IN_USE = 0.85
@@ -153,13 +155,14 @@ def _taken(pace: Pace, left_at: float, now: float) -> Pace:
     if pace.refused == math.inf and pace.step == LONGEST_STEP:
         return Pace()
     hold = HOLD_SECONDS if pace.refused == math.inf else pace.hold
-    return _next(replace(pace, proven=_real(pace, left_at), hold=hold), now)
+    return _next(replace(pace, proven=max(pace.proven, _real(pace, left_at)), hold=hold), now)
 
 
 def _proof(pace: Pace, seconds: float) -> bool:
     """Whether what was taken at this pace, ``seconds`` since the first request at it, is enough to prove it."""
-    if pace.refused == math.inf and seconds < HOLD_SECONDS and pace.taken <= pace.proven * seconds + pace.saved:
-        return False  # a little beyond the limit: what was saved up has lasted so far
+    beyond = pace.taken - 1 - pace.proven * seconds
+    if pace.refused == math.inf and seconds < HOLD_SECONDS and beyond <= MARGIN * pace.saved:
+        return False  # a little beyond the limit what was saved up lasts for a while
     if pace.strict and not pace.held:
         return pace.taken >= STRICT_PROOF_REQUESTS
     return pace.taken >= PROOF_REQUESTS and seconds >= PROOF_SECONDS
