@@ -5,6 +5,7 @@
     429                                                  ──▶ refused: half way down to the highest that was proven
     the two are close                                    ──▶ hold what is proven; after half a minute try a little more
     refused what was proven, or nothing refused lately   ──▶ a step down, or up; each three times the one before
+    429 to the first or second step up                   ──▶ hold what is proven, and try again after twice the time
     three steps up were all taken                        ──▶ there is no limit
 
 Every 429 costs the pause that it asks for, in which beacon would have taken what it now does not. A pace that rises
@@ -32,7 +33,7 @@ CLOSE = 1.04
 PROOF_REQUESTS, PROOF_SECONDS = 8, 1.5
 """All taken for so long at a pace prove it."""
 MARGIN = 3
-"""Beyond the limit a pace is proven by so many times as many more requests as can be saved up."""
+"""Beyond the limit a pace is proven by so many times as many more requests as can be saved up, and one."""
 STRICT, STRICT_PROOF_REQUESTS = 1, 4
 """A beacon that after a pause took no more than so many before it refused lets nothing be saved up: so few prove."""
 IN_USE = 0.85
@@ -140,8 +141,10 @@ def _refused(pace: Pace, now: float) -> Pace:
     if pace.rate <= pace.proven:
         step = min(pace.step, 1 + PAUSE_SECONDS / max(now - pace.since, PAUSE_SECONDS))
         return _next(replace(pace, proven=0.0, refused=pace.rate, step=step), now)
-    hold = min(2 * pace.hold, HOLD_MAX_SECONDS) if pace.refused == math.inf else pace.hold
-    return _next(replace(pace, refused=pace.rate, hold=hold), now)
+    if pace.refused < math.inf:
+        return _next(replace(pace, refused=pace.rate), now)
+    refused = pace.rate if pace.step == LONGEST_STEP else CLOSE * pace.proven  # not far beyond: hold what is proven
+    return _next(replace(pace, refused=refused, hold=min(2 * pace.hold, HOLD_MAX_SECONDS)), now)
 
 
 def _taken(pace: Pace, left_at: float, now: float) -> Pace:
@@ -161,7 +164,7 @@ def _taken(pace: Pace, left_at: float, now: float) -> Pace:
 def _proof(pace: Pace, seconds: float) -> bool:
     """Whether what was taken at this pace, ``seconds`` since the first request at it, is enough to prove it."""
     beyond = pace.taken - 1 - pace.proven * seconds
-    if pace.refused == math.inf and seconds < HOLD_SECONDS and beyond <= MARGIN * pace.saved:
+    if pace.refused == math.inf and seconds < HOLD_SECONDS and beyond <= MARGIN * (pace.saved + 1):
         return False  # a little beyond the limit what was saved up lasts for a while
     if pace.strict and not pace.held:
         return pace.taken >= STRICT_PROOF_REQUESTS

@@ -10,7 +10,7 @@ from random import Random
 
 import pytest
 
-from outbox.core.pace import CLOSE, HOLD_MAX_SECONDS, HOLD_SECONDS, Pace, after, left
+from outbox.core.pace import CLOSE, HOLD_MAX_SECONDS, HOLD_SECONDS, LONGEST_STEP, Pace, after, left
 from outbox.core.receipt import Receipt, Verdict
 
 DELIVERED = Receipt(Verdict.DELIVERED, counted=False, reason="", status=202)
@@ -146,6 +146,14 @@ def test_a_look_beyond_the_limit_that_is_refused_is_repeated_after_twice_as_long
     assert taken(replace(held(), hold=60.0), 401, since=0.0, seconds=40.0).rate == 10.0
 
 
+def test_a_look_that_is_refused_soon_goes_back_to_what_is_proven_and_one_that_went_far_searches() -> None:
+    second = Pace(rate=11.7, proven=10.4, step=CLOSE**9, since=0.0, taken=1)
+    back = answered(second, TOO_MANY, 1.0)
+    assert (back.rate, back.held, back.hold) == (10.4, True, 2 * HOLD_SECONDS)
+    third = replace(second, rate=16.6, proven=11.7, step=LONGEST_STEP)
+    assert answered(third, TOO_MANY, 1.0).rate == pytest.approx(math.sqrt(11.7 * 16.6))
+
+
 def test_a_limit_that_is_gone_is_left_behind_in_steps_that_grow_and_then_forgotten() -> None:
     pace, rates, at = replace(held(), taken=300, begun=True, hold=30.0, saved=2.0), [], 40.0
     pace = replace(taken(pace, 1, since=30.0, seconds=0.0), hold=240.0)
@@ -161,7 +169,7 @@ def test_a_limit_that_is_gone_is_left_behind_in_steps_that_grow_and_then_forgott
 
 
 def test_a_look_is_proven_when_many_more_were_taken_than_could_be_saved_up_or_after_half_a_minute() -> None:
-    beyond = Pace(rate=10.4, proven=10.0, since=0.0, saved=2)
+    beyond = Pace(rate=10.4, proven=10.0, since=0.0, saved=1.0)
     few = taken(beyond, 107, since=0.0, seconds=10.0)
     assert (few.rate, few.proven, few.taken) == (10.4, 10.0, 107)
     assert taken(few, 1, since=10.0, seconds=0.0).proven == 10.4
