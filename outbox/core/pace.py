@@ -82,7 +82,7 @@ class Pace:
             return most
         if now < self.next_at:
             return 0
-        if not self.begun:  # after a pause: two at once would use up what is saved there, and the next would be refused
+        if self.held and not self.begun:  # after a pause two at once would use up what is saved up for a late one
             return min(most, 1)
         return min(most, 1 + int(min(now - self.next_at, BURST_SECONDS) * self.rate))
 
@@ -130,7 +130,7 @@ def _timed(pace: Pace, left_at: float, now: float) -> Pace:
 
 
 def _refused(pace: Pace, now: float) -> Pace:
-    if pace.taken == 0:
+    if pace.taken == pace.streak == 0:
         return replace(pace, since=now, begun=False, streak=0)
     pace = replace(pace, streak=0, saved=min(pace.saved, pace.streak))
     if not pace.limited:

@@ -96,9 +96,11 @@ def test_what_could_not_leave_in_time_leaves_together_but_not_more_than_a_twenti
 
 def test_the_first_after_a_pause_leaves_alone() -> None:
     """What beacon saved up meanwhile is there for those that come a little early."""
-    pace = answered(replace(searching(rate=100.0), next_at=1.0, begun=True, taken=9), TOO_MANY, 1.0)
-    assert pace.room(2.0, 9) == 1
-    assert left(pace, 2.0, 1).room(2.1, 9) == 2
+    pace = answered(Pace(rate=104.0, proven=100.0, next_at=1.0, begun=True, taken=9), TOO_MANY, 1.0)
+    assert (pace.held, pace.room(2.0, 9)) == (True, 1)
+    assert left(pace, 2.0, 1).room(2.1, 9) == 6
+    search = answered(replace(searching(rate=100.0), next_at=1.0, begun=True, taken=9), TOO_MANY, 1.0)
+    assert search.room(2.0, 9) == 2, "there a pace too high is to be refused soon"
 
 
 # --- proving and refusing ----------------------------------------------------------------------------------------
@@ -224,8 +226,9 @@ def test_what_was_saved_up_is_not_told_by_a_pace_that_was_tried_without_a_pause_
     assert answered(pace, TOO_MANY, 1.6).saved == 9
 
 
-def test_a_429_before_anything_was_taken_begins_the_streak_anew() -> None:
-    assert answered(replace(searching(), streak=5), TOO_MANY, 1.0).streak == 0
+def test_a_429_to_the_first_request_at_a_pace_without_a_pause_before_it_refuses_the_pace() -> None:
+    pace = answered(replace(searching(), streak=5), TOO_MANY, 1.0)
+    assert (pace.streak, pace.refused, pace.rate) == (0, 8.0, pytest.approx(math.sqrt(4 * 8)))
 
 
 def test_there_four_requests_prove_a_pace_that_is_searched_and_only_what_they_came_to() -> None:
@@ -339,6 +342,7 @@ def sent_unevenly(limiter: Bucket, random: Random, *, until: float, late: float)
 @pytest.mark.parametrize("late", [0.002, 0.0004])
 def test_a_limit_is_used_though_requests_do_not_arrive_evenly(rate: float, late: float) -> None:
     runs = [sent_unevenly(Bucket(rate, 0.1), Random(seed), until=240.0, late=late) for seed in range(4)]
+    assert min(sum(taken for at, taken in run if at < 30.0) for run in runs) >= 0.5 * 30 * rate, "the search ends"
     later = [taken for run in runs for at, taken in run if at > 60.0]
     assert sum(later) / (180 * len(runs)) >= 0.965 * rate
     assert later.count(False) / len(runs) <= 3, "a look costs one, after 60 and 120 s"
