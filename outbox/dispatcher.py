@@ -53,6 +53,8 @@ class DispatchStore(Protocol):
 
     policy: Policy
 
+    @property
+    def tells(self) -> bool: ...
     def step(
         self,
         lane: Lane,
@@ -134,15 +136,18 @@ class Dispatcher:
         flight.looked = not woken
         try:
             outlook = None if woken and lane in self._flowing else self.box.store.outlook(lane)
-            self._note_timers(lane, outlook)
+            nothing_due = outlook is not None and outlook.next_seconds is None and not self.box.store.tells
+            if nothing_due:  # what is ready are entries, which nobody told of
+                self.looked_at[lane] = time.monotonic()
             if outlook is None or outlook.ready or flight.busy:
-                flight.run(look_due=outlook is not None and outlook.next_seconds is not None)
+                flight.run(look_due=outlook is not None and not nothing_due)
                 outlook = self.box.store.outlook(lane, stepped=True)
                 if flight.troubled or (flight.total.sent == 0 and outlook.next_seconds is not None):
                     self._flowing.discard(lane)
                 elif flight.total.sent:
                     self._flowing.add(lane)
-                self._note_timers(lane, outlook)
+            if not outlook.ready and outlook.next_seconds is None:
+                self.looked_at[lane] = time.monotonic()
         except BaseException:
             self._cut_off[lane] = flight
             raise
@@ -150,11 +155,6 @@ class Dispatcher:
         return DispatchReport(
             done.sent, done.failed, done.dead, done.batches, more, outlook.next_seconds, outlook.paused
         )
-
-    def _note_timers(self, lane: Lane, outlook: Outlook | None) -> None:
-        """Where none runs, nothing is due: what is ready are entries that were committed."""
-        if outlook is not None and outlook.next_seconds is None:
-            self.looked_at[lane] = time.monotonic()
 
     def close(self) -> None:
         """Wait for the senders and end them."""
