@@ -39,6 +39,7 @@ class LaneSpec:
     max_payload_bytes: int
     max_batch_bytes: int
     table: str = field(init=False)
+    """Of its log."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", f"outbox_{self.lane}")

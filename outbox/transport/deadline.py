@@ -82,7 +82,7 @@ class DeadlineBackend(httpcore.NetworkBackend):
 class _DeadlineStream(httpcore.NetworkStream):
     """``plain``: the stream is a socket's own or TLS on it, and not TLS within a proxy's TLS.
 
-    The head of a request is held back until its body, or the end of it, is written: they leave in one packet.
+    The head of a request is held back until its body, or the end of it, is written: small ones leave together.
     """
 
     def __init__(self, stream: httpcore.NetworkStream, *, plain: bool = True) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
@@ -114,7 +113,7 @@ def test_the_system_tells_of_a_commit_elsewhere(
 
 
 def test_a_commit_is_found_though_its_disk_takes_longer_than_its_writes(
-    monkeypatch: pytest.MonkeyPatch, watching: Watching, elsewhere: Outbox
+    monkeypatch: pytest.MonkeyPatch, watching: Watching, stop: Stop, elsewhere: Outbox
 ) -> None:
     """The kernel tells of the writes; the COMMIT is not to be seen before the disk has answered, and nothing tells."""
     asked: list[float] = []
@@ -124,7 +123,7 @@ def test_a_commit_is_found_though_its_disk_takes_longer_than_its_writes(
         def written(seconds: float) -> bool:
             asked.append(seconds)
             if len(asked) > 1:
-                time.sleep(seconds)
+                stop.wait(seconds)
             return len(asked) == 1
 
         yield written
