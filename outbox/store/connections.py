@@ -13,7 +13,7 @@ from contextlib import suppress
 from threading import Event
 from typing import Any
 
-from sqlalchemy import Engine, PoolProxiedConnection, QueuePool, event
+from sqlalchemy import Engine, Pool, PoolProxiedConnection, QueuePool, event
 from sqlalchemy.exc import InvalidatePoolError
 
 IDLE_SECONDS = 1.0
@@ -49,15 +49,20 @@ class Connections:
         self._at_hand = AtHand()
         """Another deque from when those of before are not to be kept any longer, whoever uses them now."""
         self._forking = False
+        self.disposed: Callable[[Pool], None] | None = None
+        """Called with a pool that the engine has no longer."""
         dispose = engine.dispose
 
         def dispose_all(close: bool = True) -> None:
+            pool = engine.pool
             if close:
                 self.give_back()
             else:  # they are another process's: not a word on their sockets, by a finalizer neither
                 _LEFT_ALONE.append(self._at_hand)
                 self._at_hand = AtHand()
             dispose(close)
+            if close and self.disposed is not None:
+                self.disposed(pool)
 
         # Not the event "engine_disposed": any listener on an engine makes each of its connections dearer.
         setattr(engine, "dispose", dispose_all)  # noqa: B010 - mypy: cannot assign to a method

@@ -13,7 +13,7 @@ import threading
 from typing import Any, Protocol
 from weakref import WeakSet
 
-from sqlalchemy import Engine, QueuePool, event
+from sqlalchemy import Engine, Pool, QueuePool, event
 
 from outbox.errors import DatabaseUnavailable
 from outbox.store.connections import Connections
@@ -39,8 +39,15 @@ class ForkGuard:
         self._connections = connections
         self._path = os.path.realpath(path.removeprefix("file:"))
         self._open: set[int] = set()
+        self._detached: set[int] = set()
+        """Those of them that no pool has."""
+        self._gone: list[Pool] = []
+        """Pools that the engine had before. What somebody takes of one at that moment comes back to it, and nobody else
+        closes it."""
         self._held = False
+        connections.disposed = self._disposed
         event.listen(engine, "connect", self._opened)
+        event.listen(engine, "detach", self._left_its_pool)
         event.listen(engine, "close", self._closed)
         event.listen(engine, "close_detached", self._closed)
 
@@ -58,6 +65,20 @@ class ForkGuard:
 
     def _closed(self, driver_connection: Any, *_: Any) -> None:
         self._open.discard(id(driver_connection))
+        self._detached.discard(id(driver_connection))
+
+    def _left_its_pool(self, driver_connection: Any, *_: Any) -> None:
+        self._detached.add(id(driver_connection))
+
+    def _disposed(self, pool: Pool) -> None:
+        self._gone.append(pool)
+        self._close_returned()
+
+    def _close_returned(self) -> None:
+        for pool in self._gone:
+            pool.dispose()
+        if self._open <= self._detached:
+            del self._gone[:-1]  # somebody may be about to connect by the newest
 
     def _idle(self) -> bool:
         """Not one connection of the pool is in use: one that came back to a pool that is gone would count for ever."""
@@ -69,6 +90,8 @@ class ForkGuard:
         self._connections.before()
         if self._idle():
             self._engine.dispose()
+        else:
+            self._close_returned()
 
     def after_in_parent(self) -> None:
         self._connections.after_in_parent()
@@ -82,11 +105,15 @@ class ForkGuard:
         self._connections.after_in_child()
         if self._open:
             _INHERITED.add(self._path)
+            _LEFT_ALONE.extend(self._gone)
+        self._gone = []
 
 
 _TOLD: WeakSet[Told] = WeakSet()
 _INHERITED: set[str] = set()
 """Files that this process must not open: its parent had them open when it was forked."""
+_LEFT_ALONE: list[Pool] = []
+"""Of a parent process: held for ever, so that nobody closes what it has open."""
 
 
 def told_of_forks(each: Told) -> None:

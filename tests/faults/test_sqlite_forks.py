@@ -112,3 +112,15 @@ def test_a_child_forked_beside_a_worker_refuses_and_one_forked_after_it_does_not
     with forked(lambda: outbox_box.put(message)) as ended:
         assert ended() == ""
     assert is_pending(outbox_box, message.id)
+
+
+def test_a_connection_in_use_while_the_engine_was_disposed_is_closed_by_the_next_fork(outbox_box: Outbox) -> None:
+    """It comes back to a pool that the engine has no longer, as one does that a worker opens during a fork."""
+    message = interval()
+    with outbox_box.store.database.read():
+        outbox_box.close()
+        with forked(lambda: outbox_box.put(message)) as ended:
+            assert "Fork first and start the worker then" in ended()
+    with forked(lambda: outbox_box.put(message)) as ended:
+        assert ended() == ""
+    assert is_pending(outbox_box, message.id)
