@@ -269,7 +269,7 @@ class Flight:
         Not at a limited pace: who waits for its time hears of entries that are committed meanwhile.
         """
         news = self.news
-        quiet = not (self.looked or news.entries or news.soon or news.elsewhere)
+        quiet = not (self.looked or news.entries or news.more_expected)
         return self.told and self.emptied and quiet and not self._pace.limited
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from contextlib import suppress
@@ -12,6 +13,8 @@ from outbox.core.step import Committed
 HANDED_OVER = 20
 """Commits whose entries are kept for whoever claims them; there are more where the lane does not keep up."""
 
+EXPECTED_SECONDS = 0.05
+
 
 class News:
     """What happens on a lane, for the one thread that waits for it."""
@@ -20,10 +23,11 @@ class News:
         self._event = Event()
         self.entries = False
         """Some were committed since somebody looked."""
-        self.soon = False
-        """Some were about to be: who looks at once may not see them."""
-        self.elsewhere = False
-        """Another process committed some, and may have done so again before anybody told."""
+        self.soon_at = -math.inf
+        """When some were about to be: who looks at once may not see them. A time, and not a flag that somebody takes
+        down: what was told just then would be lost with it."""
+        self.elsewhere_at = -math.inf
+        """When another process committed some: it may have done so again before anybody told."""
         self.told = 0
         """How often somebody told of entries."""
         self._committed: deque[Committed | None] = deque()
@@ -33,7 +37,10 @@ class News:
         self, *, entries: bool, soon: bool = False, elsewhere: bool = False, committed: Committed | None = None
     ) -> None:
         """``committed``: what they are, if all of them are known."""
-        self.soon, self.elsewhere = self.soon or soon, self.elsewhere or elsewhere
+        if soon:
+            self.soon_at = time.monotonic()
+        if elsewhere:
+            self.elsewhere_at = time.monotonic()
         if entries:
             self.told += 1
             if len(self._committed) >= HANDED_OVER:
@@ -42,6 +49,11 @@ class News:
             self._committed.append(committed)  # before the flag, which is taken down before these are taken
             self.entries = True
         self._event.set()
+
+    @property
+    def more_expected(self) -> bool:
+        """Some that nobody can have found when it was told of them, or nobody tells of."""
+        return time.monotonic() - max(self.soon_at, self.elsewhere_at) < EXPECTED_SECONDS
 
     def take(self) -> Committed | None:
         """What was committed since the last time. None: look for it."""

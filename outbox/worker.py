@@ -151,19 +151,18 @@ class Worker:
             if report.batches and not woken and news.told == told:
                 found_at = time.monotonic()
             untold = not self.box.store.tells and time.monotonic() - found_at < FOUND_SECONDS
-            soon = news.soon or untold
-            news.soon = news.elsewhere = False
             if report.more and report.batches:
                 continue
             in_vain = report.more and not report.batches  # what waits is another worker's, or not there yet
             if report.batches or (woken and not report.paused):
-                pause = FIRST_PAUSE_SECONDS if soon else TOLD_PAUSE_SECONDS
+                pause = FIRST_PAUSE_SECONDS if untold else TOLD_PAUSE_SECONDS
             timed = report.next_seconds is not None and not in_vain
             due = max(report.next_seconds or 0.0, FIRST_PAUSE_SECONDS) if timed else pause
             if report.paused:
                 self._stop.wait(min(pause, due))
-            else:
-                news.wait_for_entries(min(pause, due))
+            else:  # of a commit that was about to be: after 1, 2, 4 ms, as long ago as it was told of
+                since_soon = max(time.monotonic() - news.soon_at, FIRST_PAUSE_SECONDS)
+                news.wait_for_entries(min(pause, due, since_soon))
             pause = min((CLOSE_GROWTH if untold else 2) * pause, self.box.settings.poll_seconds)
 
     def _woken(

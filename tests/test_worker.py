@@ -158,6 +158,24 @@ def test_what_is_committed_between_a_claim_in_vain_and_the_look_after_it_does_no
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+def test_a_commit_that_was_about_to_be_is_looked_for_though_another_was_told_of_since(
+    slow_poll: Outbox, database: Database, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.worker.TOLD_PAUSE_SECONDS", 3600)
+    with (
+        BeaconTransport(slow_poll.settings) as transport,
+        Worker(slow_poll, transport) as worker,
+        Outbox(database.url, settings=Settings(notify=False)) as silent,
+    ):
+        worker.dispatcher.news[Lane.USAGE].tell(entries=True, soon=True)
+        wait_until(lambda: not worker.dispatcher.news[Lane.USAGE].entries)
+        slow_poll.put(interval())
+        wait_until(lambda: slow_poll.status().lanes["usage"].sent == 1)
+        silent.put(interval())
+        beacon.wait_for("usage", 2)
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
 def test_what_is_put_behind_a_number_that_was_rolled_back_does_not_wait_for_the_poll(
     slow_poll: Outbox, engine: Engine, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
