@@ -41,12 +41,12 @@ AUDITED_OFTEN = 200_000
 FIRST_PAUSE_SECONDS = 0.001
 """An idle lane looks again after 1, 2, 4 ... ms up to the poll: for what committed a moment after a wake, or in another
 process of whose commits the database does not tell."""
+CLOSE_PAUSE_SECONDS, CLOSE_SHARE = 0.0005, 1 / 8
+"""In a database that does not tell: a row waits for an eighth of the pauses since the last that nobody had told of."""
 FOUND_SECONDS = 1.0
-"""In such a database it looks so closely for so long after it found some that nobody had told of."""
-CLOSE_GROWTH = 1.25
-"""Of these pauses: a row waits for at most a quarter of the time since the one before it."""
+"""So long after it found one there it claims what comes next without a look."""
 TOLD_PAUSE_SECONDS = 0.05
-"""The first of these pauses elsewhere, and where all was told of: for a number that is missing, too."""
+"""The first of these pauses after news: for a number that is missing, too."""
 
 
 class Worker:
@@ -140,7 +140,7 @@ class Worker:
         In a pause wakes are not heard: each commit of a producer would cause a look in vain.
         """
         news = self.dispatcher.news[lane]
-        pause, found_at, looked_at, untold = FIRST_PAUSE_SECONDS, -math.inf, -math.inf, False
+        pause, rested, found_at, looked_at, untold = FIRST_PAUSE_SECONDS, 0.0, -math.inf, -math.inf, False
         while not self._stop.is_set():
             woken, told = news.entries, news.told
             if untold and time.monotonic() - looked_at < LOOK_DUE_SECONDS and self.box.store.claims_by_reading(lane):
@@ -149,21 +149,24 @@ class Worker:
                 looked_at = time.monotonic()
             report = self.dispatcher.run_lane(lane, stop=self._stop, told=True)
             if report.batches and not woken and news.told == told:
-                found_at = time.monotonic()
+                found_at, rested = time.monotonic(), 0.0
             untold = not self.box.store.tells and time.monotonic() - found_at < FOUND_SECONDS
             if report.more and report.batches:
                 continue
             in_vain = report.more and not report.batches  # what waits is another worker's, or not there yet
             if report.batches or (woken and not report.paused):
-                pause = FIRST_PAUSE_SECONDS if untold else TOLD_PAUSE_SECONDS
+                pause = TOLD_PAUSE_SECONDS
             timed = report.next_seconds is not None and not in_vain
             due = max(report.next_seconds or 0.0, FIRST_PAUSE_SECONDS) if timed else pause
             if report.paused:
                 self._stop.wait(min(pause, due))
-            else:  # of a commit that was about to be: after 1, 2, 4 ms, as long ago as it was told of
-                since_soon = max(time.monotonic() - news.soon_at, FIRST_PAUSE_SECONDS)
-                news.wait_for_entries(min(pause, due, since_soon))
-            pause = min((CLOSE_GROWTH if untold else 2) * pause, self.box.settings.poll_seconds)
+            else:
+                # Of what was about to be committed: after 1, 2, 4 ms, as long ago as it was told of.
+                soon = max(time.monotonic() - news.soon_at, FIRST_PAUSE_SECONDS)
+                close = pause if self.box.store.tells else max(rested * CLOSE_SHARE, CLOSE_PAUSE_SECONDS)
+                news.wait_for_entries(min(pause, due, soon, close))
+                rested += close
+            pause = min(2 * pause, self.box.settings.poll_seconds)
 
     def _woken(
         self, lanes: set[Lane], committed: Committed | None = None, *, soon: bool = False, elsewhere: bool = False

@@ -204,10 +204,14 @@ class PlainSteps:
         ahead, first = self._ahead.ready(left.lane, policy, want), left.cursor + 1
         rows, times = dict(ahead.rows), dict(ahead.times)
         if first not in rows:
-            few = left.emptied
-            rows[first], times[first] = self._ahead.look(left.lane, first, policy.batch_max_rows, few=few)
-        at = self._looked_at[left.lane] = time.monotonic()
-        now = rows[first].now + int((at - times[first]) * MICROSECONDS) if clock is None else clock()
+            rows[first], times[first] = self._ahead.look(
+                left.lane, first, policy.batch_max_rows, few=left.emptied, untimed=self._knows_time(left.lane)
+            )
+        at = time.monotonic()
+        if rows[first].now is not None:
+            left.now, left.at = rows[first].now, times[first]
+            self._looked_at[left.lane] = at
+        now = left.now + int((at - left.at) * MICROSECONDS) if clock is None else clock()
         look, now_of_tests = self._looking(left.lane, policy), None if clock is None else now
         return LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, ahead=rows, look=look, clock=now_of_tests)
 

@@ -152,18 +152,20 @@ class Ahead:
         beside = self._database.dialect.reads_ahead == "beside"
         return Read(time.monotonic(), self._thread.submit(self.look, lane, first, rows) if beside else None)
 
-    def look(self, lane: Lane, first: int, rows: int, *, few: bool = False) -> tuple[Any, float]:
-        """A row of ``RUN``, and when reading it began, in seconds of the monotonic clock. ``few``: likely so."""
+    def look(self, lane: Lane, first: int, rows: int, *, few: bool = False, untimed: bool = False) -> tuple[Any, float]:
+        """A row of ``RUN``, and when reading it began, in seconds of the monotonic clock. ``few``: likely so.
+        ``untimed``: its ``now`` may be None."""
         began = time.monotonic()
         if few and self._database.dialect.joins_slowly:
             found = self._database.look(_FEW[lane], {"first": first})
             if len(found) < FEW and len(found) <= rows:
-                return self._joined(lane, found), began
+                return self._joined(lane, found, untimed), began
         [row] = self._database.look(RUN[lane], {"first": first, "last": first + rows - 1})
         return row, began
 
-    def _joined(self, lane: Lane, found: Sequence[Any]) -> Any:
-        now = found[0].now if found else self._database.look(_NOW, {})[0].now
+    def _joined(self, lane: Lane, found: Sequence[Any], untimed: bool) -> Any:
+        asked = found if found or untimed else self._database.look(_NOW, {})
+        now = asked[0].now if asked else None
         last = found[-1].seq if found else None
         lines = "\n".join([row.payload for row in found]) if found else None
         return RUN[lane].record((len(found), last, sum(row.size for row in found), lines, last, now))

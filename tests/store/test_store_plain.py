@@ -191,6 +191,32 @@ def test_with_nothing_to_do_it_writes_nothing(alone: Worker, locks: list[Lane]) 
     assert not locks
 
 
+@pytest.mark.parametrize("database", ["sqlite", "mariadb"], indirect=True)
+def test_a_look_in_vain_is_one_statement_and_now_and_then_asks_for_the_time(
+    box: Outbox, worker: Worker, locks: list[Lane], looks: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box.store.clock = None
+    for _ in range(3):
+        worker.put(ROWS)
+        step(worker, leased(worker))
+    step(worker, leased(worker), want=0)
+    worker.put(ROWS)
+    [batch] = step(worker).batches
+    locks.clear()
+    looks.clear()
+    assert step(worker) == Step(emptied=True)
+    assert len(looks) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(store_plain, "FRESH_SECONDS", 0)
+        box.store._plain._left[worker.lane].now -= 2 * box.store.policy.lease_us  # as after its host was suspended
+        assert step(worker) == Step(emptied=True)
+    [[before]] = worker.rows(select(now_us()))
+    step(worker, [batch], want=0)
+    [[after]] = worker.rows(select(now_us()))
+    assert not locks
+    assert before - 5_000 <= worker.batch(batch.id).settled_at <= after + 5_000
+
+
 def test_what_another_worker_claims_between_its_look_and_its_write_is_not_claimed_twice(
     alone: Worker, another: Worker, locks: list[Lane], monkeypatch: pytest.MonkeyPatch
 ) -> None:
