@@ -58,12 +58,16 @@ def build_verify(license: Secret, base_url: str) -> WireRequest:
 
 def usage_body(batch: Batch, license: Secret) -> bytes:
     """``{"license":KEY,"trace_transactions":[row,...]}``, each row with the batch's count of failures."""
+    return b'{"license":%b,"trace_transactions":[%b]}' % (_json(license), _rows(batch).encode())
+
+
+def _rows(batch: Batch) -> str:
     rows = batch.lines.replace("\n", ",")
     if batch.attempts:
         # Sound without parsing: the stored count is 0, and inside a JSON string every quote is written \", so
         # the literal - a quote, the name, a quote, a colon - can only be the key itself.
         rows = rows.replace(f"{_ATTEMPTS}0", f"{_ATTEMPTS}{batch.attempts}")
-    return b'{"license":%b,"trace_transactions":[%b]}' % (_json(license), rows.encode())
+    return rows
 
 
 def telemetry_body(batch: Batch, spec: LaneSpec) -> bytes:
