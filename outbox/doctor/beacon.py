@@ -5,13 +5,13 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC
 from email.utils import parsedate_to_datetime
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
+import httpx
 import jwt
 
 from outbox.core.reading import printable
@@ -23,7 +23,9 @@ from outbox.doctor.skew import judge_skew
 from outbox.errors import ConfigError
 from outbox.messages.usage import FUTURE_SECONDS
 from outbox.settings_values import human_seconds
+from outbox.transport.beacon import BeaconTransport
 from outbox.transport.config import is_loopback
+from outbox.transport.proxy import proxy_for
 from outbox.transport.secret import Secret, mask
 from outbox.transport.token import LEEWAY_SECONDS, MAX_LIFE_SECONDS, life_seconds, load_public_key
 
@@ -34,42 +36,21 @@ _DAY = 86_400
 
 def _proxy(patient: Patient) -> Iterator[Finding]:
     try:
-        named = proxy_of(patient.settings.beacon_url)
-    except ValueError:
+        named = proxy_for(httpx.URL(patient.settings.beacon_url))
+    except ConfigError as error:
         patient.lack(Need.EGRESS, "the environment names no usable proxy")
-        yield problem(
-            "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY is not a proxy URL",
-            "give http://HOST:PORT, or set NO_PROXY for the host of beacon",
-        )
+        yield problem_of(error)
         return
     if named is None:
         yield ok("none; the environment names none for beacon")
     else:
-        yield ok(f"requests go through {named.netloc.rpartition('@')[2]}, as the environment says")
-
-
-def proxy_of(url: str) -> SplitResult | None:
-    """What the environment names for ``url``, as the transport reads it; ``netloc`` may hold a password.
-
-    Raises ``ValueError``, which may repeat it, for what is no URL.
-    """
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if is_loopback(host) or urllib.request.proxy_bypass(host):
-        return None
-    proxies = urllib.request.getproxies()
-    named = proxies.get(parts.scheme) or proxies.get("all")
-    if not named:
-        return None
-    proxy = urlsplit(named if "://" in named else f"http://{named}")
-    if not proxy.hostname or proxy.port == 0:  # a port that is no number raises by itself
-        raise ValueError("no host")
-    return proxy
+        yield ok(f"requests go through {named.url.netloc.decode()}, as the environment says")
 
 
 def _name(patient: Patient) -> Iterator[Finding]:
-    proxy = proxy_of(patient.settings.beacon_url)
-    host = (proxy or urlsplit(patient.settings.beacon_url)).hostname or ""
+    beacon = httpx.URL(patient.settings.beacon_url)
+    proxy = proxy_for(beacon)
+    host = (beacon if proxy is None else proxy.url).host
     try:
         found = {str(address[0]) for *_, address in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError) as error:
@@ -91,6 +72,7 @@ def _beacon(patient: Patient) -> Iterator[Finding]:
         yield skipped("there is no licence to verify")
         return
     try:
+        BeaconTransport(settings).close()  # a worker's: it refuses what ``ask`` has no use for
         exchange = ask(settings, license, min(settings.request_timeout, REQUEST_SECONDS))
     except ConfigError as error:
         patient.lack(Need.ANSWER, "no request can be made")

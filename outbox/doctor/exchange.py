@@ -22,6 +22,7 @@ from outbox.transport.beacon import USAGE_ANSWER_BYTES
 from outbox.transport.client import BeaconClient, build_client, tls_context
 from outbox.transport.config import checked_base_url
 from outbox.transport.deadline import deadline, expired
+from outbox.transport.proxy import proxy_for, secrets_of
 from outbox.transport.request import build_verify
 from outbox.transport.secret import Secret, mask
 from outbox.transport.verify import read_verify
@@ -47,10 +48,11 @@ def ask(settings: Settings, license: Secret, seconds: float) -> Exchange:
     """POST verify within ``seconds``. Raises ``ConfigError`` for settings that no client can be made of."""
     base_url = checked_base_url(settings)
     context = tls_context(settings) or httpx.create_ssl_context()
+    proxy = proxy_for(httpx.URL(base_url))
     certificates = _note_certificates(context)
     words = ""
     started, sent_at = time.monotonic(), time.time()
-    with closing(build_client(base_url, context)) as client:
+    with closing(build_client(base_url, context, proxy)) as client:
         answer: Answer | Failure
         try:
             answer = _post(client, base_url, license, seconds)
@@ -58,7 +60,7 @@ def ask(settings: Settings, license: Secret, seconds: float) -> Exchange:
             failure = failure_of(error)
             if failure is None:
                 raise
-            answer, words = failure, printable(mask(f"{type(error).__name__}: {error}", license))
+            answer, words = failure, printable(mask(f"{type(error).__name__}: {error}", license, *secrets_of(proxy)))
     token = read_verify(answer, now=time.time())
     certificate = certificates[-1] if certificates else None
     return Exchange(answer, token, words, certificate, sent_at, time.monotonic() - started)

@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
+import httpx
+
 from outbox.core.batch import Batch
 from outbox.core.lane import LANES
 from outbox.core.reading import printable
@@ -37,6 +39,7 @@ from outbox.transport.config import (
 )
 from outbox.transport.deadline import deadline, expired
 from outbox.transport.parts import Parts
+from outbox.transport.proxy import proxy_for, secrets_of
 from outbox.transport.request import WireRequest, build_request, build_verify
 from outbox.transport.secret import Secret, mask
 from outbox.transport.token import TokenSource
@@ -88,6 +91,7 @@ class BeaconTransport:
         self._compression = Compression(settings)
         self._parts = Parts()
         self._tls = tls_context(settings)
+        self._proxy = proxy_for(httpx.URL(self._base_url)) if client is None else None
         self._tokens = TokenSource(self._ask_for_token, public_key=settings.token_public_key)
         self._stopping = threading.Event()
         self._building = threading.Lock()
@@ -171,7 +175,9 @@ class BeaconTransport:
         if not self._stopping.is_set():
             outcome = self._exchange(build_verify(license, self._base_url), USAGE_ANSWER_BYTES)
         token = read_verify(outcome[0], now=time.time())
-        return token if isinstance(token, Secret) else _for_the_operator(token, outcome, license)
+        return (
+            token if isinstance(token, Secret) else _for_the_operator(token, outcome, license, *secrets_of(self._proxy))
+        )
 
     def _post(self, batch: Batch, license: Secret, token: Secret) -> Receipt:
         """The batch in its lane's encoding, and once more as it is where beacon may not know the encoding."""
@@ -200,7 +206,7 @@ class BeaconTransport:
     def _posted(self, batch: Batch, request: WireRequest, license: Secret, token: Secret) -> Receipt:
         outcome = self._exchange(request, USAGE_ANSWER_BYTES if LANES[batch.lane].billing else OTLP_ANSWER_BYTES)
         receipt = judge(batch.lane, batch.rows, outcome[0], now=time.time())
-        told = _for_the_operator(receipt, outcome, license, token)
+        told = _for_the_operator(receipt, outcome, license, token, *secrets_of(self._proxy))
         if told.excerpt and LANES[batch.lane].billing and CONTENT_ENCODING in request.headers:
             return replace(told, excerpt=WITHHELD)
         return told
@@ -236,7 +242,7 @@ class BeaconTransport:
             return self._injected
         with self._building:
             if self._own is None or self._own[0] != os.getpid():
-                self._own = (os.getpid(), build_client(self._base_url, self._tls))
+                self._own = (os.getpid(), build_client(self._base_url, self._tls, self._proxy))
             return self._own[1]
 
 

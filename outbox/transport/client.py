@@ -10,20 +10,19 @@ import logging
 import ssl
 import threading
 import time
-import urllib.request
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
-from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 import httpcore
 import httpx
 
 from outbox.errors import ConfigError
-from outbox.transport.config import TransportSettings, is_loopback
-from outbox.transport.deadline import READ_SINCE_WRITE, DeadlineBackend, in_request
+from outbox.transport.config import TransportSettings
+from outbox.transport.deadline import ANSWERED_SINCE_WRITE, TELLS_OF_MORE, DeadlineBackend, in_request
+from outbox.transport.proxy import wire_proxy
 
 KEEPALIVE_SECONDS = 30.0
 
@@ -56,7 +55,7 @@ def tls_context(settings: TransportSettings) -> ssl.SSLContext | None:
     return context
 
 
-def build_client(base_url: str, context: ssl.SSLContext | None) -> BeaconClient:
+def build_client(base_url: str, context: ssl.SSLContext | None, proxy: httpx.Proxy | None) -> BeaconClient:
     _keep_headers_out_of_debug_logs()
     url = httpx.URL(base_url)
     if context is None and url.scheme == "https":
@@ -64,7 +63,7 @@ def build_client(base_url: str, context: ssl.SSLContext | None) -> BeaconClient:
     new_pool = partial(
         httpcore.ConnectionPool,
         ssl_context=context,
-        proxy=_proxy_for(url),
+        proxy=None if proxy is None else wire_proxy(proxy, context),
         max_connections=1,
         keepalive_expiry=KEEPALIVE_SECONDS,
         network_backend=DeadlineBackend(),
@@ -193,7 +192,9 @@ class _PoolTransport(httpx.BaseTransport):
                 raise
             raise httpcore.ConnectError(str(exc)) from exc
         assert isinstance(answer.stream, Iterable)
-        stream = _Stream(answer, partial(self._pools.give_back, pool))
+        # A second answer that waits in such a connection could not be seen before the next request.
+        again = answer.extensions["network_stream"].get_extra_info(TELLS_OF_MORE)
+        stream = _Stream(answer, partial(self._pools.give_back if again else self._pools.drop, pool))
         return httpx.Response(answer.status, headers=answer.headers, stream=stream)
 
     def close(self) -> None:
@@ -204,12 +205,12 @@ _FAILURES = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.Protocol
 
 
 def _require_fresh(answer: httpcore.Response) -> None:
-    """Raises httpcore.RemoteProtocolError for an answer that was here before its request left.
+    """Raises httpcore.RemoteProtocolError for an answer that was here before its request left, or its beginning was.
 
     A server or proxy that answers twice leaves the second answer in the connection's buffer, where httpcore would
     find it and take it for the answer to the next request: a batch that never arrived would be delivered.
     """
-    if not answer.extensions["network_stream"].get_extra_info(READ_SINCE_WRITE):
+    if not answer.extensions["network_stream"].get_extra_info(ANSWERED_SINCE_WRITE):
         answer.close()
         raise httpcore.RemoteProtocolError("the answer on the connection is older than the request")
 
@@ -238,38 +239,6 @@ class _Stream(httpx.SyncByteStream):
             self._answer.close()
         finally:
             self._closed()
-
-
-def _proxy_for(url: httpx.URL) -> httpcore.Proxy | None:
-    """The proxy that HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name.
-
-    Loopback never goes through one: its plain http would take the licence off the machine.
-    """
-    if is_loopback(url.host) or urllib.request.proxy_bypass(url.host):
-        return None
-    proxies = urllib.request.getproxies()
-    named = proxies.get(url.scheme) or proxies.get("all")
-    if not named:
-        return None
-    proxy = _parse_proxy(named if "://" in named else f"http://{named}")
-    return httpcore.Proxy(
-        url=httpcore.URL(scheme=proxy.url.raw_scheme, host=proxy.url.raw_host, port=proxy.url.port, target=b"/"),
-        auth=proxy.raw_auth,
-    )
-
-
-def _parse_proxy(text: str) -> httpx.Proxy:
-    try:
-        proxy = httpx.Proxy(text)
-    except (httpx.InvalidURL, ValueError):
-        # From None: the original message may repeat the proxy's password.
-        raise ConfigError(
-            "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY is not a proxy URL; "
-            "give http://HOST:PORT, or set NO_PROXY for the host of beacon"
-        ) from None
-    if proxy.url.scheme.startswith("socks") and not find_spec("socksio"):
-        raise ConfigError("the environment names a SOCKS proxy; run: pip install 'httpx[socks]'")
-    return proxy
 
 
 def _keep_headers_out_of_debug_logs() -> None:

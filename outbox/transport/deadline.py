@@ -19,11 +19,15 @@ from typing import Any
 
 import httpcore
 
-READ_SINCE_WRITE = "outbox_read_since_write"
-"""Extra info of a stream of DeadlineBackend: whether a byte was asked for after the last one was written."""
+ANSWERED_SINCE_WRITE = "outbox_answered_since_write"
+"""Extra info of a stream of DeadlineBackend: whether an answer began with what was read first after the last write."""
+TELLS_OF_MORE = "outbox_tells_of_more"
+"""The same: whether its socket is readable where there is more to be read. TLS within TLS reads ahead."""
 
 _WRITE_BYTES = 8192
 """Of TLS within TLS, which only httpcore can write: a socket that is writable takes this much, so it waits once."""
+
+_ANSWER = b"HTTP/"
 
 _JOINED_BYTES = 16 * 1024
 """Of a request that is copied into one piece: a record of TLS holds as much."""
@@ -88,18 +92,21 @@ class _DeadlineStream(httpcore.NetworkStream):
     def __init__(self, stream: httpcore.NetworkStream, *, plain: bool = True) -> None:
         self._stream = stream
         self._plain = plain
-        self._read_since_write = False
+        self._answered: bool | None = None
+        """Since the last write; None: nothing was read."""
         self._head = b""
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._head:
             self.write(b"", timeout)
-        self._read_since_write = True
-        return self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+        data = self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+        if self._answered is None:
+            self._answered = _ANSWER.startswith(data[: len(_ANSWER)])  # what is rather the rest of one was begun before
+        return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """In as few calls as the socket takes: between two of them another thread may have the interpreter."""
-        self._read_since_write = False
+        self._answered = None
         head, self._head = self._head, b""
         if not head:
             self._head = buffer
@@ -140,7 +147,9 @@ class _DeadlineStream(httpcore.NetworkStream):
         return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, left), plain=not nested)
 
     def get_extra_info(self, info: str) -> Any:
-        return self._read_since_write if info == READ_SINCE_WRITE else self._stream.get_extra_info(info)
+        if info == ANSWERED_SINCE_WRITE:
+            return bool(self._answered)
+        return self._plain if info == TELLS_OF_MORE else self._stream.get_extra_info(info)
 
 
 def _left(timeout: float | None, over: type[Exception], *, among: int = 1) -> float | None:

@@ -46,6 +46,16 @@ def test_a_second_answer_is_not_taken_for_that_of_the_next_request(
     assert transport.send(batch_of()).verdict is Verdict.DELIVERED
 
 
+def test_nor_is_one_whose_end_comes_with_the_true_answer(server: RawServer, transport: BeaconTransport) -> None:
+    """The border of a packet cuts it."""
+    another = head_of(200, JSON, len(GOOD)) + GOOD
+    server.on(
+        "/ingest-traces", send_bytes(ANSWER + another[:40]), send_bytes(another[40:] + head_of(503, {}, 0)), hang_up
+    )
+    assert transport.send(batch_of()).verdict is Verdict.DELIVERED
+    assert lost(transport)
+
+
 def test_nor_is_it_on_another_lane(server: RawServer, transport: BeaconTransport) -> None:
     server.on("/ingest-traces", send_bytes(ANSWER + head_of(200, JSON, 2) + b"{}"))
     server.on("/v1/traces", hang_up)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,6 +145,14 @@ def tunnel_to(port: int) -> Reply:
     return reply
 
 
+def within_tls(context: ssl.SSLContext, reply: Reply) -> Reply:
+    def secured(connection: Connection) -> None:
+        with context.wrap_socket(connection.sock, server_side=True) as connection.sock:
+            reply(connection)
+
+    return secured
+
+
 def asked_and(then: Reply) -> Reply:
     def reply(connection: Connection) -> None:
         request = read_request(connection.sock)
@@ -197,6 +206,30 @@ def test_what_fails_while_the_proxy_is_asked_is_certainly_not_sent(
     assert certainly_not_sent(receipt), receipt
 
 
+def test_a_proxy_behind_tls_is_trusted_as_beacon_is_and_its_connections_are_used_once(
+    tls_server: RawServer, authority: Authority, transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second answer may wait between the two layers of TLS, where nobody sees it before the next request."""
+    with RawServer(on_connect=within_tls(authority.server_context(), tunnel_to(tls_server.port))) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("http://", "https://"))
+        transport = transport_to(f"https://{NAME}", ca_file=authority.ca)
+        assert [transport.send(batch_of()).verdict for _ in range(2)] == [Verdict.DELIVERED] * 2
+        transport.close()
+        assert [seen.method for seen in proxy.seen] == ["CONNECT"] * 3
+    assert [seen.path for seen in tls_server.seen] == ["/verify", "/ingest-traces", "/ingest-traces"]
+
+
+def test_a_proxy_that_repeats_its_password_does_not_show_it(
+    transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = base64.b64encode(b"user:hunter2").decode()
+    told = f"HTTP/1.1 407 not hunter2 nor {sent}\r\n\r\n".encode()
+    with RawServer(on_connect=asked_and(send_bytes(told))) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("http://", "http://user:hunter2@"))
+        receipt = transport_to(f"https://{NAME}", request_timeout=DEADLINE).send(batch_of())
+    assert "407 not *** nor dXNlcjp***" in receipt.reason  # "user:", and the password is masked
+
+
 def test_loopback_never_goes_through_a_proxy(
     server: RawServer, transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -220,12 +253,18 @@ def test_no_proxy_names_the_exceptions(
         assert proxy.connections == 1
 
 
-@pytest.mark.parametrize("proxy", ["gopher://hunter2@x", "http://hunter2@[::1", "socks5://u:hunter2@x"])
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        *("gopher://hunter2@x", "http://hunter2@[::1", "socks5://u:hunter2@x", "http://hunter2@x:bad"),
+        *("http://hunter2@x:99999", "http://hunter2@x:0", "http://hunter2@"),
+    ],
+)
 def test_a_proxy_that_cannot_be_used_is_a_config_error_without_its_password(
     transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch, proxy: str
 ) -> None:
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     with pytest.raises(ConfigError) as caught:
-        transport_to(f"https://{NAME}").send(batch_of())
+        transport_to(f"https://{NAME}")
     assert "hunter2" not in str(caught.value)
     assert caught.value.__cause__ is None

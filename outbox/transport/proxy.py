@@ -1,0 +1,57 @@
+"""The proxy on the way to beacon: what HTTPS_PROXY, HTTP_PROXY, ALL_PROXY and NO_PROXY name."""
+
+from __future__ import annotations
+
+import ssl
+import urllib.request
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import httpcore
+import httpx
+
+from outbox.errors import ConfigError
+from outbox.transport.config import is_loopback
+from outbox.transport.secret import Secret
+
+
+def proxy_for(url: httpx.URL) -> httpx.Proxy | None:
+    """As the environment says it now. Raises ``ConfigError``, without its password, for what cannot be used.
+
+    Loopback never goes through one: its plain http would take the licence off the machine.
+    """
+    if is_loopback(url.host) or urllib.request.proxy_bypass(url.host):
+        return None
+    proxies = urllib.request.getproxies()
+    named = proxies.get(url.scheme) or proxies.get("all")
+    if not named:
+        return None
+    try:
+        proxy = httpx.Proxy(named if "://" in named else f"http://{named}")
+        port = proxy.url.port
+        if not proxy.url.host or (port is not None and not 0 < port < 65536):
+            raise ValueError("no host, or no port")
+    except (httpx.InvalidURL, ValueError):
+        # From None: the original message may repeat the proxy's password.
+        raise ConfigError(
+            "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY is not a proxy URL; "
+            "give http://HOST:PORT, or set NO_PROXY for the host of beacon"
+        ) from None
+    if proxy.url.scheme.startswith("socks") and not find_spec("socksio"):
+        raise ConfigError("the environment names a SOCKS proxy; run: pip install 'httpx[socks]'")
+    return proxy
+
+
+def wire_proxy(proxy: httpx.Proxy, context: ssl.SSLContext | None) -> httpcore.Proxy:
+    """``context``: beacon's, which holds for a proxy that is itself spoken to by TLS too."""
+    at = proxy.url
+    return httpcore.Proxy(
+        url=httpcore.URL(scheme=at.raw_scheme, host=at.raw_host, port=at.port, target=b"/"),
+        auth=proxy.raw_auth,
+        ssl_context=context if at.scheme == "https" else None,
+    )
+
+
+def secrets_of(proxy: httpx.Proxy | None) -> Sequence[Secret]:
+    """What it may repeat."""
+    return () if proxy is None or proxy.raw_auth is None else (Secret(proxy.raw_auth[1].decode()),)
