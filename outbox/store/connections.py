@@ -6,6 +6,7 @@ SQLAlchemy's pool takes longer to hand a connection out and to take it back than
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -29,7 +30,7 @@ Switch = Callable[[Any, bool], None]
 KEPT_SECONDS = 60.0
 """So long at most it stays out of the pool, which may have been told to replace what is old (``pool_recycle``)."""
 _USED_AT, _KEPT_AT, _OUT_AT = "outbox_used_at", "outbox_kept_at", "outbox_out_at"
-_LEFT_ALONE: list[AtHand] = []
+_LEFT_ALONE: list[AtHand | Pool] = []
 """Of a parent process: held for ever, so that nothing is said on their sockets."""
 
 
@@ -49,6 +50,7 @@ class Connections:
         self._at_hand = AtHand()
         """Another deque from when those of before are not to be kept any longer, whoever uses them now."""
         self._forking = False
+        self.pid = os.getpid()
         self.disposed: Callable[[Pool], None] | None = None
         """Called with a pool that the engine has no longer."""
         dispose = engine.dispose
@@ -125,7 +127,11 @@ class Connections:
         self._forking = False
 
     def after_in_child(self) -> None:
+        """A connection must not be shared with the parent process: the child starts with none."""
+        self.pid = os.getpid()
         self._forking = False
+        _LEFT_ALONE.append(self._engine.pool)
+        self._engine.dispose(close=False)
 
     def _room(self) -> int:
         pool = self._engine.pool

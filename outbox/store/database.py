@@ -57,7 +57,6 @@ class Database:
         self._guard = ForkGuard(self.engine, str(self.url.database), self._connections) if one_writer else None
         told_of_forks(self._guard or self._connections)
         self._turn_over_at = -math.inf
-        self._pid = os.getpid()
 
     @property
     def safe_url(self) -> str:
@@ -264,12 +263,10 @@ class Database:
         )
 
     def _after_fork(self) -> None:
-        """A connection must not be shared with the parent process: the child starts with none."""
         if self._guard is not None:
             self._guard.check()
-        if self._pid != os.getpid():
-            self.engine.dispose(close=False)
-            self._pid = os.getpid()
+        if self._connections.pid != os.getpid():  # forked by something that tells nobody
+            self._connections.after_in_child()
 
 
 def _parse(url: str | URL) -> URL:

@@ -11,15 +11,17 @@ from __future__ import annotations
 import os
 import threading
 from typing import Any, Protocol
-from weakref import WeakSet
+from weakref import ReferenceType, WeakSet, ref
 
 from sqlalchemy import Engine, Pool, QueuePool, event
 
 from outbox.errors import DatabaseUnavailable
 from outbox.store.connections import Connections
 
-_WRITER_SECONDS = 5.0
-"""A fork waits so long for a transaction of ours; one that the forking thread itself is in never ends meanwhile."""
+_WAIT_SECONDS = 5.0
+"""A fork waits so long for a transaction of ours, and for a connection that is being opened or closed. One that the
+forking thread itself is in never ends meanwhile."""
+_DESCRIPTORS = "/dev/fd"
 
 
 class Told(Protocol):
@@ -34,51 +36,72 @@ class ForkGuard:
     """Of one engine on the SQLite file ``path``. ``writer`` is held by whoever writes through it."""
 
     def __init__(self, engine: Engine, path: str, connections: Connections) -> None:
-        self.writer = threading.Lock()
         self._engine = engine
         self._connections = connections
         self._path = os.path.realpath(path.removeprefix("file:"))
-        self._open: set[int] = set()
-        self._detached: set[int] = set()
-        """Those of them that no pool has."""
-        self._gone: list[Pool] = []
+        self._open: dict[int, Any] = {}
+        """Connections of the driver by their id, and the pool's record of each: with it lives the pool that it comes
+        back to. None: no pool has it."""
+        self._gone: WeakSet[Pool] = WeakSet()
         """Pools that the engine had before. What somebody takes of one at that moment comes back to it, and nobody else
         closes it."""
-        self._held = False
+        self._begin_anew()
         connections.disposed = self._disposed
         event.listen(engine, "connect", self._opened)
-        event.listen(engine, "detach", self._left_its_pool)
-        event.listen(engine, "close", self._closed)
-        event.listen(engine, "close_detached", self._closed)
+        event.listen(engine, "detach", self._detached)
+        # Not the events: they come after a file was opened, and before it is closed.
+        self._connect, self._close = engine.dialect.connect, engine.dialect.do_close
+        for name, ours in (("connect", self._open_one), ("do_close", self._close_one)):
+            setattr(engine.dialect, name, ours)
+
+    def _begin_anew(self) -> None:
+        self.writer = threading.Lock()
+        self._switching = threading.RLock()
+        """Held while a connection is opened or closed: SQLite's own locks must be free at a fork, or the child waits
+        for a thread that it has not."""
+        self._gone_lock = threading.Lock()
+        self._held: dict[int, list[Any]] = {}
+        """What each thread that forks now has of these."""
 
     def check(self) -> None:
         """Raises ``DatabaseUnavailable`` in a child that inherited a connection to the file."""
         if self._path in _INHERITED:
             raise DatabaseUnavailable(
-                f"{self._path}: this process was forked while its parent had the file open (a worker runs, or somebody"
-                " was reading), and SQLite could lose what it commits. Nothing was written by this call. Fork first and"
-                " start the worker then, or start processes by spawn."
+                f"{self._path}: this process was forked while its parent had the file open (a worker runs, somebody was"
+                " reading, or an engine of your own has a connection to it), and SQLite could lose what it commits."
+                " Nothing was written by this call. Fork first and start the worker then, dispose of your own engine"
+                " before you fork, or start processes by spawn."
             )
 
-    def _opened(self, driver_connection: Any, *_: Any) -> None:
-        self._open.add(id(driver_connection))
+    def _open_one(self, *arguments: Any, **options: Any) -> Any:
+        with self._switching:
+            driver_connection = self._connect(*arguments, **options)
+            self._open[id(driver_connection)] = None
+            return driver_connection
 
-    def _closed(self, driver_connection: Any, *_: Any) -> None:
-        self._open.discard(id(driver_connection))
-        self._detached.discard(id(driver_connection))
+    def _close_one(self, driver_connection: Any) -> None:
+        with self._switching:
+            try:
+                self._close(driver_connection)
+            finally:
+                self._open.pop(id(driver_connection), None)
 
-    def _left_its_pool(self, driver_connection: Any, *_: Any) -> None:
-        self._detached.add(id(driver_connection))
+    def _opened(self, driver_connection: Any, record: Any) -> None:
+        self._open[id(driver_connection)] = record
+
+    def _detached(self, driver_connection: Any, _record: Any) -> None:
+        self._open[id(driver_connection)] = None
 
     def _disposed(self, pool: Pool) -> None:
-        self._gone.append(pool)
+        with self._gone_lock:
+            self._gone.add(pool)
         self._close_returned()
 
     def _close_returned(self) -> None:
-        for pool in self._gone:
+        with self._gone_lock:
+            pools = list(self._gone)
+        for pool in pools:
             pool.dispose()
-        if self._open <= self._detached:
-            del self._gone[:-1]  # somebody may be about to connect by the newest
 
     def _idle(self) -> bool:
         """Not one connection of the pool is in use: one that came back to a pool that is gone would count for ever."""
@@ -86,7 +109,9 @@ class ForkGuard:
         return not (isinstance(pool, QueuePool) and pool.checkedout())
 
     def before(self) -> None:
-        self._held = self.writer.acquire(timeout=_WRITER_SECONDS)
+        self._held[threading.get_ident()] = [
+            lock for lock in (self.writer, self._switching) if lock.acquire(timeout=_WAIT_SECONDS)
+        ]
         self._connections.before()
         if self._idle():
             self._engine.dispose()
@@ -95,21 +120,35 @@ class ForkGuard:
 
     def after_in_parent(self) -> None:
         self._connections.after_in_parent()
-        if self._held:
-            self._held = False
-            self.writer.release()
+        for lock in self._held.pop(threading.get_ident(), ()):
+            lock.release()
 
     def after_in_child(self) -> None:
-        self.writer = threading.Lock()
-        self._held = False
-        self._connections.after_in_child()
-        if self._open:
+        switching = self._switching not in self._held.get(threading.get_ident(), ())
+        if self._open or switching or self._has_it_open():
             _INHERITED.add(self._path)
-            _LEFT_ALONE.extend(self._gone)
-        self._gone = []
+        _LEFT_ALONE.extend(self._gone)
+        self._gone = WeakSet()
+        self._connections.after_in_child()
+        self._begin_anew()
+
+    def _has_it_open(self) -> bool:
+        """Whether this process has a descriptor of the file: of an engine of the host, which we know nothing of."""
+        try:
+            file, descriptors = os.stat(self._path), os.listdir(_DESCRIPTORS)
+        except OSError:  # no such file yet, or a system that does not tell
+            return False
+        return any(_is_open_as(int(descriptor), file) for descriptor in descriptors)
 
 
-_TOLD: WeakSet[Told] = WeakSet()
+def _is_open_as(descriptor: int, file: os.stat_result) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), file)
+    except OSError:  # that of the listing itself
+        return False
+
+
+_TOLD: dict[int, ReferenceType[Told]] = {}
 _INHERITED: set[str] = set()
 """Files that this process must not open: its parent had them open when it was forked."""
 _LEFT_ALONE: list[Pool] = []
@@ -118,13 +157,15 @@ _LEFT_ALONE: list[Pool] = []
 
 def told_of_forks(each: Told) -> None:
     """As long as somebody else holds it."""
-    _TOLD.add(each)
+    key = id(each)
+    _TOLD[key] = ref(each, lambda _: _TOLD.pop(key, None))
 
 
 def _each(step: str) -> Any:
     def run() -> None:
-        for each in list(_TOLD):
-            getattr(each, step)()
+        for told in list(_TOLD.values()):  # a copy, made at once: another thread may add one
+            if (each := told()) is not None:
+                getattr(each, step)()
 
     return run
 

@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
+import pytest
+from sqlalchemy import create_engine, event
+
 from outbox import BeaconTransport, Outbox, Worker
 from outbox.simulator import Simulator
 from tests.support.intervals import interval, intervals
@@ -123,4 +126,101 @@ def test_a_connection_in_use_while_the_engine_was_disposed_is_closed_by_the_next
             assert "Fork first and start the worker then" in ended()
     with forked(lambda: outbox_box.put(message)) as ended:
         assert ended() == ""
+    assert is_pending(outbox_box, message.id)
+
+
+def test_a_connection_that_opens_while_the_engine_is_disposed_of_twice_is_closed_by_the_next_fork(
+    outbox_box: Outbox,
+) -> None:
+    message, opens, go_on = interval(), threading.Event(), threading.Event()
+
+    def connects(*_: object) -> None:
+        opens.set()
+        go_on.wait(30)
+
+    outbox_box.close()
+    event.listen(outbox_box.store.database.engine, "do_connect", connects)
+    reader = threading.Thread(target=outbox_box.find, args=(message.id,))
+    reader.start()
+    assert opens.wait(30)
+    for _ in range(2):
+        outbox_box.close()
+    go_on.set()
+    reader.join()
+    with forked(lambda: outbox_box.put(message)) as ended:
+        assert ended() == ""
+    assert is_pending(outbox_box, message.id)
+
+
+def test_forks_beside_a_thread_that_opens_and_closes_the_file_lose_and_break_nothing(outbox_box: Outbox) -> None:
+    """SQLite opens and closes a file under locks of the process, and the last to close it deletes its log."""
+    messages, done = intervals(60), threading.Event()
+
+    def open_and_close() -> None:
+        while not done.is_set():
+            outbox_box.put(interval())
+            outbox_box.close()
+
+    thread = threading.Thread(target=open_and_close)
+    thread.start()
+    put = []
+    for message in messages:
+        with forked(lambda message=message: outbox_box.put(message)) as ended:
+            said = ended()
+        assert not said or "Fork first and start the worker then" in said
+        put += [] if said else [message]
+    done.set()
+    thread.join()
+    assert len(put) > len(messages) / 2
+    assert all(is_pending(outbox_box, message.id) for message in put)
+    with outbox_box.store.database.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA integrity_check").scalar() == "ok"
+
+
+def test_a_child_of_a_host_that_has_the_file_open_refuses(outbox_box: Outbox) -> None:
+    """Its idle connection would delete the log under the child."""
+    message = interval()
+    host = create_engine(outbox_box.settings.database_url)
+    with host.begin() as connection:
+        outbox_box.enqueue(connection, interval())
+    with forked(lambda: (host.dispose(close=False), outbox_box.put(message))) as ended:
+        assert "dispose of your own engine before you fork" in ended()
+    host.dispose()
+    with forked(lambda: outbox_box.put(message)) as ended:
+        assert ended() == ""
+    assert is_pending(outbox_box, message.id)
+
+
+def test_a_child_that_refuses_may_close_its_outbox(outbox_box: Outbox) -> None:
+    """And touches no connection of its parent by it."""
+
+    closed: list[object] = []
+
+    def child() -> None:
+        event.listen(outbox_box.store.database.engine, "close", lambda connection, _: closed.append(connection))
+        outbox_box.close()
+        assert not closed
+
+    database = outbox_box.store.database
+    with database.read():
+        with database.read():
+            pass  # the second one goes back to the pool
+        with forked(child) as ended:
+            assert ended() == ""
+
+
+def test_two_threads_that_fork_at_once_leave_the_parent_able_to_write(
+    outbox_box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second waits in vain for what the first has."""
+    monkeypatch.setattr("outbox.store.forks._WAIT_SECONDS", 0.05)
+    guard = outbox_box.store.database._guard
+    assert guard is not None
+    guard.before()
+    second = threading.Thread(target=lambda: (guard.before(), guard.after_in_parent()))
+    second.start()
+    second.join()
+    guard.after_in_parent()
+    message = interval()
+    outbox_box.put(message)
     assert is_pending(outbox_box, message.id)
