@@ -142,7 +142,8 @@ class Dispatcher:
             if outlook is None or outlook.ready or flight.busy:
                 flight.run(look_due=outlook is not None and not nothing_due)
                 outlook = self.box.store.outlook(lane, stepped=True)
-                if flight.troubled or (flight.total.sent == 0 and outlook.next_seconds is not None):
+                waits = outlook.paused or outlook.next_seconds is not None
+                if flight.troubled or (flight.total.sent == 0 and waits):
                     self._flowing.discard(lane)
                 elif flight.total.sent:
                     self._flowing.add(lane)
@@ -253,7 +254,11 @@ class Flight:
                     continue
             seconds = self._pause(exhausted)
             if self.flying:
-                self.landed = self._landing(seconds)
+                listens = self.told and self._room() > 0
+                self.landed = self._landing(LOOK_DUE_SECONDS if listens and seconds is None else seconds)
+                look_due = listens and not self.landed and self._finds()
+                if look_due:
+                    continue
             elif seconds is not None:
                 self.stop.wait(seconds)
             elif not (self.ready or (self.emptied and self.told and self.news.entries and self._room())):
@@ -307,6 +312,13 @@ class Flight:
     def _long_since_look(self) -> bool:
         return time.monotonic() - self.dispatcher.looked_at[self.lane] > LOOK_DUE_SECONDS
 
+    def _finds(self) -> bool:
+        """While a request is on the wire: what nobody tells of, as a number that was missing, or a retry."""
+        if not self._long_since_look:
+            return False
+        self.dispatcher.looked_at[self.lane] = time.monotonic()
+        return self.dispatcher.box.store.outlook(self.lane).ready
+
     @property
     def _allowed(self) -> int:
         return self.dispatcher.concurrency[self.lane].allowed
@@ -325,16 +337,15 @@ class Flight:
         landed, self.landed = self.landed, []
         self.rested_at = time.monotonic() + max(RESTED_SECONDS, time.monotonic() - began)
         self.total.add(step.settled)
-        for batch_id in step.settled.lost:
-            logger.warning("lane %s: the lease of batch %s was lost; another worker has it", self.lane, batch_id)
+        for lost in step.settled.lost:
+            logger.warning("lane %s: the lease of batch %s was lost; another worker has it", self.lane, lost)
         for one in landed:
             if one.receipt.untried:
                 continue
-            if one.receipt.verdict is not Verdict.DELIVERED:
-                self.troubled = True
-                logger.warning("lane %s: batch %s: %s", self.lane, one.batch.id, one.receipt.reason)
-            elif one.receipt.remark is not None:
-                logger.warning("lane %s: batch %s: %s", self.lane, one.batch.id, one.receipt.remark)
+            trouble = one.receipt.verdict is not Verdict.DELIVERED
+            self.troubled = self.troubled or trouble
+            if (told := one.receipt.reason if trouble else one.receipt.remark) is not None:
+                logger.warning("lane %s: batch %s: %s", self.lane, one.batch.id, told)
         return step
 
     def _leave(self) -> None:

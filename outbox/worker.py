@@ -1,8 +1,8 @@
 """The worker: dispatchers driven by APScheduler, in a host process or as ``outbox worker``.
 
-The scheduler only wakes things and is their supervisor: a job that raises (the database is down) runs again at
-the next tick. A lane's job drains until nothing is due. APScheduler drops a wake while the job runs, so wakes are
-the dispatcher's ``news``, which the job looks at again before it ends.
+The scheduler only starts things and is their supervisor: upkeep that raises (the database is down) runs again at its
+next tick. A lane's job drains until nothing is due, and then waits; it goes on by itself, after an error too.
+APScheduler drops a wake while the job runs, so wakes are the dispatcher's ``news``.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ logger = logging.getLogger("outbox.worker")
 UPKEEP_SECONDS = 60
 SIGNAL_SECONDS = 0.5
 BOUNDS_SECONDS = 10
+SET_BACK_SECONDS = 1.0
 AUDITED_OFTEN = 200_000
 """The newest numbers, audited each minute; all of them at start and every hour."""
 FIRST_PAUSE_SECONDS = 0.001
@@ -63,6 +64,8 @@ class Worker:
         self._stop = threading.Event()
         self._scheduler: BackgroundScheduler | None = None
         self._listening = ExitStack()
+        self._clock = time.time() - time.monotonic()
+        """How far the wall clock is ahead of the monotonic one."""
 
     def start(self) -> None:
         """Begin to deliver. Raises ``SchemaOutOfDate`` without tables."""
@@ -76,7 +79,7 @@ class Worker:
             logger=_quiet(),
         )
         for lane in lanes:
-            self._every(self.box.settings.poll_seconds, self._drain, lane)
+            self._every(self.box.settings.poll_seconds, self._drain_on, lane)
         self._every(BOUNDS_SECONDS, self._keep_within_bounds, executor="upkeep")
         self._every(UPKEEP_SECONDS, self._upkeep, executor="upkeep")
         self._every(3600, self._audit, executor="upkeep")
@@ -126,22 +129,39 @@ class Worker:
         )
 
     def _supervised(self, job: Any, *arguments: object) -> None:
-        """What goes wrong in a job is told; the job runs again at its next tick."""
+        """What goes wrong in a job is told; the job runs again."""
         try:
             job(*arguments)
         except OutboxError as error:
             logger.error("%s", error)
         except Exception:
-            logger.exception("a job of the worker failed; it runs again at the next tick")
+            logger.exception("a job of the worker failed; it runs again")
+
+    def _drain_on(self, lane: Lane) -> None:
+        """Drain again after an error. Not at the scheduler's next tick, which is a time of the wall clock: set back, it
+        would be as far away as that."""
+        while not self._stop.is_set():
+            self._supervised(self._drain, lane)
+            self._keep_ticking()
+            self._stop.wait(self.box.settings.poll_seconds)
+
+    def _keep_ticking(self) -> None:
+        """Where the wall clock was set back, the scheduler's next ticks are now."""
+        before, self._clock = self._clock, time.time() - time.monotonic()
+        if self._clock < before - SET_BACK_SECONDS and self._scheduler is not None:
+            for job in self._scheduler.get_jobs():
+                job.modify(next_run_time=datetime.now(UTC))
 
     def _drain(self, lane: Lane) -> None:
-        """Send until nothing is due, then wait for a wake until about the next tick of the scheduler.
+        """Send until nothing is due, then wait for a wake until about the next poll.
 
         In a pause wakes are not heard: each commit of a producer would cause a look in vain.
         """
         news = self.dispatcher.news[lane]
         pause, rested, found_at, looked_at, untold = FIRST_PAUSE_SECONDS, 0.0, -math.inf, -math.inf, False
+        in_vain = False
         while not self._stop.is_set():
+            self._keep_ticking()
             woken, told = news.entries, news.told
             if untold and time.monotonic() - looked_at < LOOK_DUE_SECONDS and self.box.store.claims_by_reading(lane):
                 news.entries = True  # as if told: it reads the log, and not the lane
@@ -151,11 +171,11 @@ class Worker:
             if report.batches and not woken and news.told == told:
                 found_at, rested = time.monotonic(), 0.0
             untold = not self.box.store.tells and time.monotonic() - found_at < FOUND_SECONDS
+            was_in_vain, in_vain = in_vain, report.more and not report.batches  # it is another's, or not there yet
+            if report.batches or (woken and not report.paused) or (in_vain and not was_in_vain):
+                pause = TOLD_PAUSE_SECONDS
             if report.more and report.batches:
                 continue
-            in_vain = report.more and not report.batches  # what waits is another worker's, or not there yet
-            if report.batches or (woken and not report.paused):
-                pause = TOLD_PAUSE_SECONDS
             timed = report.next_seconds is not None and not in_vain
             due = max(report.next_seconds or 0.0, FIRST_PAUSE_SECONDS) if timed else pause
             if report.paused:
@@ -164,8 +184,9 @@ class Worker:
                 # Of what was about to be committed: after 1, 2, 4 ms, as long ago as it was told of.
                 soon = max(time.monotonic() - news.soon_at, FIRST_PAUSE_SECONDS)
                 close = pause if self.box.store.tells else max(rested * CLOSE_SHARE, CLOSE_PAUSE_SECONDS)
-                news.wait_for_entries(min(pause, due, soon, close))
-                rested += close
+                began, wait = time.monotonic(), min(pause, due, soon, close)
+                news.wait_for_entries(wait)
+                rested += min(time.monotonic() - began, wait)
             pause = min(2 * pause, self.box.settings.poll_seconds)
 
     def _woken(

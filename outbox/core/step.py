@@ -88,7 +88,7 @@ class Outlook:
     ready: bool
     next_seconds: float | None
     paused: bool = False
-    """Something waits for the probe of a paused lane: what else is committed changes nothing until then."""
+    """The lane is off or stopped, or something waits for its probe: what is committed changes nothing until then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,7 +150,7 @@ class Store:
         row, now, health = self._something_to_do(lane)
         self._plain.saw(lane, row.version, row.cursor)
         if health.state is LaneState.OFF or health.stopped:
-            return Outlook(False, None)
+            return Outlook(False, None, paused=True)
         times = [time for time in (row.due_at, row.hole_at) if time is not None]
         if health.state is LaneState.PAUSED:
             waiting = bool(row.newer or times)

@@ -1,0 +1,193 @@
+"""How long a worker waits: never for a slow request, a clock or an error longer than for its poll."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime, timedelta, tzinfo
+from typing import Any
+from uuid import UUID
+
+import pytest
+from sqlalchemy import Engine
+
+from outbox import Outbox, Receipt, Settings, Worker
+from outbox.core.batch import Batch
+from outbox.core.concurrency import Concurrency
+from outbox.core.lane import Lane
+from outbox.core.step import Outlook
+from outbox.errors import DatabaseUnavailable
+from outbox.store.watch import Watch
+from tests.store.driving import DELIVERED
+from tests.support.databases import Database
+from tests.support.intervals import interval
+from tests.support.waiting import wait_until
+
+HOUR = 3600.0
+
+
+class Held:
+    """A transport that delivers at once, but what holds the entry ``slow`` when it is let go."""
+
+    def __init__(self, slow: UUID | None = None) -> None:
+        self.slow = slow
+        self.let_go = threading.Event()
+        self.arrived: set[UUID] = set()
+
+    def send(self, batch: Batch) -> Receipt:
+        ids = {UUID(json.loads(line)["id"]) for line in batch.lines.split("\n")}
+        self.arrived |= ids
+        if self.slow in ids:
+            assert self.let_go.wait(300)
+        return DELIVERED
+
+    def wait_for(self, *ids: UUID) -> None:
+        wait_until(lambda: set(ids) <= self.arrived)
+
+
+@pytest.fixture
+def box(database: Database, request: pytest.FixtureRequest) -> Iterator[Outbox]:
+    with Outbox(database.url, settings=Settings(license_key="lic_x", poll_seconds=HOUR)) as box:
+        box.migrate()
+        yield box
+
+
+@pytest.fixture
+def silent(box: Outbox, database: Database) -> Iterator[Outbox]:
+    """Of another process that tells nobody of its commits."""
+    with Outbox(database.url, settings=Settings(notify=False)) as silent:
+        yield silent
+
+
+def senders(worker: Worker, limit: float) -> None:
+    worker.dispatcher.concurrency[Lane.USAGE] = Concurrency(limit=limit)
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+def test_what_nobody_told_of_does_not_wait_for_a_slow_request(box: Outbox, silent: Outbox) -> None:
+    first, second = interval(), interval()
+    transport = Held(slow=first.id)
+    with Worker(box, transport) as worker:
+        senders(worker, 4.0)
+        box.put(first)
+        transport.wait_for(first.id)
+        silent.put(second)
+        transport.wait_for(second.id)
+        transport.let_go.set()
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+def test_what_is_put_behind_a_number_that_was_rolled_back_does_not_wait_for_a_slow_request(
+    box: Outbox, engine: Engine
+) -> None:
+    first, second = interval(), interval()
+    transport = Held(slow=first.id)
+    with Worker(box, transport) as worker:
+        senders(worker, 4.0)
+        box.put(first)
+        transport.wait_for(first.id)
+        roll_back(box, engine)
+        box.put(second)
+        transport.wait_for(second.id)
+        transport.let_go.set()
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+def test_what_was_put_behind_a_number_that_was_rolled_back_does_not_wait_for_the_poll(
+    box: Outbox, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was there when the request before it ended, and was looked for too early."""
+    looks, outlook = [], box.store.outlook
+    monkeypatch.setattr(box.store, "outlook", lambda *a, **b: looks.append(a) or outlook(*a, **b))
+    monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", HOUR)  # as after a long time without an entry
+    monkeypatch.setattr(Watch, "start", lambda _: None)  # it would tell of what came before it began
+    first, second = interval(), interval()
+    transport = Held(slow=first.id)
+    with Worker(box, transport) as worker:
+        wait_until(lambda: len(looks) >= len(Lane))
+        monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", 0.001)
+        senders(worker, 1.0)
+        box.put(first)
+        transport.wait_for(first.id)
+        roll_back(box, engine)
+        box.put(second)
+        transport.let_go.set()
+        transport.wait_for(second.id)
+
+
+def roll_back(box: Outbox, engine: Engine) -> None:
+    with suppress(ZeroDivisionError), engine.begin() as connection:
+        box.enqueue(connection, interval())
+        raise ZeroDivisionError
+
+
+class AnHourAgo(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Any:
+        return datetime.now(tz) - timedelta(hours=1)
+
+
+@pytest.fixture
+def short_poll(database: Database) -> Iterator[Outbox]:
+    with Outbox(database.url, settings=Settings(license_key="lic_x", poll_seconds=0.02)) as box:
+        box.migrate()
+        yield box
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_lane_goes_on_after_an_error_also_when_the_wall_clock_was_set_back(
+    short_poll: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scheduler's next tick is in an hour then."""
+    outlook, failed, message = short_poll.store.outlook, threading.Event(), interval()
+
+    def fail_once(lane: Lane, **asked: Any) -> Outlook:
+        if lane is Lane.USAGE and not failed.is_set():
+            failed.set()
+            raise DatabaseUnavailable("the server restarts")
+        return outlook(lane, **asked)
+
+    transport = Held()
+    with Worker(short_poll, transport):
+        monkeypatch.setattr("apscheduler.schedulers.base.datetime", AnHourAgo)
+        monkeypatch.setattr(short_poll.store, "outlook", fail_once)
+        assert failed.wait(30)
+        short_poll.put(message)
+        transport.wait_for(message.id)
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_upkeep_goes_on_when_the_wall_clock_was_set_back(short_poll: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    purged, purge = [], short_poll.store.purge
+    monkeypatch.setattr(short_poll.store, "purge", lambda *a: (purge(*a), purged.append(a)))
+    with Worker(short_poll, Held()):
+        wait_until(lambda: len(purged) == len(Lane))
+        wall = time.time
+        monkeypatch.setattr("apscheduler.schedulers.base.datetime", AnHourAgo)
+        monkeypatch.setattr("outbox.worker.datetime", AnHourAgo)
+        monkeypatch.setattr("time.time", lambda: wall() - HOUR)
+        wait_until(lambda: len(purged) > len(Lane))
+
+
+def test_what_is_committed_into_a_lane_that_was_stopped_causes_no_steps(
+    box: Outbox, silent: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On SQLite each of them would take the lock that producers wait for."""
+    steps, step, transport, message = [], box.store.step, Held(), interval()
+
+    def counted(lane: Lane, *arguments: Any, **options: Any) -> Any:
+        steps.append(lane)
+        return step(lane, *arguments, **options)
+
+    with Worker(box, transport):
+        box.put(message)
+        transport.wait_for(message.id)
+        wait_until(lambda: box.status().lanes["usage"].sent == 1)
+        silent.store._stop(Lane.USAGE, "it contradicts its log")
+        monkeypatch.setattr(box.store, "step", counted)
+        for _ in range(100):
+            box.put(interval())
+    assert steps.count(Lane.USAGE) < 10
