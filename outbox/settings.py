@@ -27,7 +27,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from outbox.core.lane import LANES, Lane
 from outbox.core.privacy import MAX_VALUE_LENGTH
 from outbox.errors import ConfigError
-from outbox.settings_secrets import clean_licence, mask_password, public_key, read_secret_file
+from outbox.settings_secrets import clean_licence, mask_password, path_for_display, public_key, read_secret_file
 from outbox.settings_sources import Found, env_name, merge, read_layers
 from outbox.settings_values import (
     beacon_address,
@@ -94,9 +94,7 @@ class Settings(BaseSettings):
     )
     license_key: SecretStr | None = _setting(None, "the licence; wins over OUTBOX_LICENSE_FILE of the same source")
     license_file: Path | None = _setting(None, "a file that holds the licence, read when it is needed")
-    offline: bool = _setting(
-        False, "true: no egress, no HTTP client is built; usage waits for export, telemetry is not stored"
-    )
+    offline: bool = _setting(False, "true: no egress, no HTTP client is built; usage waits, telemetry is not stored")
     telemetry_metrics: bool = _setting(True, "false: the metrics lane is off (nothing stored or sent)")
     telemetry_traces: bool = _setting(True, "false: the traces lane is off (nothing stored or sent)")
     telemetry_logs: bool = _setting(True, "false: the logs lane is off (nothing stored or sent)")
@@ -306,7 +304,7 @@ class Settings(BaseSettings):
         if self.license_key is not None:
             return clean_licence(self.license_key.get_secret_value(), self._place_of("license_key"))
         if self.license_file is not None:
-            place = f"{self._place_of('license_file')} ({self.license_file})"
+            place = f"{self._place_of('license_file')} ({path_for_display(self.license_file)})"
             return clean_licence(read_secret_file(self.license_file, place), place)
         return None
 
@@ -351,6 +349,8 @@ def _for_display(name: str, value: object) -> str:
             return str(extra["unset"]) if isinstance(extra, dict) else "-"
         case SecretStr():
             return "(set)"
+        case Path() if name == "license_file":
+            return path_for_display(value)
         case tuple():
             return ", ".join(value) or "-"
         case bool():

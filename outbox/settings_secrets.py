@@ -24,6 +24,11 @@ def read_secret_file(path: Path, place: str) -> str:
     raise ConfigError(f"{place}: cannot be read: {reason}; check the path and the permissions of the file")
 
 
+def path_for_display(path: Path) -> str:
+    """A name without a folder that is no file may be the licence itself, put there by mistake."""
+    return str(path) if path.parent != Path() or path.exists() else "***"
+
+
 def clean_licence(text: str, place: str) -> str:
     """The licence without surrounding white space: printable ASCII on one line, as it must survive a header."""
     licence = text.strip()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, TypedDict
@@ -11,8 +10,8 @@ from uuid import UUID
 import typer
 
 from outbox.cli.context import FAILURE, NOT_FOUND, box_of
-from outbox.cli.inspect import EntryId, show_entry
-from outbox.cli.output import Form, Output, show_document, show_rows, table, tell
+from outbox.cli.inspect import EntryId, Yes, show_entry
+from outbox.cli.output import Form, Output, agrees, show_document, show_rows, somebody_can_answer, table, tell
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
 
@@ -51,7 +50,6 @@ Ids = Annotated[
     typer.Option("--id", metavar="ID", help="Only this entry, and those that died with it in one batch; repeatable."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 app = typer.Typer(
     help="Entries that beacon refused for good.",
@@ -143,15 +141,13 @@ def _counts(box: Outbox, selection: Selection) -> Counts:
 
 def _agreed(verb: str, before: Counts) -> bool:
     """Whether the person at the terminal agrees. Where nobody can answer, the command itself is the answer."""
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not somebody_can_answer():
         return True
     for lane, counts in before.items():
         if counts["entries"]:
             traces = f", {counts['trace_count']} traces" if lane == Lane.USAGE else ""
             tell(f"{lane}: {counts['entries']} dead{traces}")
-    sys.stderr.write(f"{verb} them? [y/N]: ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return agrees(f"{verb} them?")
 
 
 def _table(before: Counts, after: Counts) -> None:

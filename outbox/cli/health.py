@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,8 @@ from typing import Any
 from outbox.core.entry import OutboxStatus
 from outbox.core.health import LaneState
 from outbox.errors import ConfigError, OutboxError
+
+logger = logging.getLogger("outbox.health")
 
 GAUGES = (
     *("pending", "in_flight", "waiting", "sent", "dead", "shed"),
@@ -34,7 +38,7 @@ Look = Callable[[], OutboxStatus]
 def serving(host: str, port: int, look: Look) -> Iterator[int]:
     """Answer on ``port`` (0: any free one) while the block runs; the port. Raises ``ConfigError``."""
     try:
-        server = ThreadingHTTPServer((host, port), partial(_Handler, look))
+        server = _Server((host, port), partial(_Handler, look))
     except OSError as error:
         raise ConfigError(f"--health-port: cannot listen on {host}:{port}: {error.strerror}") from error
     thread = threading.Thread(target=server.serve_forever, name="outbox-health", daemon=True)
@@ -45,6 +49,13 @@ def serving(host: str, port: int, look: Look) -> Iterator[int]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Not by a traceback on stderr, which no reader of the log expects."""
+        if not isinstance(sys.exception(), OSError):  # the client went away, or was too slow
+            logger.exception("a request to --health-port failed")
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -5,15 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
 from outbox.cli.context import FAILURE, NOT_FOUND, box_of, settings_of
-from outbox.cli.output import Form, Output, show_document, show_rows, table, tell, write
+from outbox.cli.output import (
+    Form,
+    Output,
+    agrees,
+    show_document,
+    show_rows,
+    somebody_can_answer,
+    table,
+    tell,
+    write,
+)
 from outbox.core.entry import EntryView, LaneStatus, OutboxStatus
 from outbox.core.lane import Lane
+from outbox.errors import OutboxError, SchemaOutOfDate
+
+if TYPE_CHECKING:
+    from outbox.producer import Outbox
 
 LANE_COLUMNS = (
     *("state", "pending", "in_flight", "waiting", "sent", "dead", "shed", "removed"),
@@ -22,6 +36,7 @@ LANE_COLUMNS = (
 AUDIT_COLUMNS = ("lane", "strays", "renumbered", "copies", "missing", "discarded", "problem")
 SETTING_COLUMNS = ("env", "value", "source")
 
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 EntryId = Annotated[UUID, typer.Argument(metavar="ID", help="Of the entry, as outbox enqueue told it.")]
 
 config_app = typer.Typer(
@@ -39,14 +54,37 @@ def migrate(
     context: typer.Context,
     revision: Annotated[str, typer.Option(help="Up or down to this revision; base removes the tables.")] = "head",
     sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for an empty database; change nothing.")] = False,
+    yes: Yes = False,
 ) -> None:
-    """Create the tables or bring them up to date. Safe to run at every start."""
+    """Create the tables or bring them up to date. Safe to run at every start.
+
+    To remove tables with entries that are not delivered it asks; where nobody can answer it needs --yes.
+    """
     with box_of(context) as box:
         if sql:
             write(box.migration_sql(revision).rstrip())
             return
+        if revision == "base" and not yes:
+            _require_agreement(box)
         box.migrate(revision)
         tell(f"{box.store.database.safe_url}: at revision {box.store.schema().current or 'base'}")
+
+
+def _require_agreement(box: Outbox) -> None:
+    """Raises ``OutboxError`` where entries would be lost, and nobody agrees to it."""
+    try:
+        lanes = box.status().lanes
+    except SchemaOutOfDate:  # there are none, or an older version's
+        return
+    lost = [f"{name}: {lane.unfinished + lane.dead:,}" for name, lane in lanes.items() if lane.unfinished + lane.dead]
+    if not lost:
+        return
+    told = f"entries that are not delivered, and would be removed with the tables: {', '.join(lost)}"
+    if somebody_can_answer():
+        tell(told)
+        if agrees("remove them?"):
+            return
+    raise OutboxError(f"{told}. Nothing was changed. Deliver them first (outbox drain), or give --yes")
 
 
 def status(context: typer.Context, output: Output = Form.TABLE) -> None:

@@ -85,6 +85,17 @@ def write(line: str) -> None:
         raise OutboxError(f"cannot write to standard output: {error.strerror}; give it another place") from error
 
 
+def somebody_can_answer() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def agrees(question: str) -> bool:
+    """Whether the person at the terminal does."""
+    sys.stderr.write(f"{question} [y/N]: ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 def tell(line: str) -> None:
     """One line for the person, on stderr."""
     typer.echo(line, err=True)

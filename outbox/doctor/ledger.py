@@ -82,7 +82,7 @@ def judge_backlog(lane: Lane, status: LaneStatus, overdue_seconds: float, settin
     looked_for = max(IDLE_SECONDS, 10 * settings.poll_seconds)
     if settings.offline:
         if status.unfinished:
-            yield ok(f"{lane}: {status.unfinished} wait for an export, offline")
+            yield ok(f"{lane}: {status.unfinished} wait, offline")
     elif status.state == LaneState.OPEN and not status.senders and idle > looked_for:
         yield warning(f"{waiting}, and none on the wire: perhaps no worker runs", "outbox worker")
     elif oldest > OLD_BACKLOG_SECONDS:

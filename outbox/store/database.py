@@ -301,7 +301,7 @@ def _engine(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous: s
     else:
         engine = _create(dialect.sync_url(url), dialect, synchronous)
     event.listen(engine, "connect", _setup(dialect, synchronous))
-    event.listen(engine, "do_connect", _require_store(dialect, url))
+    event.listen(engine, "do_connect", _connecting(dialect, url))
     if dialect.single_writer:
         # Not the event "begin": an engine that has any listener prepares each connection for all events, which costs
         # a put more than its INSERT does.
@@ -321,6 +321,16 @@ def _create(url: URL, dialect: Dialect, synchronous: str) -> Engine:
             f"OUTBOX_DATABASE_URL: the driver for {url.drivername} is not installed ({error})."
             " Install beacon-outbox[postgres] or beacon-outbox[mysql]."
         ) from error
+    except (TypeError, ValueError) as error:
+        raise _unusable(url, error) from None
+
+
+def _unusable(url: URL, error: Exception) -> ConfigError:
+    """What the server or the file says is no such error."""
+    return ConfigError(
+        f"OUTBOX_DATABASE_URL: {url.drivername} cannot connect by it ({type(error).__name__})."
+        f" Check its path and its options: {', '.join(url.query) or 'it has none'}"
+    )
 
 
 def _setup(dialect: Dialect, synchronous: str) -> Any:
@@ -334,9 +344,13 @@ def _setup(dialect: Dialect, synchronous: str) -> Any:
     return on_connect
 
 
-def _require_store(dialect: Dialect, url: URL) -> Any:
-    def on_do_connect(*_: Any) -> None:
+def _connecting(dialect: Dialect, url: URL) -> Any:
+    def on_do_connect(driver: Any, _record: Any, arguments: Any, options: Any) -> Any:
         dialect.require_store(url)
+        try:
+            return driver.connect(*arguments, **options)
+        except (driver.loaded_dbapi.ProgrammingError, AttributeError, OSError, TypeError, ValueError) as error:
+            raise _unusable(url, error) from None  # they may repeat what is in the URL
 
     return on_do_connect
 

@@ -83,7 +83,9 @@ class BeaconTransport:
 
     def __init__(self, settings: TransportSettings, *, client: Client | None = None) -> None:
         if settings.offline:
-            raise Offline("OUTBOX_OFFLINE is true, so no transport is built; use: outbox export DIR")
+            raise Offline(
+                "OUTBOX_OFFLINE is true, so nothing is sent. Set it to false where this host may reach beacon"
+            )
         self._settings = settings
         self._base_url = checked_base_url(settings)
         self._token_header = checked_token_header(settings)

@@ -104,6 +104,28 @@ def test_a_wrong_setting_is_named_with_what_it_should_be(
     says(unmigrated.but(**{setting: value})("status"), 2, f"OUTBOX_{setting.upper()}", what)
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://u:hunter2@127.0.0.1:1/db?sslmod=require",
+        *(f"mysql://u:hunter2@127.0.0.1:1/x?{option}" for option in ("foo=bar", "ssl_ca=/none", "connect_timeout=abc")),
+        "sqlite:///outbox.db?timeout=abc",
+    ],
+)
+def test_an_option_of_the_database_that_its_driver_does_not_take_is_named(unmigrated: Command, url: str) -> None:
+    told = unmigrated.but(database_url=url)("status")
+    assert told.code == 2
+    assert told.err.startswith("error: OUTBOX_DATABASE_URL: ")
+    assert url.partition("?")[2].partition("=")[0] in told.err
+    assert "hunter2" not in told.err
+
+
+def test_a_licence_in_place_of_its_file_is_not_shown(unmigrated: Command) -> None:
+    for command in ("drain", "config show", "doctor"):
+        told = unmigrated.but(license_file="lic_hunter2")(*command.split())
+        assert "hunter2" not in told.out + told.err
+
+
 @pytest.mark.parametrize("name", ["nowhere.toml", "settings.ini", "broken.toml"])
 def test_a_configuration_that_cannot_be_read_is_named(unmigrated: Command, name: str) -> None:
     (unmigrated.directory / "broken.toml").write_text("batch_max_rows = [")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import signal
+import socket
+import struct
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +38,14 @@ def read_until(process: subprocess.Popen[bytes], pattern: str) -> re.Match[str]:
     raise AssertionError(f"no {pattern!r} in {seen}")
 
 
+def hang_up_early(url: str) -> None:
+    """Asks, and is gone before the answer."""
+    at = httpx.URL(url)
+    with socket.create_connection((at.host, at.port or 0)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        probe.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+
+
 def test_a_worker_sends_answers_probes_and_ends_at_sigterm(outbox: Command, beacon: Simulator) -> None:
     outbox("enqueue", "usage", EXAMPLES / "usage.json")
     arguments = ("worker", "--log-format", "json", "--health-port", "0", "--health-host", "127.0.0.1")
@@ -47,12 +57,14 @@ def test_a_worker_sends_answers_probes_and_ends_at_sigterm(outbox: Command, beac
         assert client.get(f"{health}/readyz").status_code == 200
         assert client.get(f"{health}/nothing").status_code == 404
         metrics = client.get(f"{health}/metrics").text
+        hang_up_early(health)
+        assert client.get(f"{health}/livez").status_code == 200
         for gauge in ("pending", "rejected", "shortfall"):
             assert f'outbox_{gauge}{{lane="usage"}} 0' in metrics
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (0, b"")
-    assert json.loads(err.splitlines()[-1])["message"] == "stopped"
+    assert [json.loads(line) for line in err.splitlines()][-1]["message"] == "stopped"
     assert beacon.license.encode() not in err
     assert outbox("status", "--output", "json").json()["lanes"]["usage"]["sent"] == 1
 

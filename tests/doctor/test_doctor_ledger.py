@@ -167,7 +167,7 @@ def test_offline_what_waits_is_no_complaint(outbox: Command, by_hand: ByHand) ->
     outbox("enqueue", "usage", stdin=usage_line() * 2)
     by_hand(f"UPDATE outbox_usage SET created_at = created_at - {HOUR_US}")
     report = examined(outbox.but(offline="true"))
-    assert report.the("backlog", "ok").found == "usage: 2 wait for an export, offline"
+    assert report.the("backlog", "ok").found == "usage: 2 wait, offline"
 
 
 @pytest.mark.parametrize(
