@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event, Lock
 from typing import Protocol
@@ -25,9 +25,8 @@ from outbox.core.batch import Batch
 from outbox.core.concurrency import Concurrency
 from outbox.core.lane import LANES, Lane
 from outbox.core.pace import Pace
-from outbox.core.policy import Policy
 from outbox.core.receipt import Receipt, Verdict
-from outbox.core.step import Committed, DispatchReport, Outlook, Settled, Settlement, Step
+from outbox.core.step import DispatchReport, DispatchStore, Settled, Settlement, Step
 from outbox.news import News
 
 logger = logging.getLogger("outbox.dispatcher")
@@ -46,26 +45,6 @@ RESTED_SECONDS = 0.01
 and they are settled and claimed in one commit."""
 _NOT_SENT = Receipt(Verdict.INTERRUPTED, counted=False, reason="")
 """Of a batch that was leased ahead and is not to leave any more."""
-
-
-class DispatchStore(Protocol):
-    """What the dispatcher needs of the store."""
-
-    policy: Policy
-
-    @property
-    def tells(self) -> bool: ...
-    def step(
-        self,
-        lane: Lane,
-        settlements: Sequence[Settlement],
-        *,
-        want: int,
-        look_due: bool,
-        eager: bool = False,
-        committed: Committed | None = None,
-    ) -> Step: ...
-    def outlook(self, lane: Lane, *, stepped: bool = False) -> Outlook: ...
 
 
 class Transport(Protocol):
@@ -261,7 +240,9 @@ class Flight:
                     continue
             elif seconds is not None:
                 self.stop.wait(seconds)
-            elif not (self.ready or (self.emptied and self.told and self.news.entries and self._room())):
+            elif not (
+                self.ready or (self.told and self.news.entries and self.emptied and not self.deaf and self._room())
+            ):
                 return
             look_due = any(one.receipt.verdict is not Verdict.DELIVERED for one in self.landed)
             if not look_due:
@@ -276,6 +257,11 @@ class Flight:
         news = self.news
         quiet = not (self.looked or news.entries or news.more_expected)
         return self.told and self.emptied and quiet and not self._pace.limited
+
+    @property
+    def _hears(self) -> bool:
+        """What is told of may be claimed at once: the last claim took all there was, and something."""
+        return self.emptied and not self.deaf and self._room() > 0
 
     @property
     def busy(self) -> bool:

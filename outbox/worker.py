@@ -158,7 +158,7 @@ class Worker:
         In a pause wakes are not heard: each commit of a producer would cause a look in vain.
         """
         news = self.dispatcher.news[lane]
-        pause, rested, found_at, looked_at, untold = FIRST_PAUSE_SECONDS, 0.0, -math.inf, -math.inf, False
+        pause, rested, found_at, looked_at, untold = FIRST_PAUSE_SECONDS, math.inf, -math.inf, -math.inf, False
         in_vain = False
         while not self._stop.is_set():
             self._keep_ticking()

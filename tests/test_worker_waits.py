@@ -182,6 +182,7 @@ def test_what_is_committed_into_a_lane_that_was_stopped_causes_no_steps(
         steps.append(lane)
         return step(lane, *arguments, **options)
 
+    monkeypatch.setattr(box.store, "audit", lambda *_, **__: None)  # it finds nothing, and opens the lane again
     with Worker(box, transport):
         box.put(message)
         transport.wait_for(message.id)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 from outbox.core.batch import Batch
+from outbox.core.lane import Lane
+from outbox.core.policy import Policy
 from outbox.core.receipt import Receipt
 
 
@@ -117,3 +119,23 @@ class DispatchReport:
             min((s for s in (self.next_seconds, other.next_seconds) if s is not None), default=None),
             self.paused or other.paused,
         )
+
+
+class DispatchStore(Protocol):
+    """What the dispatcher needs of the store."""
+
+    policy: Policy
+
+    @property
+    def tells(self) -> bool: ...
+    def step(
+        self,
+        lane: Lane,
+        settlements: Sequence[Settlement],
+        *,
+        want: int,
+        look_due: bool,
+        eager: bool = False,
+        committed: Committed | None = None,
+    ) -> Step: ...
+    def outlook(self, lane: Lane, *, stepped: bool = False) -> Outlook: ...

@@ -23,7 +23,6 @@ from outbox.doctor.skew import judge_skew
 from outbox.errors import ConfigError
 from outbox.messages.usage import FUTURE_SECONDS
 from outbox.settings_values import human_seconds
-from outbox.transport.beacon import BeaconTransport
 from outbox.transport.config import is_loopback
 from outbox.transport.proxy import proxy_for
 from outbox.transport.secret import Secret, mask
@@ -72,7 +71,6 @@ def _beacon(patient: Patient) -> Iterator[Finding]:
         yield skipped("there is no licence to verify")
         return
     try:
-        BeaconTransport(settings).close()  # a worker's: it refuses what ``ask`` has no use for
         exchange = ask(settings, license, min(settings.request_timeout, REQUEST_SECONDS))
     except ConfigError as error:
         patient.lack(Need.ANSWER, "no request can be made")

@@ -20,7 +20,8 @@ from outbox.settings import Settings
 from outbox.transport.answer import failure_of, read_answer
 from outbox.transport.beacon import USAGE_ANSWER_BYTES
 from outbox.transport.client import BeaconClient, build_client, tls_context
-from outbox.transport.config import checked_base_url
+from outbox.transport.compression import Compression
+from outbox.transport.config import checked_base_url, checked_token_header
 from outbox.transport.deadline import deadline, expired
 from outbox.transport.proxy import proxy_for, secrets_of
 from outbox.transport.request import build_verify
@@ -47,6 +48,8 @@ class Exchange:
 def ask(settings: Settings, license: Secret, seconds: float) -> Exchange:
     """POST verify within ``seconds``. Raises ``ConfigError`` for settings that no client can be made of."""
     base_url = checked_base_url(settings)
+    checked_token_header(settings)  # of no use here, but a worker refuses to start with a wrong one
+    Compression(settings)
     context = tls_context(settings) or httpx.create_ssl_context()
     proxy = proxy_for(httpx.URL(base_url))
     certificates = _note_certificates(context)

@@ -351,6 +351,8 @@ def _connecting(dialect: Dialect, url: URL) -> Any:
             return driver.connect(*arguments, **options)
         except (driver.loaded_dbapi.ProgrammingError, AttributeError, OSError, TypeError, ValueError) as error:
             raise _unusable(url, error) from None  # they may repeat what is in the URL
+        finally:
+            del arguments, options  # an error reporter sends the variables of each frame along: a password
 
     return on_do_connect
 

@@ -121,8 +121,9 @@ def test_a_licence_file_with_more_than_a_licence_is_told_without_it(tmp_path: Pa
 
 def test_a_proxy_with_a_password_is_told_without_it(server: RawServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", f"http://user:{IN_A_URL}@proxy.invalid:port")
-    transport = BeaconTransport(Settings(beacon_url="https://beacon.invalid", license_key=LICENSE))
-    assert leaks_of(error_of(ConfigError, transport.verify), "the proxy", variables=False) == []
+    settings = Settings(beacon_url="https://beacon.invalid", license_key=LICENSE)
+    error = error_of(ConfigError, lambda: BeaconTransport(settings))
+    assert leaks_of(error, "the proxy", variables=False) == []
 
 
 # --- the licence and the token ----------------------------------------------------------------------------
