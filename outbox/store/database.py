@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, create_engine, event, make_url
 from sqlalchemy.engine import URL
+from sqlalchemy.engine import Dialect as Driver
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -301,7 +302,7 @@ def _engine(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous: s
     else:
         engine = _create(dialect.sync_url(url), dialect, synchronous)
     event.listen(engine, "connect", _setup(dialect, synchronous))
-    event.listen(engine, "do_connect", _connecting(dialect, url))
+    event.listen(engine, "do_connect", _require_store(dialect, url))
     if dialect.single_writer:
         # Not the event "begin": an engine that has any listener prepares each connection for all events, which costs
         # a put more than its INSERT does.
@@ -315,7 +316,7 @@ def _create(url: URL, dialect: Dialect, synchronous: str) -> Engine:
     if dialect.worker_isolation:  # once for a connection; as an execution option it would be said for each transaction
         arguments["isolation_level"] = dialect.worker_isolation
     try:
-        return create_engine(url, hide_parameters=True, **arguments)
+        engine = create_engine(url, hide_parameters=True, **arguments)
     except (ImportError, NoSuchModuleError) as error:
         raise ConfigError(
             f"OUTBOX_DATABASE_URL: the driver for {url.drivername} is not installed ({error})."
@@ -323,6 +324,8 @@ def _create(url: URL, dialect: Dialect, synchronous: str) -> Engine:
         ) from error
     except (TypeError, ValueError) as error:
         raise _unusable(url, error) from None
+    setattr(engine.dialect, "connect", _connecting(engine.dialect, url))  # noqa: B010 - mypy: as above
+    return engine
 
 
 def _unusable(url: URL, error: Exception) -> ConfigError:
@@ -344,17 +347,26 @@ def _setup(dialect: Dialect, synchronous: str) -> Any:
     return on_connect
 
 
-def _connecting(dialect: Dialect, url: URL) -> Any:
-    def on_do_connect(driver: Any, _record: Any, arguments: Any, options: Any) -> Any:
+def _require_store(dialect: Dialect, url: URL) -> Any:
+    def on_do_connect(*_: Any) -> None:
         dialect.require_store(url)
+
+    return on_do_connect
+
+
+def _connecting(driver: Driver, url: URL) -> Any:
+    """Its ``connect``, which tells a wrong option as such."""
+    connect = driver.connect
+
+    def connecting(*arguments: Any, **options: Any) -> Any:
         try:
-            return driver.connect(*arguments, **options)
+            return connect(*arguments, **options)
         except (driver.loaded_dbapi.ProgrammingError, AttributeError, OSError, TypeError, ValueError) as error:
             raise _unusable(url, error) from None  # they may repeat what is in the URL
         finally:
             del arguments, options  # an error reporter sends the variables of each frame along: a password
 
-    return on_do_connect
+    return connecting
 
 
 def _first_line(error: DBAPIError) -> str:

@@ -19,8 +19,7 @@ from outbox.errors import DatabaseUnavailable
 from outbox.store.connections import Connections
 
 _WAIT_SECONDS = 5.0
-"""A fork waits so long for a transaction of ours, and for a connection that is being opened or closed. One that the
-forking thread itself is in never ends meanwhile."""
+"""A fork waits so long for a transaction of ours, and for a connection that is being opened or closed."""
 _DESCRIPTORS = "/dev/fd"
 
 
@@ -55,7 +54,9 @@ class ForkGuard:
             setattr(engine.dialect, name, ours)
 
     def _begin_anew(self) -> None:
-        self.writer = threading.Lock()
+        self.writer = threading.RLock()
+        """Not a Lock: a signal's handler that puts while its thread does would wait for ever, and not as long as for
+        SQLite's own lock."""
         self._switching = threading.RLock()
         """Held while a connection is opened or closed: SQLite's own locks must be free at a fork, or the child waits
         for a thread that it has not."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from outbox import Outbox
+from outbox.errors import DatabaseUnavailable
 from outbox.store import database as store_database
 from tests.store.driving import Worker
 from tests.support.databases import Database
@@ -72,3 +74,26 @@ def test_steps_and_purges_are_turns_and_puts_are_not(box: Outbox, worker: Worker
     assert pauses == [store_database.TURN_PAUSE_SECONDS]
     worker.purge()
     assert len(pauses) > 1
+
+
+def test_a_signals_handler_that_puts_while_its_thread_writes_is_told_and_waits_no_longer_than_others(
+    box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(box.store.database.dialect, "waits_ms", 20)
+    box.close()
+    refused = []
+
+    def put(*_: object) -> None:
+        with pytest.raises(DatabaseUnavailable) as told:
+            box.put(interval())
+        refused.append(told.value)
+
+    before = signal.signal(signal.SIGUSR1, put)
+    try:
+        with box.store.database.write():
+            signal.raise_signal(signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert refused
+    box.put(interval())
+    assert box.status().lanes["usage"].pending == 1
