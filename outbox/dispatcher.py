@@ -240,9 +240,7 @@ class Flight:
                     continue
             elif seconds is not None:
                 self.stop.wait(seconds)
-            elif not (
-                self.ready or (self.told and self.news.entries and self.emptied and not self.deaf and self._room())
-            ):
+            elif not (self.ready or (self.told and self.news.entries and self._hears)):
                 return
             look_due = any(one.receipt.verdict is not Verdict.DELIVERED for one in self.landed)
             if not look_due:
