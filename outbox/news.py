@@ -14,6 +14,7 @@ HANDED_OVER = 20
 """Commits whose entries are kept for whoever claims them; there are more where the lane does not keep up."""
 
 EXPECTED_SECONDS = 0.05
+"""So long after news of a commit that nobody can have found yet, what arrives is settled with a look for it."""
 
 
 class News:

@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Engine
 
-from outbox import Outbox, Receipt, Settings, Worker
+from outbox import Outbox, Receipt, Settings, UsageInterval, Worker
 from outbox.core.batch import Batch
 from outbox.core.concurrency import Concurrency
 from outbox.core.lane import Lane
@@ -62,8 +62,11 @@ def silent(box: Outbox, database: Database) -> Iterator[Outbox]:
         yield silent
 
 
-def senders(worker: Worker, limit: float) -> None:
+def under_way(box: Outbox, worker: Worker, transport: Held, message: UsageInterval, *, limit: float) -> None:
+    """The request of ``message``, of so many that the lane may have on the wire."""
     worker.dispatcher.concurrency[Lane.USAGE] = Concurrency(limit=limit)
+    box.put(message)
+    transport.wait_for(message.id)
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
@@ -71,9 +74,7 @@ def test_what_nobody_told_of_does_not_wait_for_a_slow_request(box: Outbox, silen
     first, second = interval(), interval()
     transport = Held(slow=first.id)
     with Worker(box, transport) as worker:
-        senders(worker, 4.0)
-        box.put(first)
-        transport.wait_for(first.id)
+        under_way(box, worker, transport, first, limit=4.0)
         silent.put(second)
         transport.wait_for(second.id)
         transport.let_go.set()
@@ -86,9 +87,7 @@ def test_what_is_put_behind_a_number_that_was_rolled_back_does_not_wait_for_a_sl
     first, second = interval(), interval()
     transport = Held(slow=first.id)
     with Worker(box, transport) as worker:
-        senders(worker, 4.0)
-        box.put(first)
-        transport.wait_for(first.id)
+        under_way(box, worker, transport, first, limit=4.0)
         roll_back(box, engine)
         box.put(second)
         transport.wait_for(second.id)
@@ -109,9 +108,7 @@ def test_what_was_put_behind_a_number_that_was_rolled_back_does_not_wait_for_the
     with Worker(box, transport) as worker:
         wait_until(lambda: len(looks) >= len(Lane))
         monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", 0.001)
-        senders(worker, 1.0)
-        box.put(first)
-        transport.wait_for(first.id)
+        under_way(box, worker, transport, first, limit=1.0)
         roll_back(box, engine)
         box.put(second)
         transport.let_go.set()
