@@ -337,3 +337,16 @@ def test_the_version_table_of_a_host_may_have_any_name(database: Database, engin
         assert box.status().schema.current == box.status().schema.head
         with pytest.raises(ConfigError, match="host's own Alembic history"):
             box.migrate()
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_the_indexes_of_a_log_have_no_room_in_their_pages_where_it_would_stay_empty(
+    box: Outbox, engine: Engine
+) -> None:
+    with engine.connect() as connection:
+        full = connection.exec_driver_sql(
+            "SELECT count(*) FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid"
+            " WHERE 'fillfactor=100' = ANY (c.reloptions)"
+            " AND i.indrelid = ANY ('{outbox_usage,outbox_metrics,outbox_traces,outbox_logs}'::regclass[])"
+        ).scalar()
+    assert full == 8

@@ -19,6 +19,7 @@ from __future__ import annotations
 import sys
 import traceback
 from functools import cache
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -28,6 +29,7 @@ from typer.core import TyperGroup
 from outbox import __version__
 from outbox.cli import bench, dead, demo, dispatch, doctor, enqueue, inspect, preview, simulate
 from outbox.cli.context import INTERRUPTED, Globals
+from outbox.cli.output import write
 from outbox.errors import OutboxError
 
 
@@ -59,7 +61,7 @@ for _commands in (enqueue, dispatch, inspect, preview, dead, doctor, simulate, d
 
 def _tell_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"outbox {__version__}")
+        write(f"outbox {__version__}")
         raise typer.Exit
 
 
@@ -94,6 +96,8 @@ def _command() -> TyperGroup:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command and exit with its code. ``arguments``: ``sys.argv[1:]`` by default."""
     given = Globals()
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without a letter of the data does not stop it
     try:
         _command()(arguments, prog_name="outbox", obj=given)
     except OutboxError as error:

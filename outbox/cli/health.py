@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -52,6 +53,10 @@ def serving(host: str, port: int, look: Look) -> Iterator[int]:
 
 
 class _Server(ThreadingHTTPServer):
+    def __init__(self, address: tuple[str, int], handler: Callable[..., BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Not by a traceback on stderr, which no reader of the log expects."""
         if not isinstance(sys.exception(), OSError):  # the client went away, or was too slow

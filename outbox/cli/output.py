@@ -17,7 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import msgspec
 import typer
@@ -76,13 +76,21 @@ def show_document(document: object, form: Form, as_table: Callable[[], None] | N
 
 def write(line: str) -> None:
     """One line of data, flushed: whoever reads it may act on it."""
+    out = _stdout()
     try:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+        out.write(line + "\n")
+        out.flush()
     except BrokenPipeError:
         raise  # typer's: the reader has had enough, as in `outbox dead list | head -1`
     except OSError as error:
         raise OutboxError(f"cannot write to standard output: {error.strerror}; give it another place") from error
+
+
+def _stdout() -> TextIO:
+    """Python has none where it was closed before."""
+    if sys.stdout is None:
+        raise OutboxError("standard output is closed; give it another place")
+    return sys.stdout
 
 
 def somebody_can_answer() -> bool:
@@ -103,7 +111,7 @@ def tell(line: str) -> None:
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     cells = [[_cell(value) for value in row] for row in rows]
-    if sys.stdout.isatty():
+    if _stdout().isatty():
         _rich_table(columns, cells)
         return
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]

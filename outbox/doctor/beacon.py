@@ -127,6 +127,8 @@ def _way(words: str) -> str:
         return "OUTBOX_CA_FILE=/path/to/the/authority.pem, of the private authority or of the proxy that opens TLS"
     if "CERTIFICATE_REQUIRED" in words.upper() or "HANDSHAKE_FAILURE" in words.upper():
         return "OUTBOX_CLIENT_CERT_FILE=/path/to/the/certificate.pem, and OUTBOX_CLIENT_KEY_FILE"
+    if "WRONG_VERSION_NUMBER" in words.upper() or "RECORD_LAYER_FAILURE" in words.upper():
+        return "what answers there does not speak TLS: check the port of OUTBOX_BEACON_URL, or of HTTPS_PROXY"
     return "let this host reach beacon (firewall, HTTPS_PROXY), or set OUTBOX_OFFLINE=true where it must not"
 
 

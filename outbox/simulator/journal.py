@@ -12,6 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from outbox.errors import ConfigError
+
 
 class JournalLine(msgspec.Struct, frozen=True):
     """``{"t": epoch seconds, "lane": "usage", "key": Idempotency-Key, "ids": [...]}``"""
@@ -23,9 +25,16 @@ class JournalLine(msgspec.Struct, frozen=True):
 
 
 class Journal:
+    """Raises ``ConfigError`` for a file that cannot be read and written."""
+
     def __init__(self, path: Path) -> None:
-        _drop_cut_line(path)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            _drop_cut_line(path)
+            self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(
+                f"the simulator cannot keep its journal in {path}: {error.strerror}; give another file"
+            ) from error
 
     def write(self, t: float, lane: str, key: str, ids: Sequence[str]) -> None:
         line = msgspec.json.encode(JournalLine(t, lane, key, list(ids))) + b"\n"

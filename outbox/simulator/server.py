@@ -125,12 +125,13 @@ class Simulator:
     # -- life
 
     def start(self) -> Self:
-        """Listen. Raises ConfigError if the port cannot be had."""
+        """Listen. Raises ConfigError if the port cannot be had, or the journal not be kept."""
         if self._thread is not None:
             raise RuntimeError("this simulator was started before; make another")
+        self._journal = None
         if self._journal_path is not None:
+            self._journal = Journal(self._journal_path)
             self.received.restore(read_journal(self._journal_path))
-        self._journal = None if self._journal_path is None else Journal(self._journal_path)
         control = listen(self._host, 0)
         self._control_port: int = control.getsockname()[1]
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from pathlib import Path
 from uuid import uuid4
@@ -213,14 +214,25 @@ def test_a_reader_that_has_had_enough_is_no_error_to_talk_about(outbox: Command)
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_full_disk_behind_standard_output_is_told(outbox: Command) -> None:
-    with Path("/dev/full").open("wb") as full:
-        done = subprocess.run(
-            Command.line("status", "--output", "json"),
-            cwd=outbox.directory,
-            env=outbox.env,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            timeout=60,
-            check=False,
-        )
-    says(Done(done.returncode, "", done.stderr.decode()), 1, "cannot write to standard output: No space left on device")
+    for arguments in (["status", "--output", "json"], ["--version"]):
+        done = in_a_shell(outbox, arguments, ">/dev/full")
+        says(done, 1, "cannot write to standard output: No space left on device")
+
+
+def test_standard_output_that_is_closed_is_told(outbox: Command) -> None:
+    says(in_a_shell(outbox, ["status"], ">&-"), 1, "standard output is closed; give it another place")
+
+
+def test_a_letter_that_the_locale_has_not_is_shown_in_another_way(outbox: Command) -> None:
+    outbox.env["PYTHONIOENCODING"] = "ascii"
+    done = in_a_shell(outbox, ["--database-url", "sqlite:///t\u00fcr.db", "config", "show"], "")
+    assert (done.code, done.err) == (0, "")
+    assert r"t\xfcr.db" in done.out
+
+
+def in_a_shell(outbox: Command, arguments: list[str], more: str) -> Done:
+    line = f"{shlex.join(Command.line(*arguments))} {more}"
+    done = subprocess.run(
+        line, shell=True, cwd=outbox.directory, env=outbox.env, capture_output=True, timeout=60, check=False
+    )
+    return Done(done.returncode, done.stdout.decode(), done.stderr.decode())

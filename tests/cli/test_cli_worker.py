@@ -13,6 +13,8 @@ from contextlib import contextmanager
 
 import httpx
 
+from outbox.cli.health import serving
+from outbox.core.entry import OutboxStatus
 from outbox.simulator import Simulator
 from tests.cli.command import EXAMPLES, Command
 
@@ -44,6 +46,15 @@ def hang_up_early(url: str) -> None:
     with socket.create_connection((at.host, at.port or 0)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         probe.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
+
+
+def test_probes_may_come_by_ipv6() -> None:
+    with serving("::1", 0, status_of_nothing) as port, httpx.Client(trust_env=False) as client:
+        assert client.get(f"http://[::1]:{port}/livez").status_code == 200
+
+
+def status_of_nothing() -> OutboxStatus:
+    raise AssertionError("nobody asks for it")
 
 
 def test_a_worker_sends_answers_probes_and_ends_at_sigterm(outbox: Command, beacon: Simulator) -> None:

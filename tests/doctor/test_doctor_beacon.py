@@ -245,6 +245,11 @@ def test_an_unknown_authority_is_a_problem_and_its_file_mends_it(outbox: Command
         assert "is trusted, and ends in 0 days" in report.the("tls", "warning").found
 
 
+def test_a_port_that_does_not_speak_tls_is_said_to_be_that(outbox: Command, beacon: Simulator) -> None:
+    report = examined(outbox.but(beacon_url=beacon.url.replace("http:", "https:")))
+    assert "what answers there does not speak TLS" in report.mend("beacon")
+
+
 def test_a_certificate_of_another_name_is_a_problem(outbox: Command, authority: Authority) -> None:
     with RawServer(tls=authority.server_context()) as server:
         ours = outbox.but(ca_file=str(authority.ca), beacon_url=server.url.replace("127.0.0.1", "localhost"))

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from outbox.errors import ConfigError
 from outbox.simulator import Simulator, SimulatorClient, read_journal
 from tests.simulator.calling import Caller, telemetry, usage_row
 
@@ -184,6 +185,11 @@ def test_a_served_simulator_ends_at_a_signal_with_its_counts(
     assert process.returncode == 0
     assert counts["usage"]["statuses"] == {"200": 1, "503": 1}
     assert counts["fired"] == {"statuses": 1}
+
+
+def test_a_journal_that_cannot_be_kept_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"keep its journal in {tmp_path}: Is a directory; give another file"):
+        Simulator(journal=tmp_path).start()
 
 
 def test_a_killed_simulator_leaves_a_journal_that_the_next_one_goes_on_with(

@@ -11,16 +11,25 @@ from sqlalchemy import Connection, Engine, PoolProxiedConnection, text
 from sqlalchemy.engine import URL
 from sqlalchemy.engine import Dialect as Driver
 
+from outbox.core.lane import LANES
 from outbox.store.dialects.base import Announce, Dialect, Inserted, Look, Row, first_of
 
 COPIED_AT_ONCE = 100
 """Rows in a write of COPY."""
 
 
+def _indexes(log: str) -> Sequence[str]:
+    """Of a log, which grows at their end: numbers and ids (UUIDv7) ascend. Room within their pages would stay empty."""
+    return f"{log}_pkey", f"uq_{log}_id"
+
+
 class PostgreSQL(Dialect):
     name = "postgresql"
     sync_driver = "psycopg"
-    storage_statements = ("ALTER TABLE outbox_lane SET (fillfactor = 50)",)  # its row is updated all the time
+    storage_statements = (
+        "ALTER TABLE outbox_lane SET (fillfactor = 50)",  # its row is updated all the time
+        *(f"ALTER INDEX {index} SET (fillfactor = 100)" for lane in LANES.values() for index in _indexes(lane.table)),
+    )
     missing_table_codes = ("42P01",)
     lost_claim_codes = ("40001", "40P01", "55P03")
     lock_timeout_codes = ("55P03",)
