@@ -90,14 +90,15 @@ class Dispatcher:
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = Lock()
 
-    def run_once(self) -> DispatchReport:
+    def run_once(self, *, stop: Event | None = None) -> DispatchReport:
         """One tick: on each lane at most as many batches as it has senders. Blocks until they are settled.
 
-        Where beacon limits requests, that takes as long as its limit asks for.
+        Where beacon limits requests, that takes as long as its limit asks for. When ``stop`` is set, no request begins
+        any more.
         """
         report = DispatchReport()
         for lane in self.lanes:
-            report += self.run_lane(lane, at_most=self.box.settings.max_senders)
+            report += self.run_lane(lane, at_most=self.box.settings.max_senders, stop=stop)
         return report
 
     def run_lane(

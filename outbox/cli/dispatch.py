@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Annotated, Protocol
@@ -42,7 +41,7 @@ def register(app: typer.Typer) -> None:
 
 def drain(
     context: typer.Context,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds after which to give up.")] = 60.0,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds after which no request begins.")] = 60.0,
 ) -> None:
     """Send until nothing waits. Ends with 0 when empty, 3 when work remains, 4 when the licence was refused."""
     log_to_stderr(LogFormat.TEXT, logging.ERROR)  # what fails on the way is told once, at the end
@@ -83,24 +82,25 @@ def _why(box: Outbox, status: LaneStatus) -> str:
 
 
 def _drain(box: Outbox, transport: BeaconTransport, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    pause = FIRST_PAUSE_SECONDS
+    pause, stop = FIRST_PAUSE_SECONDS, threading.Event()
     license = Licence(transport)
     with ExitStack() as stack:
         dispatcher = stack.enter_context(closing(wiring.build_dispatcher(box, transport)))
         progress = stack.enter_context(_progress())
         for lane in dispatcher.lanes:
             box.store.switch_on(lane)  # one that was off, and is on by now
+        timer = threading.Timer(timeout, stop.set)
+        stack.callback(timer.cancel)
+        timer.start()
         while left := unfinished(box):
-            report = dispatcher.run_once()
+            report = dispatcher.run_once(stop=stop)
             progress.advance(report.sent + report.dead, sum(lane.unfinished for lane in left.values()))
             if report.batches:
                 pause = FIRST_PAUSE_SECONDS
             license.look(left)
-            if time.monotonic() >= deadline:
+            if stop.is_set() or (not report.more and stop.wait(pause)):
                 return
             if not report.more:
-                threading.Event().wait(min(pause, max(0.0, deadline - time.monotonic())))
                 pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
