@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event, Lock
 from typing import Protocol
 
+from outbox.boottime import boottime
 from outbox.core import concurrency, pace
 from outbox.core.batch import Batch
 from outbox.core.concurrency import Concurrency
@@ -161,7 +162,7 @@ class Dispatcher:
         return sent
 
     def _send(self, batch: Batch) -> Settlement:
-        if time.monotonic() > batch.lease_deadline:
+        if boottime() > batch.lease_deadline:
             late = "the lease has no time left for a request; it is sent again under a new one"
             return Settlement(batch, Receipt(Verdict.INTERRUPTED, counted=False, reason=late))
         started = time.monotonic()

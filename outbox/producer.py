@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
+from outbox.boottime import boottime
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LicenseStatus, OutboxStatus, micros
 from outbox.core.lane import LANES, Lane
 from outbox.core.policy import Policy
@@ -198,7 +199,7 @@ class Outbox:
         [(lane, fresh)] = rows.items()
         here, table, last = self.store.told_here, LANES[lane].table, inserted.first + len(fresh) - 1
         here[table] = max(last, here.get(table, 0))  # a thread that committed later may have been here before
-        return Committed(inserted.first, [payload for _, payload, _ in fresh], time.monotonic())
+        return Committed(inserted.first, [payload for _, payload, _ in fresh], boottime())
 
     async def put_async(self, *messages: Message, timeout: float = 0) -> EnqueueResult:
         """As :meth:`put`, without blocking the event loop."""

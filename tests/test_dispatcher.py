@@ -21,6 +21,8 @@ from outbox import (
     Settings,
     TelemetryEnvelope,
 )
+from outbox import dispatcher as dispatcher_module
+from outbox.boottime import boottime
 from outbox.core.concurrency import Concurrency
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
@@ -235,6 +237,18 @@ def test_a_receipt_outlives_a_database_that_fails_before_it_is_settled(
     assert failed
     assert dispatcher.run_once().sent == 1
     assert beacon.received.ids() == {str(id): 1}
+
+
+def test_what_was_leased_before_the_host_was_suspended_for_as_long_as_a_lease_does_not_leave(
+    new: New, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    box, dispatcher = new(lease_seconds=60)
+    box.put(interval())
+    monkeypatch.setattr(dispatcher_module, "boottime", lambda: boottime() + 60)
+    report = dispatcher.run_once()
+    assert (report.sent, report.failed, beacon.received.counts()["usage"]["requests"]) == (0, 0, 0)
+    monkeypatch.undo()
+    assert dispatcher.run_once().sent == 1
 
 
 def test_an_attempt_that_fails_is_counted_and_told_to_beacon(new: New, beacon: Simulator) -> None:

@@ -23,7 +23,7 @@ class Batch:
     """Counted failures so far: the ``num_failed_send_attempts`` of its entries on the wire."""
     lease_token: UUID
     lease_deadline: float
-    """``time.monotonic()`` seconds of this process: no POST starts after it."""
+    """Of ``boottime``, in this process: no POST starts after it."""
     ambiguous: bool
     """An earlier attempt may have reached beacon."""
     lines: str

@@ -21,7 +21,7 @@ class Committed(NamedTuple):
     """Number of the first; those of the others follow without a gap."""
     payloads: Sequence[str]
     at: float
-    """``time.monotonic()`` seconds, after the commit."""
+    """Of ``boottime``, after the commit."""
 
     @staticmethod
     def joined(parts: Sequence[Committed | None]) -> Committed | None:

@@ -334,7 +334,7 @@ class MembersMissing(Exception):
 
 
 def lease_deadline(lane: LockedLane, policy: Policy) -> float:
-    """On the monotonic clock of this process: a POST that starts later might still run when the lease is over."""
+    """Of ``boottime``: a POST that starts later might still run when the lease is over."""
     return lane.at + policy.lease_seconds - policy.request_timeout
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from uuid import UUID
 import uuid_utils
 from sqlalchemy import Connection, Update, bindparam, func, insert, or_, select, true, update
 
+from outbox.boottime import boottime
 from outbox.core.health import Backoff, Health, LaneState
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import LIVE
@@ -50,7 +50,7 @@ class LockedLane:
     health: Health
     now: int
     at: float
-    """A moment of the monotonic clock, at ``now`` or before it: a lease from ``now`` on lasts as long from here."""
+    """A moment of ``boottime``, at ``now`` or before it: a lease from ``now`` on lasts as long from here."""
     newest: int | None = None
     """The newest entry, if a claim has seen it."""
     untouched: bool = False
@@ -128,7 +128,7 @@ def locked(connection: Connection, lane: Lane, clock: Clock | None = None) -> It
     Raises ``LostClaim`` when the version moved (possible on Galera, where a lock is local to a node), and
     ``SchemaOutOfDate`` when the lane has no row.
     """
-    at = time.monotonic()
+    at = boottime()
     rows = _LOCK.rows(connection, {"key": str(lane)})
     if not rows:
         raise no_row(lane)

@@ -12,7 +12,6 @@ missing, a batch did not arrive, somebody else has changed the lane.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, cast
@@ -20,6 +19,7 @@ from typing import Any, cast
 from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 
+from outbox.boottime import boottime
 from outbox.core.batch import Batch
 from outbox.core.health import LaneState
 from outbox.core.lane import Lane
@@ -62,7 +62,7 @@ class PlainSteps:
         self._since: dict[Lane, int] = {}
         """The version from which on all steps of a lane were plain."""
         self._looked_at: dict[Lane, float] = {}
-        """When the database last told its clock, in seconds of the monotonic one: for a while who does not read goes
+        """When the database last told its clock, in ``boottime``: for a while who does not read goes
         on from there."""
 
     def step(
@@ -97,7 +97,7 @@ class PlainSteps:
             return self._in_vain(row)
         if row.health != left.health:
             return None
-        began, statements = time.monotonic(), joined.statements(self._database.dialect.plain_steps)
+        began, statements = boottime(), joined.statements(self._database.dialect.plain_steps)
         arrived = self._database.alone(
             lambda pooled: self._write(pooled, left, row, look), statements=statements, in_turn=True
         )
@@ -179,18 +179,18 @@ class PlainSteps:
         """What would be read, if it is known: a row of ``RUN``."""
         if committed is None or committed.first != left.cursor + 1 or len(committed.payloads) > policy.batch_max_rows:
             return None
-        if not self._knows_time(left.lane) or time.monotonic() - committed.at > FRESH_SECONDS:
+        if not self._knows_time(left.lane) or boottime() - committed.at > FRESH_SECONDS:
             return None
         entries, lines = len(committed.payloads), "\n".join(committed.payloads)
         last = left.cursor + entries
         return RUN[left.lane].record((entries, last, len(lines) - entries + 1, lines, last, None))
 
     def _knows_time(self, lane: Lane) -> bool:
-        return time.monotonic() - self._looked_at[lane] < FRESH_SECONDS
+        return boottime() - self._looked_at[lane] < FRESH_SECONDS
 
     def _read(self, left: LockedLane, policy: Policy, want: int, clock: Clock | None, given: Any = None) -> LockedLane:
         """The lane as it was left, and what is above its cursor."""
-        version, at = left.version + 1, time.monotonic()
+        version, at = left.version + 1, boottime()
         kept = (left.floor, left.cursor, version, left.folded_version, left.health)
         if given is not None or (not want and self._knows_time(left.lane)):
             now = left.now + int((at - left.at) * MICROSECONDS) if clock is None else clock()
@@ -207,7 +207,7 @@ class PlainSteps:
             rows[first], times[first] = self._ahead.look(
                 left.lane, first, policy.batch_max_rows, few=left.emptied, untimed=self._knows_time(left.lane)
             )
-        at = time.monotonic()
+        at = boottime()
         if rows[first].now is not None:
             left.now, left.at = rows[first].now, times[first]
             self._looked_at[left.lane] = at

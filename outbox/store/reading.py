@@ -9,7 +9,6 @@ their way. On SQLite a claim reads just before it takes the lock that producers 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -18,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import Table, bindparam, func, literal_column, select
 
+from outbox.boottime import boottime
 from outbox.core.lane import LANES, Lane
 from outbox.core.policy import Policy
 from outbox.store.database import Database
@@ -75,7 +75,7 @@ def whole(row: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """``begun_at``: seconds of the monotonic clock.
+    """``begun_at``: of ``boottime``.
 
     ``row``: a future of ``Ahead.look``; None: it is read when it is wanted.
     """
@@ -85,13 +85,13 @@ class Read:
 
     @property
     def fresh(self) -> bool:
-        return time.monotonic() - self.begun_at < FRESH_SECONDS
+        return boottime() - self.begun_at < FRESH_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """``rows``: of ``RUN``, by their first number. They hold while the lane has this ``version``. ``times``: of the
-    monotonic clock, when each was begun to be read."""
+    """``rows``: of ``RUN``, by their first number. They hold while the lane has this ``version``. ``times``: of
+    ``boottime``, when each was begun to be read."""
 
     version: int
     rows: Mapping[int, Any]
@@ -150,12 +150,12 @@ class Ahead:
 
     def _read(self, lane: Lane, first: int, rows: int) -> Read:
         beside = self._database.dialect.reads_ahead == "beside"
-        return Read(time.monotonic(), self._thread.submit(self.look, lane, first, rows) if beside else None)
+        return Read(boottime(), self._thread.submit(self.look, lane, first, rows) if beside else None)
 
     def look(self, lane: Lane, first: int, rows: int, *, few: bool = False, untimed: bool = False) -> tuple[Any, float]:
-        """A row of ``RUN``, and when reading it began, in seconds of the monotonic clock. ``few``: likely so.
+        """A row of ``RUN``, and when reading it began, in ``boottime``. ``few``: likely so.
         ``untimed``: its ``now`` may be None."""
-        began = time.monotonic()
+        began = boottime()
         if few and self._database.dialect.joins_slowly:
             found = self._database.look(_FEW[lane], {"first": first})
             if len(found) < FEW and len(found) <= rows:

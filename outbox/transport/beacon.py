@@ -21,6 +21,7 @@ from typing import Self
 
 import httpx
 
+from outbox.boottime import boottime
 from outbox.core.batch import Batch
 from outbox.core.lane import LANES
 from outbox.core.reading import printable
@@ -199,7 +200,7 @@ class BeaconTransport:
         """Why no POST of the batch may leave now; None: it may."""
         if self._stopping.is_set():
             return judge(batch.lane, batch.rows, Failure.INTERRUPTED, now=time.time())
-        if time.monotonic() > batch.lease_deadline:
+        if boottime() > batch.lease_deadline:
             # A verify before this may have taken its whole timeout; another worker may hold the batch by now.
             late = judge(batch.lane, batch.rows, Failure.INTERRUPTED, now=time.time())
             return replace(late, reason="the lease ran out before the request left (interrupted)")

@@ -18,15 +18,24 @@ ROOMS = {"airgap", "dashboard", "demo", "doctor", "metering", "otel", "simulator
 
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "boottime": set(),
     "core": {"errors"},
     "observe": {"core", "errors"},
     "messages": {"core", "errors"},
-    "store": {"core", "errors", "observe"},
-    "transport": {"core", "errors", "observe"},
+    "store": {"core", "errors", "observe", "boottime"},
+    "transport": {"core", "errors", "observe", "boottime"},
     "settings": {"core", "errors"},
     "news": {"core"},
-    "dispatcher": {"news", "core", "errors", "observe"},
-    "producer": {"store", "messages", "core", "errors", "observe", "settings"},  # late: see the test of slow imports
+    "dispatcher": {"news", "core", "errors", "observe", "boottime"},
+    "producer": {
+        "store",
+        "messages",
+        "core",
+        "errors",
+        "observe",
+        "settings",
+        "boottime",
+    },  # late: see the test of slow imports
     "worker": {"dispatcher", "core", "errors", "observe"},
     "wiring": {
         "worker",

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import delete, select, update
 
 from outbox import Outbox, Receipt
+from outbox.boottime import boottime
 from outbox.core.batch import Batch
 from outbox.core.lane import Lane
 from outbox.core.step import Committed, Outlook, Settlement, Step
@@ -214,7 +215,7 @@ def test_a_look_in_vain_is_one_statement_and_now_and_then_asks_for_the_time(
     step(worker, [batch], want=0)
     [[after]] = worker.rows(select(now_us()))
     assert not locks
-    assert before - 5_000 <= worker.batch(batch.id).settled_at <= after + 5_000
+    assert before - 30_000 <= worker.batch(batch.id).settled_at <= after + 30_000
 
 
 def test_what_another_worker_claims_between_its_look_and_its_write_is_not_claimed_twice(
@@ -351,10 +352,10 @@ def test_a_post_under_a_lease_ends_before_it_wherever_the_step_stalls(
 
     for name, module in (("look", Ahead), ("settle", store_plain), ("_lease", store_claim)):
         stalling(monkeypatch, module, name, stall)
-    began = time.monotonic()
+    began = boottime()
     [batch] = step(alone, leased(alone)).batches
     [[now]] = alone.rows(select(now_us()))
-    at = time.monotonic()
+    at = boottime()
     left_to_post = batch.lease_deadline + policy.request_timeout - at
     left_of_lease = (alone.batch(batch.id).due_at - now) / 1_000_000
     assert policy.lease_seconds - (at - began) <= left_to_post <= left_of_lease + 0.005
@@ -493,5 +494,5 @@ def test_its_clock_is_the_databases_and_is_asked_again(
         [[before]] = worker.rows(select(now_us()))
         step(worker, [batch], want=0)
         [[after]] = worker.rows(select(now_us()))
-        assert before - 5_000 <= worker.batch(batch.id).settled_at <= after + 5_000
+        assert before - 30_000 <= worker.batch(batch.id).settled_at <= after + 30_000
     assert looks

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
+from outbox.boottime import boottime
 from outbox.core.batch import Batch
 from outbox.core.lane import LANES, Lane
 from outbox.core.telemetry import LEVELS
@@ -77,7 +77,7 @@ def batch_of(
         payload_bytes=sum(map(len, payloads)),
         attempts=attempts,
         lease_token=UUID(int=7),
-        lease_deadline=time.monotonic() + lease_seconds,
+        lease_deadline=boottime() + lease_seconds,
         ambiguous=False,
         lines="\n".join(payloads),
     )
