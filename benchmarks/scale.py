@@ -29,12 +29,13 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
 
 
 def _longer(run: Run, places: Places, kind: str, name: str, count: int, rounds: int) -> None:
-    """Against a short backlog, and against what the loop by hand makes of the long one: both are of the same rounds."""
-    measures = (with_outbox(places, kind, count), with_outbox(places, kind, SHORT), hand(places, kind, count))
-    long, short, by_hand = (samples for samples in zip(*_in_turns(measures, rounds), strict=True))
-    title, unit = f"drain {name} rows, {kind}", "rows/s"
-    run.add(Figure(f"scale/{kind}/{name}", title, unit, "higher", [*long], [*short], base_name="100k rows"))
-    run.add(Figure(f"scale/{kind}/{name}/by-hand", f"{title}, one worker", unit, "higher", [*long], [*by_hand]))
+    """Against a short backlog, and against the loop by hand, which has both, too: all are of the same rounds."""
+    measures = [how(places, kind, rows) for how in (with_outbox, hand) for rows in (count, SHORT)]
+    long, short, hand_long, hand_short = (list(samples) for samples in zip(*_in_turns(measures, rounds), strict=True))
+    title, unit, key = f"drain {name} rows, {kind}", "rows/s", f"scale/{kind}/{name}"
+    run.add(Figure(key, title, unit, "higher", long, short, base_name="100k rows"))
+    run.add(Figure(f"{key}/of-hand", f"by hand: {title}", unit, "higher", hand_long, hand_short, base_name="100k rows"))
+    run.add(Figure(f"{key}/by-hand", f"{title}, one worker", unit, "higher", long, hand_long))
 
 
 def _in_turns(measures: Sequence[Measure], rounds: int) -> list[list[float]]:
