@@ -23,6 +23,7 @@ from sqlalchemy.exc import (
     IntegrityError,
     NoSuchModuleError,
     OperationalError,
+    SQLAlchemyError,
 )
 
 from outbox.errors import ConfigError, DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
@@ -30,6 +31,7 @@ from outbox.observe import uninstrumented
 from outbox.store.connections import Connections
 from outbox.store.dialects import Dialect, Inserted, Row, dialect_named
 from outbox.store.forks import ForkGuard, told_of_forks
+from outbox.store.ledger import LostClaim
 from outbox.store.one_lock import LOCK_PAUSE_SECONDS, READS, begin, when_free
 from outbox.store.prepared import Prepared, Values, heard, translated
 
@@ -87,7 +89,8 @@ class Database:
         ):
             transaction = connection.begin()
             try:
-                yield connection
+                with _unread_closed(connection):
+                    yield connection
             except BaseException:
                 transaction.rollback()
                 raise
@@ -194,7 +197,7 @@ class Database:
             except BaseException as raised:
                 dialect = self.engine.dialect
                 if not isinstance(raised, dialect.loaded_dbapi.Error):
-                    pooled.close()
+                    pooled.invalidate(raised)
                     raise
                 error = translated(raised, dialect, pooled)
                 if error.connection_invalidated and pooled.is_valid:
@@ -214,7 +217,8 @@ class Database:
             pooled = connection.info
             pooled[READS] = True
             try:
-                yield connection
+                with _unread_closed(connection):
+                    yield connection
             finally:
                 pooled.pop(READS, None)
 
@@ -268,6 +272,19 @@ class Database:
             self._guard.check()
         if self._connections.pid != os.getpid():  # forked by something that tells nobody
             self._connections.after_in_child()
+
+
+@contextmanager
+def _unread_closed(connection: Connection) -> Iterator[None]:
+    """A signal's handler may raise between a statement and its answer, which whoever uses the connection next would
+    take for its own: PyMySQL reads answers in turn."""
+    try:
+        yield
+    except (OutboxError, SQLAlchemyError, LostClaim):
+        raise
+    except BaseException as raised:
+        connection.invalidate(raised)
+        raise
 
 
 def _parse(url: str | URL) -> URL:

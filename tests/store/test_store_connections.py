@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from pymysql.connections import Connection as PyMySQL
 from sqlalchemy import Engine, create_engine, event, text
 
 from outbox import Outbox, Settings
@@ -278,3 +279,49 @@ def test_disposing_of_the_engine_closes_them(box: Outbox) -> None:
     assert pool.checkedout() == 0  # type: ignore[attr-defined]
     box.put(interval())
     assert pending(box) == 2
+
+
+class TimeLimit(Exception):
+    """As Celery's, raised by a signal's handler wherever the program is."""
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("rows", [1, INSERTED_AT_ONCE, 3 * INSERTED_AT_ONCE])
+@pytest.mark.parametrize("raised", [TimeLimit, KeyboardInterrupt])
+def test_an_answer_that_nobody_read_is_no_answer_to_the_next_put(
+    box: Outbox, monkeypatch: pytest.MonkeyPatch, rows: int, raised: type[BaseException]
+) -> None:
+    box.put(interval())
+    interrupt_before_the_next_answer(monkeypatch, raised)
+    with pytest.raises(raised):
+        box.put(*intervals(rows))
+    monkeypatch.undo()
+    for count in (1, rows, 1, rows):
+        messages = intervals(count)
+        assert box.put(*messages).duplicates == 0
+        assert all(box.find(message.id) for message in messages)
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_an_answer_that_nobody_read_is_no_answer_to_the_next_look_or_step(
+    box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for use in (box.status, lambda: box.store.audit(Lane.USAGE), lambda: box.store.outlook(Lane.USAGE)):
+        use()
+        interrupt_before_the_next_answer(monkeypatch, TimeLimit)
+        with pytest.raises(TimeLimit):
+            use()
+        monkeypatch.undo()
+        pending = box.status().lanes["usage"].pending
+        box.put(interval())
+        assert box.status().lanes["usage"].pending == pending + 1
+
+
+def interrupt_before_the_next_answer(monkeypatch: pytest.MonkeyPatch, raised: type[BaseException]) -> None:
+    read = PyMySQL._read_query_result
+
+    def interrupted(driver_connection: Any, *arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(PyMySQL, "_read_query_result", read)
+        raise raised
+
+    monkeypatch.setattr(PyMySQL, "_read_query_result", interrupted)
