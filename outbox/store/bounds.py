@@ -6,12 +6,13 @@ Only pending entries are shed, never one in a live batch; what is shed is a sett
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, func, select
 
 from outbox.core import batching, runs
 from outbox.core.lane import Lane
-from outbox.core.lifecycle import LIVE, Ending
+from outbox.core.lifecycle import LIVE, BatchState, Ending
 from outbox.core.policy import MICROSECONDS, Bounds
 from outbox.errors import OutboxFull
 from outbox.store import holes
@@ -24,6 +25,13 @@ SHED_AT_ONCE = 5_000
 """Entries shed in one transaction."""
 
 
+class Held(NamedTuple):
+    """Bytes."""
+
+    entries: int
+    size: int
+
+
 @dataclass(slots=True)
 class Surplus:
     """By how much a lane is beyond its bounds. Bytes; µs."""
@@ -32,6 +40,9 @@ class Surplus:
     size: int
     before: int
     """Entries written before this are too old."""
+    cursor: int
+    live: Held
+    """What live batches held when it was measured: with what is above the cursor it is all that the lane holds."""
     reason: str = ""
 
     def takes(self, size: int, written_at: int) -> bool:
@@ -41,6 +52,14 @@ class Surplus:
             self.entries -= 1
             self.size -= size
         return goes
+
+    def follow(self, lane: LockedLane) -> None:
+        """Others have claimed, delivered and shed since it was measured: several workers measure the same surplus."""
+        live = _held_by(lane.connection, lane.lane, BATCH.c.state.in_(LIVE))
+        left = _held_by(lane.connection, lane.lane, BATCH.c.first_seq > self.cursor, BATCH.c.last_seq > self.cursor)
+        self.entries += live.entries - self.live.entries - left.entries
+        self.size += live.size - self.live.size - left.size
+        self.live = live
 
 
 def surplus(connection: Connection, lane: Lane, bounds: Bounds, clock: Clock | None) -> Surplus | None:
@@ -52,12 +71,13 @@ def surplus(connection: Connection, lane: Lane, bounds: Bounds, clock: Clock | N
     entries, size, oldest = connection.execute(pending.where(log.c.seq > cursor)).one()
     if not entries:
         return None
-    live = select(func.coalesce(func.sum(BATCH.c.entries), 0), func.coalesce(func.sum(BATCH.c.payload_bytes), 0))
-    live_entries, live_size = connection.execute(live.where(BATCH.c.lane == str(lane), BATCH.c.state.in_(LIVE))).one()
+    live = _held_by(connection, lane, BATCH.c.state.in_(LIVE))
     beyond = Surplus(
-        int(entries + live_entries) - bounds.entries,
-        int(size + live_size) - bounds.size,
+        int(entries) + live.entries - bounds.entries,
+        int(size) + live.size - bounds.size,
         now - int(bounds.age_seconds * MICROSECONDS),
+        cursor,
+        live,
     )
     told = [
         (beyond.entries > 0, f"more than {bounds.entries} entries (OUTBOX_TELEMETRY_MAX_ENTRIES)"),
@@ -68,11 +88,19 @@ def surplus(connection: Connection, lane: Lane, bounds: Bounds, clock: Clock | N
     return beyond if any(holds for holds, _ in told) else None
 
 
+def _held_by(connection: Connection, lane: Lane, *which: ColumnElement[bool]) -> Held:
+    """Batches of a lane."""
+    sums = [func.coalesce(func.sum(column), 0) for column in (BATCH.c.entries, BATCH.c.payload_bytes)]
+    held = select(*sums).where(BATCH.c.lane == str(lane), BATCH.c.state != BatchState.SUPERSEDED, *which)
+    return Held(*map(int, connection.execute(held).one()))
+
+
 def shed(lane: LockedLane, beyond: Surplus) -> int:
     """Shed the oldest pending entries that ``beyond`` takes, up to a chunk. Entries; 0: none left.
 
     Over the rows seen in one statement, never over a range: a row that commits late is not shed unseen.
     """
+    beyond.follow(lane)
     log = LOGS[lane.lane]
     oldest = select(log.c.seq, log.c.size, log.c.created_at).where(log.c.seq > lane.cursor).order_by(log.c.seq)
     numbers: list[int] = []
@@ -86,6 +114,7 @@ def shed(lane: LockedLane, beyond: Surplus) -> int:
         holes.record(lane, batching.gaps(lane.cursor, numbers))
         lane.cursor = numbers[-1]
         end(lane, runs.from_sorted(numbers), size, Ending.SHED, beyond.reason)
+    beyond.cursor = lane.cursor
     return len(numbers)
 
 

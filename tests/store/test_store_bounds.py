@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, Engine, update
@@ -12,6 +14,7 @@ from outbox import Outbox, OutboxFull, Settings
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
 from outbox.core.policy import Bounds
+from outbox.store import bounds
 from tests.store.driving import DELIVERED, KEEP_NOTHING, Worker
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
@@ -64,6 +67,44 @@ def test_more_than_a_chunk_is_shed_chunk_by_chunk(tracer: Worker, monkeypatch: p
     ids = tracer.put(20)
     assert keep_within(tracer, entries=5) == 15
     assert tracer.deliver_all() == ids[15:]
+
+
+def test_workers_that_measure_the_same_surplus_shed_it_once(tracer: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "SHED_AT_ONCE", 2)
+    ids = tracer.put(10)
+    shed: list[int] = []
+    after_measuring(monkeypatch, lambda: shed.append(keep_within(tracer, entries=7)))
+    shed.append(keep_within(tracer, entries=7))
+    assert shed == [3, 0]
+    assert tracer.deliver_all() == ids[3:]
+
+
+def test_what_is_delivered_after_the_measuring_is_not_shed_for(tracer: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracer.policy(batch_max_rows=4)
+    ids = tracer.put(10)
+    after_measuring(monkeypatch, lambda: tracer.settle(tracer.must_claim(), DELIVERED))
+    assert keep_within(tracer, entries=7) == 0
+    assert tracer.deliver_all() == ids[4:]
+
+
+def test_what_is_claimed_after_the_measuring_is_shed_for(tracer: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    tracer.policy(batch_max_rows=4)
+    ids = tracer.put(10)
+    after_measuring(monkeypatch, tracer.must_claim)
+    assert keep_within(tracer, entries=7) == 3
+    assert tracer.statuses(ids) == [Status.IN_FLIGHT] * 4 + [Status.SHED] * 3 + [Status.PENDING] * 3
+
+
+def after_measuring(monkeypatch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    measure = bounds.surplus
+
+    def measured(*arguments: Any) -> Any:
+        found = measure(*arguments)
+        monkeypatch.setattr(bounds, "surplus", measure)
+        do()
+        return found
+
+    monkeypatch.setattr(bounds, "surplus", measured)
 
 
 def test_an_entry_that_commits_late_is_not_shed_unseen(tracer: Worker) -> None:
