@@ -24,9 +24,10 @@ from outbox.core.lane import LANES, Lane
 from outbox.core.policy import Policy
 from outbox.core.privacy import Removed
 from outbox.core.step import Committed
-from outbox.errors import OutboxFull
+from outbox.errors import OutboxError, OutboxFull
 from outbox.messages import Message
 from outbox.producer_door import Door
+from outbox.producer_given import joined, joined_async, not_all_messages
 from outbox.store import bounds, migrate
 from outbox.store.audit import AuditReport
 from outbox.store.database import Database
@@ -51,6 +52,7 @@ CHUNK_ROWS = 10_000
 """Rows of one statement of ``enqueue_many``."""
 HANDED_OVER_BYTES = 64 * 1024
 """Of payload: more is read back by the worker of this process, rather than kept for it."""
+PUT_TRIES = 5
 _ROOM_POLL_SECONDS = 0.05
 
 # Which dead letters: bounds that all hold; None is no bound.
@@ -127,15 +129,17 @@ class Outbox:
     def enqueue(self, where: Session | Connection, *messages: Message) -> EnqueueResult:
         """Add messages to the caller's transaction; they are sent after it commits, or never.
 
-        An id that is there already is not added again. Raises ``SchemaOutOfDate`` without tables; other database
-        errors are SQLAlchemy's own, as for any statement of the caller.
+        An id that is there already is not added again. A scoped session stands for the one of its scope. Raises
+        ``SchemaOutOfDate`` without tables; other database errors are SQLAlchemy's own, as for any statement of the
+        caller.
         """
         return self.enqueue_many(where, messages)
 
     def enqueue_many(self, where: Session | Connection, messages: Iterable[Message]) -> EnqueueResult:
         """As :meth:`enqueue`, for many: one statement a chunk, by the driver's fastest way in."""
+        where = joined(where)
+        result, rows = self._prepared(messages)  # before the connection: they may come from the same session
         connection = where if isinstance(where, Connection) else where.connection()
-        result, rows = self._prepared(messages)
         self._insert(connection, result, rows)
         if rows:
             self.wake.after_commit(where, set(rows))
@@ -149,7 +153,8 @@ class Outbox:
         self, where: AsyncSession | AsyncConnection, messages: Iterable[Message]
     ) -> EnqueueResult:
         """As :meth:`enqueue_many`, in the transaction of an AsyncSession or AsyncConnection."""
-        return await where.run_sync(self.enqueue_many, messages)
+        result: EnqueueResult = await joined_async(where).run_sync(self.enqueue_many, messages)
+        return result
 
     def put(self, *messages: Message, timeout: float = 0) -> EnqueueResult:
         """Enqueue in a transaction of its own; durable when it returns.
@@ -174,11 +179,24 @@ class Outbox:
     def _put(self, result: EnqueueResult, rows: Rows) -> EnqueueResult:
         inserted = self._put_alone(result, rows)
         if inserted is None:
-            with self.store.database.write() as connection:
-                self._insert(connection, result, rows)
+            self._put_among_others(result, rows)
         self.wake.set(set(rows), None if inserted is None else self._handed_over(inserted, rows))
         self.save_removed()
         return result
+
+    def _put_among_others(self, result: EnqueueResult, rows: Rows) -> None:
+        """Again when the database has ended it for the sake of others, with nothing written: a deadlock."""
+        database, tries = self.store.database, PUT_TRIES
+        while tries:
+            tries -= 1
+            try:
+                with database.write() as connection:
+                    self._insert(connection, result, rows)
+                tries = 0
+            except (OutboxError, DBAPIError) as error:
+                if not (tries and database.lost_a_race(error)):
+                    raise
+                rows = {lane: sorted(some) for lane, some in rows.items()}  # who waits for others waits in one order
 
     def _put_alone(self, result: EnqueueResult, rows: Rows) -> Inserted | None:
         """What most puts are. None: it is not one statement for one lane, or is not added as easily."""
@@ -210,9 +228,12 @@ class Outbox:
     def _prepared(self, messages: Iterable[Message]) -> tuple[EnqueueResult, Rows]:
         """The ids of the messages, and what is to be stored of them."""
         messages = list(messages)
-        result = EnqueueResult([message.id for message in messages])
+        try:
+            result = EnqueueResult([message.id for message in messages])
+            lanes = [messages[0].lane] if len(messages) == 1 else {message.lane for message in messages}
+        except AttributeError:
+            raise not_all_messages(messages) from None
         rows: Rows = {}
-        lanes = [messages[0].lane] if len(messages) == 1 else {message.lane for message in messages}
         for lane in lanes:
             some = messages if len(lanes) == 1 else [message for message in messages if message.lane is lane]
             if self.settings.lane_enabled(lane):

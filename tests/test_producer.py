@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from random import Random
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from outbox import Outbox, Settings, TelemetryEnvelope
+from outbox import InvalidMessage, Outbox, OutboxFull, Settings, TelemetryEnvelope, UsageInterval
+from outbox.core.lane import Lane
 from outbox.errors import SchemaOutOfDate
 from outbox.simulator import Simulator
-from outbox.testing import drain
+from outbox.store.dialects.postgresql import PostgreSQL
+from outbox.testing import assert_enqueued, drain
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
 
+COPIED = PostgreSQL.copy_from_rows
 METRICS = (Path(__file__).parent / "examples" / "metrics.json").read_text()
 
 
@@ -228,3 +237,94 @@ def test_what_sqlites_driver_remembers_of_each_statement_is_not_much(box: Outbox
     assert len({sql for sql, _ in inserts}) <= 50
     assert at_once
     assert all(sum(len(value) for value in values if isinstance(value, str)) <= 32 * 1024 for values in at_once)
+
+
+@pytest.mark.parametrize("make", [sessionmaker, lambda engine: lambda: Session(engine)], ids=["factory", "function"])
+def test_a_scoped_session_is_the_session_of_its_scope_and_its_commit_wakes_the_worker(
+    box: Outbox, engine: Engine, make: Callable[[Engine], Callable[[], Session]]
+) -> None:
+    woken: list[set[Lane]] = []
+    scoped = scoped_session(make(engine))
+    with closing_listener(box, woken):
+        [id] = box.enqueue(scoped, interval())
+        assert [each.id for each in assert_enqueued(scoped)] == [id]
+        assert woken == []
+        scoped.commit()
+    assert woken == [{Lane.USAGE}]
+    scoped.remove()
+
+
+@contextmanager
+def closing_listener(box: Outbox, woken: list[set[Lane]]) -> Iterator[None]:
+    stop = box.wake.listen(lambda lanes, _committed=None: woken.append(lanes))
+    yield
+    stop()
+
+
+def test_what_is_no_transaction_and_what_is_no_message_is_named(box: Outbox, engine: Engine) -> None:
+    wrong: Any
+    for wrong, said in (
+        (engine, r"enqueue needs the Session or Connection of your transaction, got Engine; box\.put\("),
+        (AsyncSession(), r"AsyncSession is asynchronous: await box\.enqueue_async"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            box.enqueue(wrong, interval())
+    message: Any = {"tenant_id": "x"}
+    with pytest.raises(InvalidMessage, match="expected a UsageInterval or TelemetryEnvelope, got an object"):
+        box.put(message)
+    message = [interval()]
+    with engine.begin() as connection, pytest.raises(InvalidMessage, match="got an array"):
+        box.enqueue(connection, message)
+    assert stored(engine) == 0
+
+
+def test_messages_may_come_from_the_session_that_they_are_enqueued_in(box: Outbox, engine: Engine) -> None:
+    with Session(engine) as session:
+
+        def found() -> Iterator[UsageInterval]:
+            for _ in range(2):
+                yield interval(trace_count=session.scalar(text("SELECT 1")))
+                session.commit()
+
+        box.enqueue_many(session, found())
+        session.commit()
+    assert stored(engine) == 2
+
+
+@pytest.mark.parametrize("count", [1, COPIED])
+@pytest.mark.parametrize("known", [0, 3])
+def test_a_connection_that_commits_each_statement_takes_all_of_them_or_none(
+    box: Outbox, engine: Engine, count: int, known: int
+) -> None:
+    messages = intervals(count)
+    before = messages[:known]
+    box.put(*before)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        assert box.enqueue_many(connection, messages).duplicates == len(before)
+    assert stored(engine) == count
+
+
+def test_what_many_put_at_once_in_any_order_is_added_once_and_is_no_error(box: Outbox, engine: Engine) -> None:
+    order = Random(5)
+    rounds, each, threads = 8, 30, 4
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(rounds):
+            messages = intervals(each)
+            orders = [order.sample(messages, each) for _ in range(threads)]
+            results = list(pool.map(lambda some: box.put(*some), orders))
+            assert sum(result.duplicates for result in results) == each * (threads - 1)
+    assert stored(engine) == rounds * each
+
+
+def test_a_bound_is_looked_up_where_the_outbox_is_whatever_map_the_caller_has(
+    database: Database, engine: Engine
+) -> None:
+    with Outbox(database.url, settings=Settings(usage_max_entries=1)) as box:
+        box.migrate()
+        with engine.begin() as connection:
+            mapped = connection.execution_options(schema_translate_map={None: "nowhere"})
+            box.enqueue(mapped, interval())
+            assert len(assert_enqueued(mapped)) == 1
+            with pytest.raises(OutboxFull):
+                box.enqueue(mapped, interval())
+    assert stored(engine) == 1

@@ -19,7 +19,7 @@ from outbox.store import holes
 from outbox.store.dialects import now_us
 from outbox.store.ledger import Clock, LockedLane
 from outbox.store.operate import end
-from outbox.store.schema import BATCH, LANE, LOGS
+from outbox.store.schema import BATCH, LANE, LOGS, UNTRANSLATED
 
 SHED_AT_ONCE = 5_000
 """Entries shed in one transaction."""
@@ -134,13 +134,15 @@ def require_room(connection: Connection, lane: Lane, entries: int, bound: int) -
     row = connection.execute(
         select(LANE.c.state, LANE.c.reason, LANE.c.cursor, newest.label("newest"), live.label("live")).where(
             LANE.c.lane == str(lane)
-        )
+        ),
+        execution_options=UNTRANSLATED,
     ).one()
     if max(row.newest - row.cursor, 0) + int(row.live) + entries <= bound:
         return
     # In order, so by the index: as in views.py.
     above = select(log.c.seq).where(log.c.seq > row.cursor).order_by(log.c.seq).limit(bound + 1).subquery()
-    held = connection.execute(select(func.count()).select_from(above)).scalar_one() + int(row.live)
+    counted = connection.execute(select(func.count()).select_from(above), execution_options=UNTRANSLATED)
+    held = counted.scalar_one() + int(row.live)
     if held + entries > bound:
         why = f"{row.state}: {row.reason}" if row.reason else row.state
         raise OutboxFull(

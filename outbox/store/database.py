@@ -154,7 +154,7 @@ class Database:
             try:
                 return self._by_the_driver(do)
             except DBAPIError as error:
-                if self.dialect.is_lost_claim(error) and not self.dialect.is_lock_timeout(error):
+                if self.lost_a_race(error):
                     return None
                 if may_hold or (not many and self.dialect.may_hold(error)):
                     self._connections.distrust()
@@ -257,6 +257,11 @@ class Database:
     def is_lost_claim(self, error: BaseException) -> bool:
         cause = error if isinstance(error, DBAPIError) else error.__cause__
         return isinstance(cause, DBAPIError) and self.dialect.is_lost_claim(cause)
+
+    def lost_a_race(self, error: BaseException) -> bool:
+        """To somebody who had what it needed, and needed what it had. Not that it has waited in vain."""
+        cause = error if isinstance(error, DBAPIError) else error.__cause__
+        return isinstance(cause, DBAPIError) and self.is_lost_claim(cause) and not self.dialect.is_lock_timeout(cause)
 
     def _commit_failed(self, error: DBAPIError) -> OutboxError | DBAPIError:
         if self.dialect.is_lost_claim(error):

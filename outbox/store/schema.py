@@ -38,6 +38,9 @@ from outbox.store.dialects import EXACT_NAME, LONG_TEXT, SEQ, EntryId, now_us
 
 metadata = MetaData()
 
+UNTRANSLATED = {"schema_translate_map": None}
+"""For statements on a caller's connection, whose map is for tables of its own."""
+
 
 def _one_of(column: str, values: type[BatchState] | type[Ending] | tuple[str, ...]) -> str:
     return f"{column} IN ({', '.join(repr(str(value)) for value in values)})"

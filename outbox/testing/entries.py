@@ -79,12 +79,13 @@ def refute_enqueued(
 def _entries(where: Session | Connection | Outbox, lane: Lane | str | None) -> Iterator[Enqueued]:
     from sqlalchemy import select
 
-    from outbox.store.schema import LOGS
+    from outbox.store.schema import LOGS, UNTRANSLATED
 
     with _looking(where) as looking:
         for each in (Lane(lane),) if lane is not None else tuple(Lane):
             log = LOGS[each]
-            rows = looking.execute(select(log.c.seq, log.c.id, log.c.payload).order_by(log.c.seq))
+            query = select(log.c.seq, log.c.id, log.c.payload).order_by(log.c.seq)
+            rows = looking.execute(query, execution_options=UNTRANSLATED)
             for seq, id, payload in rows:
                 yield Enqueued(each, seq, _uuid(id), json.loads(payload))
 
@@ -92,11 +93,15 @@ def _entries(where: Session | Connection | Outbox, lane: Lane | str | None) -> I
 @contextmanager
 def _looking(where: Session | Connection | Outbox) -> Iterator[Session | Connection]:
     from sqlalchemy import Connection
-    from sqlalchemy.orm import Session
+    from sqlalchemy.orm import Session, scoped_session
 
+    if isinstance(where, scoped_session):
+        where = where.registry()
     if isinstance(where, Session | Connection):
         yield where
         return
+    if hasattr(where, "run_sync"):
+        raise TypeError(f"{type(where).__name__} is asynchronous: await session.run_sync(assert_enqueued, ...)")
     with where.store.database.read() as connection:
         yield connection
 
@@ -122,8 +127,9 @@ def _uuid(value: UUID | str | bytes) -> UUID:
 
 
 def _described(lane: Lane | str | None, id: UUID | str | None, fields: Mapping[str, object]) -> str:
-    wanted = {"lane": lane, "id": id, **fields}
-    told = ", ".join(f"{name}={str(value)!r}" for name, value in wanted.items() if value is not None)
+    asked = {name: value for name, value in (("lane", lane), ("id", id)) if value is not None}
+    wanted = {name: value if value is None else str(value) for name, value in {**asked, **fields}.items()}
+    told = ", ".join(f"{name}={value!r}" for name, value in wanted.items())
     return told or "anything in it"
 
 

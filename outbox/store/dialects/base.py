@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from threading import Event
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -43,6 +43,25 @@ Announce = Callable[[Sequence[str]], None]
 """Tells whoever looks for news of the tables in which rows were committed."""
 Look = Callable[[Event], Iterable[str]]
 """The tables in which rows were committed since the last look; waits for some, but not once the event is set."""
+
+
+@contextmanager
+def all_or_none(connection: Connection, savepoint: str) -> Iterator[None]:
+    """What the block does is undone when it raises, and nothing else that the caller's transaction has done. Where the
+    connection has none, because it commits each statement, by a transaction."""
+    level = connection.get_execution_options().get("isolation_level")
+    level = level or getattr(connection.dialect, "_on_connect_isolation_level", None)  # as create_engine was told
+    begin, end, undo = f"SAVEPOINT {savepoint}", f"RELEASE SAVEPOINT {savepoint}", f"ROLLBACK TO SAVEPOINT {savepoint}"
+    if level == "AUTOCOMMIT":
+        begin, end, undo = "BEGIN", "COMMIT", "ROLLBACK"
+    connection.exec_driver_sql(begin)
+    try:
+        yield
+    except BaseException:
+        with suppress(DBAPIError):  # the one that is raised says more
+            connection.exec_driver_sql(undo)
+        raise
+    connection.exec_driver_sql(end)
 
 
 class Dialect(ABC):

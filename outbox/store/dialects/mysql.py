@@ -11,7 +11,7 @@ from sqlalchemy.engine import Dialect as Driver
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from outbox.core.runs import Runs
-from outbox.store.dialects.base import Dialect, Row, first_of
+from outbox.store.dialects.base import Dialect, Row, all_or_none, first_of
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects.mysql.base import MySQLDialect
@@ -64,22 +64,21 @@ class MySQL(Dialect):
 
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         fresh = list(rows)
-        for last_try in (False, False, True):
-            if not fresh:
-                return 0
+        while fresh:  # each time fewer, until nobody else is faster
             try:
-                with nullcontext() if self.at_once(fresh) else self._all_or_none(connection):
+                # InnoDB undoes a statement that fails; drivers cut many rows into several statements.
+                with nullcontext() if self.at_once(fresh) else all_or_none(connection, "outbox_insert"):
                     connection.exec_driver_sql(*self.insertion(table, fresh, connection.dialect.driver))
             except IntegrityError as error:
-                if self.error_code(error) != self.duplicate_key or last_try:
+                if self.error_code(error) != self.duplicate_key:
                     raise
                 known = self._known(connection, table, [id for id, *_ in fresh])
                 if not known:  # the taken key is seq, not id
                     raise
                 fresh = [row for row in fresh if row[0] not in known]
             else:
-                return len(fresh)
-        raise AssertionError("unreachable")
+                break
+        return len(fresh)
 
     def numbering(self, rows: Sequence[Row], by: Driver) -> str:
         several = len(rows) > 1 and self.at_once(rows)
@@ -89,18 +88,6 @@ class MySQL(Dialect):
         if rows == 1:
             return int(cursor.lastrowid)
         return first_of(cursor.fetchall()) if cursor.description else None  # auto_increment_increment may be above 1
-
-    @staticmethod
-    @contextmanager
-    def _all_or_none(connection: Connection) -> Iterator[None]:
-        """InnoDB undoes a statement that fails; drivers cut many rows into several statements."""
-        connection.exec_driver_sql("SAVEPOINT outbox_insert")
-        try:
-            yield
-        except IntegrityError:
-            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT outbox_insert")
-            raise
-        connection.exec_driver_sql("RELEASE SAVEPOINT outbox_insert")
 
     @staticmethod
     def _known(connection: Connection, table: str, ids: Sequence[bytes]) -> frozenset[bytes]:

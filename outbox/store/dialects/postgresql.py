@@ -12,7 +12,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.engine import Dialect as Driver
 
 from outbox.core.lane import LANES
-from outbox.store.dialects.base import Announce, Dialect, Inserted, Look, Row, first_of
+from outbox.store.dialects.base import Announce, Dialect, Inserted, Look, Row, all_or_none, first_of
 
 COPIED_AT_ONCE = 100
 """Rows in a write of COPY."""
@@ -104,14 +104,12 @@ class PostgreSQL(Dialect):
         is something that the INSERT tried next reports as SQLAlchemy's error, which the driver's own is not."""
         driver = connection.dialect.driver
         if driver == "psycopg" and not connection.dialect.is_async and len(rows) >= self.copy_from_rows:
-            connection.exec_driver_sql("SAVEPOINT outbox_copy")
             from psycopg import Error
 
             with suppress(Error):
-                self._copy(connection.connection, table, rows)
-                connection.exec_driver_sql("RELEASE SAVEPOINT outbox_copy")
+                with all_or_none(connection, "outbox_copy"):
+                    self._copy(connection.connection, table, rows)
                 return len(rows)
-            connection.exec_driver_sql("ROLLBACK TO SAVEPOINT outbox_copy")
         return connection.exec_driver_sql(*self.insertion(table, rows, driver)).rowcount
 
     def at_once(self, rows: Sequence[Row]) -> bool:

@@ -1,0 +1,45 @@
+"""What callers give to ``enqueue`` and ``put``: their transaction, and messages. What is neither is named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection
+
+from outbox.errors import InvalidMessage
+from outbox.messages.message import type_name
+
+_LACKS = "needs the Session or Connection of your transaction, got {}; box.put(*messages) needs none"
+_ASYNC = "{} is asynchronous: await box.enqueue_async(...) takes it"
+_SYNC = "{} is not asynchronous: box.enqueue(...) takes it"
+
+
+def joined(where: Any) -> Any:
+    """The Session or Connection itself: a scoped session is the door to one. Raises ``TypeError`` for what is none."""
+    if isinstance(where, Connection):
+        return where
+    where, kind = _in_scope(where), type(where).__name__
+    if hasattr(where, "sync_session") or hasattr(where, "sync_connection"):
+        raise TypeError(f"enqueue: {_ASYNC.format(kind)}")
+    if not hasattr(where, "connection"):
+        raise TypeError(f"enqueue {_LACKS.format(kind)}")
+    return where
+
+
+def joined_async(where: Any) -> Any:
+    """The AsyncSession or AsyncConnection itself. Raises ``TypeError`` for what is none."""
+    where, kind = _in_scope(where), type(where).__name__
+    if hasattr(where, "run_sync"):
+        return where
+    raise TypeError(f"enqueue_async: {_SYNC.format(kind)}" if hasattr(where, "connection") else _LACKS.format(kind))
+
+
+def _in_scope(where: Any) -> Any:
+    registry = getattr(where, "registry", None)
+    return registry() if callable(registry) else where
+
+
+def not_all_messages(given: Sequence[Any]) -> InvalidMessage:
+    other = next(each for each in given if not all(hasattr(each, name) for name in ("id", "lane", "payload")))
+    return InvalidMessage("message", f"expected a UsageInterval or TelemetryEnvelope, got {type_name(other)}")
