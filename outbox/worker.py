@@ -63,14 +63,18 @@ class Worker:
         self._transport = transport
         self._stop = threading.Event()
         self._scheduler: BackgroundScheduler | None = None
+        self._started = False
         self._listening = ExitStack()
         self._clock = time.time() - time.monotonic()
         """How far the wall clock is ahead of the monotonic one."""
 
     def start(self) -> None:
-        """Begin to deliver. Raises ``SchemaOutOfDate`` without tables."""
+        """Begin to deliver. Raises ``SchemaOutOfDate`` without tables, ``RuntimeError`` for one that was started."""
+        if self._started:
+            raise RuntimeError("this worker was started before: make another, Worker(box, transport)")
         self.box.store.require_schema()
         self._switch_lanes()
+        self._started = True
         lanes = self.dispatcher.lanes
         self._scheduler = BackgroundScheduler(
             executors={"default": ThreadPoolExecutor(len(lanes)), "upkeep": ThreadPoolExecutor(1)},

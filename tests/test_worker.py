@@ -295,6 +295,18 @@ def test_stopping_settles_the_batch_on_the_wire(slow_poll: Outbox, beacon: Simul
     assert beacon.received.duplicates() == {}
 
 
+def test_a_worker_that_was_started_once_says_so_when_it_is_started_again(slow_poll: Outbox, beacon: Simulator) -> None:
+    with BeaconTransport(slow_poll.settings) as transport:
+        worker = Worker(slow_poll, transport)
+        with worker, pytest.raises(RuntimeError, match="make another"):
+            worker.start()
+        with pytest.raises(RuntimeError, match="make another"), worker:
+            pass
+        slow_poll.put(interval())
+        with Worker(slow_poll, transport):
+            beacon.wait_for("usage", 1)
+
+
 def test_a_stopped_worker_leaves_no_thread(slow_poll: Outbox) -> None:
     before = set(threading.enumerate())
     with BeaconTransport(slow_poll.settings) as transport, Worker(slow_poll, transport):

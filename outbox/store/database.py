@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
+from weakref import finalize
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, create_engine, event, make_url
 from sqlalchemy.engine import URL
@@ -59,6 +60,8 @@ class Database:
         self._connections = Connections(self.engine, served=not one_writer, switch=switch)
         self._guard = ForkGuard(self.engine, str(self.url.database), self._connections) if one_writer else None
         told_of_forks(self._guard or self._connections)
+        # Those at hand would keep the engine, and it them, when nobody else does: SQLAlchemy has a list of what is out.
+        finalize(self, self.engine.dispose).atexit = False
         self._turn_over_at = -math.inf
 
     @property

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from outbox import DispatchReport, Outbox
+    from outbox import DispatchReport, Outbox, Settings
     from outbox.dispatcher import Transport
     from outbox.simulator import Simulator
 
@@ -50,13 +51,27 @@ def _unsettled(box: Outbox) -> int:
     return sum(lane.pending + lane.in_flight + lane.waiting for lane in box.status().lanes.values())
 
 
+def settings_of_tests(**arguments: Any) -> Settings:
+    """Of the arguments and the project's files: not of what somebody has set in this machine's environment."""
+    from unittest.mock import patch
+
+    from outbox import Settings
+    from outbox.settings_sources import FAMILIAR, PREFIX
+
+    with patch.dict(os.environ):
+        for name in list(os.environ):
+            if name.startswith(PREFIX) or name in FAMILIAR:
+                del os.environ[name]
+        return Settings(**arguments)
+
+
 @contextmanager
 def _transport(given: Transport | Simulator) -> Iterator[Transport]:
     # Not isinstance: whoever brings a transport need not have the simulator's extra installed.
     if hasattr(given, "send"):
         yield given
         return
-    from outbox import BeaconTransport, Settings
+    from outbox import BeaconTransport
 
-    with BeaconTransport(Settings(beacon_url=given.url, license_key=given.license)) as transport:
+    with BeaconTransport(settings_of_tests(beacon_url=given.url, license_key=given.license)) as transport:
         yield transport

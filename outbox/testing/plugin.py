@@ -36,11 +36,13 @@ def frozen_clock() -> FrozenClock:
 
 @pytest.fixture
 def outbox_box(request: pytest.FixtureRequest, tmp_path: Path, beacon: Simulator) -> Iterator[Outbox]:
-    """An outbox on a fresh SQLite file, migrated, whose settings know ``beacon``. Nothing dispatches it."""
-    from outbox import Outbox, Settings
+    """An outbox on a fresh SQLite file, migrated, whose settings know ``beacon``, and nothing of this machine's
+    environment. Nothing dispatches it."""
+    from outbox import Outbox
+    from outbox.testing.draining import settings_of_tests
 
     url = f"sqlite:///{tmp_path / 'outbox.db'}"
-    settings = Settings(database_url=url, beacon_url=beacon.url, license_key=beacon.license)
+    settings = settings_of_tests(database_url=url, beacon_url=beacon.url, license_key=beacon.license)
     if "frozen_clock" in request.fixturenames:
         clock: FrozenClock = request.getfixturevalue("frozen_clock")
         box = Outbox(url, settings=settings, clock=clock.now)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from types import SimpleNamespace
@@ -279,6 +281,16 @@ def test_disposing_of_the_engine_closes_them(box: Outbox) -> None:
     assert pool.checkedout() == 0  # type: ignore[attr-defined]
     box.put(interval())
     assert pending(box) == 2
+
+
+def test_an_outbox_that_is_dropped_without_close_lets_go_of_its_connections(database: Database) -> None:
+    box = Outbox(database.url, settings=Settings(notify=False))
+    box.migrate()
+    box.put(interval())
+    engine = weakref.ref(box.engine)
+    del box
+    gc.collect()
+    assert engine() is None, "and no session is left, which the fixture sees to"
 
 
 class TimeLimit(Exception):

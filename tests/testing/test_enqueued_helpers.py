@@ -88,6 +88,11 @@ def test_a_failure_names_what_was_wanted_and_lists_what_is_there(engine: Engine)
         assert '"trace_count": 5' in told
 
 
+def test_a_field_that_shall_be_null_is_named_too(engine: Engine) -> None:
+    with engine.connect() as connection, pytest.raises(AssertionError, match="with lane='usage', status=None, found 0"):
+        assert_enqueued(connection, lane="usage", status=None)
+
+
 def test_a_failure_in_an_empty_outbox_says_that_it_is_empty(engine: Engine) -> None:
     with engine.connect() as connection, pytest.raises(AssertionError, match="the outbox is empty"):
         assert_enqueued(connection)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 
 import httpx
@@ -46,6 +47,18 @@ def test_an_entry_goes_from_the_box_to_beacon(outbox_box: Outbox, beacon: Simula
     found = outbox_box.find(id)
     assert found is not None
     assert found.status == "sent"
+
+
+def test_the_environment_of_this_machine_changes_nothing(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUTBOX_OFFLINE", "true")
+    monkeypatch.setenv("OUTBOX_BATCH_MAX_ROW", "a typing error")
+    monkeypatch.setenv("BEACON_ENDPOINT", "http://nowhere.invalid")
+    outbox_box: Outbox = request.getfixturevalue("outbox_box")
+    outbox_box.put(usage())
+    assert drain(outbox_box, request.getfixturevalue("beacon")).sent == 1
+    assert os.environ["OUTBOX_OFFLINE"] == "true"
 
 
 def test_telemetry_goes_to_its_lane(outbox_box: Outbox, beacon: Simulator) -> None:
