@@ -30,7 +30,7 @@ from outbox.producer_door import Door
 from outbox.producer_given import joined, joined_async, not_all_messages
 from outbox.store import bounds, migrate
 from outbox.store.audit import AuditReport
-from outbox.store.database import Database
+from outbox.store.database import PUT_AGAIN, Database
 from outbox.store.dialects import Inserted, Row, dialect_of
 from outbox.store.ledger import Clock
 from outbox.store.operate import Window
@@ -190,7 +190,7 @@ class Outbox:
         while tries:
             tries -= 1
             try:
-                with database.write() as connection:
+                with database.write(again=PUT_AGAIN) as connection:
                     self._insert(connection, result, rows)
                 tries = 0
             except (OutboxError, DBAPIError) as error:

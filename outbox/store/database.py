@@ -15,31 +15,31 @@ from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, TypeVar
 from weakref import finalize
 
-from sqlalchemy import Connection, Engine, PoolProxiedConnection, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, PoolProxiedConnection
 from sqlalchemy.engine import URL
-from sqlalchemy.engine import Dialect as Driver
 from sqlalchemy.exc import (
-    ArgumentError,
     DBAPIError,
     IntegrityError,
-    NoSuchModuleError,
     OperationalError,
     SQLAlchemyError,
 )
 
-from outbox.errors import ConfigError, DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
+from outbox.errors import DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
 from outbox.observe import uninstrumented
 from outbox.store.connections import Connections
-from outbox.store.dialects import Dialect, Inserted, Row, dialect_named
+from outbox.store.dialects import Inserted, Row
+from outbox.store.engines import dialect_for, engine_for, parsed
 from outbox.store.forks import ForkGuard, told_of_forks
 from outbox.store.ledger import LostClaim
-from outbox.store.one_lock import LOCK_PAUSE_SECONDS, READS, begin, when_free
+from outbox.store.one_lock import LOCK_PAUSE_SECONDS, READS, when_free
 from outbox.store.prepared import Prepared, Values, heard, translated
 
 T = TypeVar("T")
 
 _NOTHING = nullcontext()
 
+RUN_AGAIN = "Run it again, as a worker does: what holds is not done twice."
+PUT_AGAIN = "Enqueue the same messages again: an id that is there already is not added twice."
 TURN_PAUSE_SECONDS = 2 * LOCK_PAUSE_SECONDS
 """Between two turns at SQLite's write lock: whoever waits for it has looked by then."""
 
@@ -51,10 +51,10 @@ class Database:
     """
 
     def __init__(self, bind: str | URL | Engine, *, synchronous: str = "FULL") -> None:
-        self.url = _parse(bind.url if isinstance(bind, Engine) else bind)
-        self.dialect = _dialect(self.url)
+        self.url = parsed(bind.url if isinstance(bind, Engine) else bind)
+        self.dialect = dialect_for(self.url)
         with uninstrumented():
-            self.engine = _engine(bind, self.url, self.dialect, synchronous)
+            self.engine = engine_for(bind, self.url, self.dialect, synchronous)
         one_writer = self.dialect.single_writer
         switch = self.dialect.commit_each if self.dialect.autocommits and not one_writer else None
         self._connections = Connections(self.engine, served=not one_writer, switch=switch)
@@ -73,14 +73,14 @@ class Database:
         self.engine.dispose()
 
     @contextmanager
-    def write(self, *, in_turn: bool = False) -> Iterator[Connection]:
+    def write(self, *, in_turn: bool = False, again: str = RUN_AGAIN) -> Iterator[Connection]:
         """One transaction that may write; committed at the end of the block, rolled back by an exception.
 
         ``in_turn``: one of many, of a worker. Between two of them producers find SQLite's write lock free: a worker
         that takes it again at once has it for as long as it is busy.
 
-        Raises ``OutcomeUnknown`` when the COMMIT itself failed, ``DatabaseUnavailable`` and ``SchemaOutOfDate``
-        for what they say.
+        Raises ``OutcomeUnknown`` when the COMMIT itself failed, with what to do ``again`` then, ``DatabaseUnavailable``
+        and ``SchemaOutOfDate`` for what they say.
         """
         self._after_fork()
         with (
@@ -100,7 +100,7 @@ class Database:
             try:
                 transaction.commit()
             except DBAPIError as error:
-                raise self._commit_failed(error) from error
+                raise self._commit_failed(error, again) from error
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -116,18 +116,25 @@ class Database:
         """Insert rows in a transaction of their own: those that were not there yet. None: see ``alone``."""
         by, statements = self.engine.dialect, 1 if self.dialect.at_once(rows) else len(rows)
         return self.alone(
-            lambda pooled: self.dialect.put(pooled, table, rows, by, numbered=numbered), statements=statements
+            lambda pooled: self.dialect.put(pooled, table, rows, by, numbered=numbered),
+            statements=statements,
+            again=PUT_AGAIN,
         )
 
     def alone(
-        self, work: Callable[[PoolProxiedConnection], T | None], *, statements: int, in_turn: bool = False
+        self,
+        work: Callable[[PoolProxiedConnection], T | None],
+        *,
+        statements: int,
+        in_turn: bool = False,
+        again: str = RUN_AGAIN,
     ) -> T | None:
         """Do ``work``, of so many ``statements``, on a connection of the driver, in a transaction of its own:
         SQLAlchemy's Connection takes longer than a statement. None, and nothing is written: ``work`` said so, or it
         takes a :meth:`write`.
 
-        One statement commits itself where it can, and may then hold or not when it fails. ``in_turn`` and what is
-        raised: as :meth:`write`.
+        One statement commits itself where it can, and may then hold or not when it fails. ``in_turn``, ``again`` and
+        what is raised: as :meth:`write`.
         """
         if heard(self.engine):
             return None
@@ -161,7 +168,7 @@ class Database:
                     return None
                 if may_hold or (not many and self.dialect.may_hold(error)):
                     self._connections.distrust()
-                    raise self._commit_failed(error) from error
+                    raise self._commit_failed(error, again) from error
                 if isinstance(error, IntegrityError):
                     return None
                 raise self._in_words(error) from error
@@ -266,13 +273,13 @@ class Database:
         cause = error if isinstance(error, DBAPIError) else error.__cause__
         return isinstance(cause, DBAPIError) and self.is_lost_claim(cause) and not self.dialect.is_lock_timeout(cause)
 
-    def _commit_failed(self, error: DBAPIError) -> OutboxError | DBAPIError:
+    def _commit_failed(self, error: DBAPIError, again: str) -> OutboxError | DBAPIError:
         if self.dialect.is_lost_claim(error):
             return error  # a serialization failure at COMMIT is a rollback, certainly
         advice = self.dialect.advice.get(self.dialect.error_code(error), "")
         return OutcomeUnknown(
             f"{self.safe_url}: COMMIT failed ({_first_line(error)}): the transaction may hold or not."
-            f" {advice}{advice and ' '}Enqueue the same messages again: an id that is there already is not added twice."
+            f" {advice}{advice and ' '}{again}"
         )
 
     def _after_fork(self) -> None:
@@ -293,105 +300,6 @@ def _unread_closed(connection: Connection) -> Iterator[None]:
     except BaseException as raised:
         connection.invalidate(raised)
         raise
-
-
-def _parse(url: str | URL) -> URL:
-    """Its password, wherever it stands, where ``safe_url`` leaves it out."""
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):  # ValueError: a port that is no number
-        raise ConfigError(
-            "OUTBOX_DATABASE_URL is not a database URL. Write for example sqlite:///outbox.db or"
-            " postgresql+psycopg://user@host/name; quote a password by urllib.parse.quote(password, safe='')"
-        ) from None  # its message may repeat a part of the password
-    password = parsed.query.get("password")
-    return parsed.set(password=password).difference_update_query(["password"]) if isinstance(password, str) else parsed
-
-
-def _dialect(url: URL) -> Dialect:
-    try:
-        return dialect_named(url.get_backend_name())
-    except KeyError:
-        raise ConfigError(
-            f"OUTBOX_DATABASE_URL: {url.get_backend_name()!r} is not supported."
-            " Use sqlite, postgresql+psycopg or mysql+pymysql."
-        ) from None
-
-
-def _engine(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous: str) -> Engine:
-    if isinstance(bind, Engine) and not dialect.single_writer and not bind.dialect.is_async:
-        # The host's own way to connect (certificates, tokens), with a pool and settings of our own.
-        engine = Engine(bind.pool.recreate(), bind.dialect, url, hide_parameters=True)
-        if dialect.worker_isolation:
-            engine = engine.execution_options(isolation_level=dialect.worker_isolation)
-    else:
-        engine = _create(dialect.sync_url(url), dialect, synchronous)
-    event.listen(engine, "connect", _setup(dialect, synchronous))
-    event.listen(engine, "do_connect", _require_store(dialect, url))
-    if dialect.single_writer:
-        # Not the event "begin": an engine that has any listener prepares each connection for all events, which costs
-        # a put more than its INSERT does.
-        setattr(engine.dialect, "do_begin", begin)  # noqa: B010 - mypy: cannot assign to a method
-    return engine
-
-
-def _create(url: URL, dialect: Dialect, synchronous: str) -> Engine:
-    dialect.check_url(url)
-    arguments = dialect.engine_arguments(synchronous=synchronous)
-    if dialect.worker_isolation:  # once for a connection; as an execution option it would be said for each transaction
-        arguments["isolation_level"] = dialect.worker_isolation
-    try:
-        engine = create_engine(url, hide_parameters=True, **arguments)
-    except (ImportError, NoSuchModuleError) as error:
-        raise ConfigError(
-            f"OUTBOX_DATABASE_URL: the driver for {url.drivername} is not installed ({error})."
-            " Install beacon-outbox[postgres] or beacon-outbox[mysql]."
-        ) from error
-    except (TypeError, ValueError) as error:
-        raise _unusable(url, error) from None
-    setattr(engine.dialect, "connect", _connecting(engine.dialect, url))  # noqa: B010 - mypy: as above
-    return engine
-
-
-def _unusable(url: URL, error: Exception) -> ConfigError:
-    """What the server or the file says is no such error."""
-    return ConfigError(
-        f"OUTBOX_DATABASE_URL: {url.drivername} cannot connect by it ({type(error).__name__})."
-        f" Check its path and its options: {', '.join(url.query) or 'it has none'}"
-    )
-
-
-def _setup(dialect: Dialect, synchronous: str) -> Any:
-    def on_connect(driver_connection: Any, _record: Any) -> None:
-        try:
-            dialect.prepare(driver_connection, synchronous=synchronous)
-        except BaseException:
-            driver_connection.close()  # the pool has not taken it yet
-            raise
-
-    return on_connect
-
-
-def _require_store(dialect: Dialect, url: URL) -> Any:
-    def on_do_connect(*_: Any) -> None:
-        dialect.require_store(url)
-
-    return on_do_connect
-
-
-def _connecting(driver: Driver, url: URL) -> Any:
-    """Its ``connect``, which tells a wrong option as such."""
-    connect = driver.connect
-
-    def connecting(*arguments: Any, **options: Any) -> Any:
-        try:
-            return connect(*arguments, **options)
-        except (driver.loaded_dbapi.ProgrammingError, AttributeError, OSError, TypeError, ValueError) as error:
-            raise _unusable(url, error) from None  # they may repeat what is in the URL
-        finally:
-            del arguments, options  # an error reporter sends the variables of each frame along: a password
-
-    return connecting
 
 
 def _first_line(error: DBAPIError) -> str:

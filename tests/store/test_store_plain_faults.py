@@ -94,7 +94,7 @@ def test_a_write_that_is_cut_off_before_it_arrives_may_hold_for_all_it_knows_and
         operator.terminate(pid)
         return pid
 
-    with before_it_writes(monkeypatch, cut), pytest.raises(OutcomeUnknown):
+    with before_it_writes(monkeypatch, cut), pytest.raises(OutcomeUnknown, match="Run it again, as a worker does"):
         step(worker, [sent])
     operator.close()
     came_through(worker, sent, put)

@@ -1,0 +1,113 @@
+"""Engines of the outbox's own: of a URL, or of the engine of a host, with which they share how to connect."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy.engine import URL
+from sqlalchemy.engine import Dialect as Driver
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+from outbox.errors import ConfigError
+from outbox.store.dialects import Dialect, dialect_named
+from outbox.store.one_lock import begin
+
+
+def parsed(url: str | URL) -> URL:
+    """Its password, wherever it stands, where ``safe_url`` leaves it out."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):  # ValueError: a port that is no number
+        raise ConfigError(
+            "OUTBOX_DATABASE_URL is not a database URL. Write for example sqlite:///outbox.db or"
+            " postgresql+psycopg://user@host/name; quote a password by urllib.parse.quote(password, safe='')"
+        ) from None  # its message may repeat a part of the password
+    password = parsed.query.get("password")
+    return parsed.set(password=password).difference_update_query(["password"]) if isinstance(password, str) else parsed
+
+
+def dialect_for(url: URL) -> Dialect:
+    try:
+        return dialect_named(url.get_backend_name())
+    except KeyError:
+        raise ConfigError(
+            f"OUTBOX_DATABASE_URL: {url.get_backend_name()!r} is not supported."
+            " Use sqlite, postgresql+psycopg or mysql+pymysql."
+        ) from None
+
+
+def engine_for(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous: str) -> Engine:
+    if isinstance(bind, Engine) and not dialect.single_writer and not bind.dialect.is_async:
+        # The host's own way to connect (certificates, tokens), with a pool and settings of our own.
+        engine = Engine(bind.pool.recreate(), bind.dialect, url, hide_parameters=True)
+        if dialect.worker_isolation:
+            engine = engine.execution_options(isolation_level=dialect.worker_isolation)
+    else:
+        engine = _create(dialect.sync_url(url), dialect, synchronous)
+    event.listen(engine, "connect", _setup(dialect, synchronous))
+    event.listen(engine, "do_connect", _require_store(dialect, url))
+    if dialect.single_writer:
+        # Not the event "begin": an engine that has any listener prepares each connection for all events, which costs
+        # a put more than its INSERT does.
+        setattr(engine.dialect, "do_begin", begin)  # noqa: B010 - mypy: cannot assign to a method
+    return engine
+
+
+def _create(url: URL, dialect: Dialect, synchronous: str) -> Engine:
+    dialect.check_url(url)
+    arguments = dialect.engine_arguments(synchronous=synchronous)
+    if dialect.worker_isolation:  # once for a connection; as an execution option it would be said for each transaction
+        arguments["isolation_level"] = dialect.worker_isolation
+    try:
+        engine = create_engine(url, hide_parameters=True, **arguments)
+    except (ImportError, NoSuchModuleError) as error:
+        raise ConfigError(
+            f"OUTBOX_DATABASE_URL: the driver for {url.drivername} is not installed ({error})."
+            " Install beacon-outbox[postgres] or beacon-outbox[mysql]."
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise _unusable(url, error) from None
+    setattr(engine.dialect, "connect", _connecting(engine.dialect, url))  # noqa: B010 - mypy: as above
+    return engine
+
+
+def _unusable(url: URL, error: Exception) -> ConfigError:
+    """What the server or the file says is no such error."""
+    return ConfigError(
+        f"OUTBOX_DATABASE_URL: {url.drivername} cannot connect by it ({type(error).__name__})."
+        f" Check its path and its options: {', '.join(url.query) or 'it has none'}"
+    )
+
+
+def _setup(dialect: Dialect, synchronous: str) -> Any:
+    def on_connect(driver_connection: Any, _record: Any) -> None:
+        try:
+            dialect.prepare(driver_connection, synchronous=synchronous)
+        except BaseException:
+            driver_connection.close()  # the pool has not taken it yet
+            raise
+
+    return on_connect
+
+
+def _require_store(dialect: Dialect, url: URL) -> Any:
+    def on_do_connect(*_: Any) -> None:
+        dialect.require_store(url)
+
+    return on_do_connect
+
+
+def _connecting(driver: Driver, url: URL) -> Any:
+    """Its ``connect``, which tells a wrong option as such."""
+    connect = driver.connect
+
+    def connecting(*arguments: Any, **options: Any) -> Any:
+        try:
+            return connect(*arguments, **options)
+        except (driver.loaded_dbapi.ProgrammingError, AttributeError, OSError, TypeError, ValueError) as error:
+            raise _unusable(url, error) from None  # they may repeat what is in the URL
+        finally:
+            del arguments, options  # an error reporter sends the variables of each frame along: a password
+
+    return connecting
