@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from threading import Event
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -58,8 +58,12 @@ def all_or_none(connection: Connection, savepoint: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(DBAPIError):  # the one that is raised says more
-            connection.exec_driver_sql(undo)
+        if not connection.invalidated:
+            try:
+                connection.exec_driver_sql(undo)
+            except DBAPIError:
+                if connection.invalidated:
+                    raise  # else what was raised before says more
         raise
     connection.exec_driver_sql(end)
 
