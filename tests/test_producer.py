@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
-from outbox import InvalidMessage, Outbox, OutboxFull, Settings, TelemetryEnvelope, UsageInterval
+from outbox import DatabaseUnavailable, InvalidMessage, Outbox, OutboxFull, Settings, TelemetryEnvelope, UsageInterval
 from outbox.core.lane import Lane
 from outbox.errors import SchemaOutOfDate
 from outbox.simulator import Simulator
@@ -177,6 +177,17 @@ def test_a_taken_number_is_an_error(box: Outbox, database: Database, engine: Eng
         with pytest.raises(DBAPIError):
             box.enqueue(connection, interval())
         connection.rollback()
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_put_whose_number_is_taken_says_what_mends_it(box: Outbox, engine: Engine) -> None:
+    box.put(*intervals(5))
+    with engine.begin() as connection:
+        connection.execute(text("SELECT setval(pg_get_serial_sequence('outbox_usage', 'seq'), 1, false)"))
+    with pytest.raises(DatabaseUnavailable, match=r"The sequence of the log was set back .* Run: outbox audit --mend"):
+        box.put(interval())
+    box.audit(mend=True)
+    box.put(interval())
 
 
 def test_enqueue_uses_no_connection_but_the_callers(box: Outbox, database: Database) -> None:

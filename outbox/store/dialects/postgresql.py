@@ -10,12 +10,16 @@ from typing import Any
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, text
 from sqlalchemy.engine import URL
 from sqlalchemy.engine import Dialect as Driver
+from sqlalchemy.exc import DBAPIError
 
 from outbox.core.lane import LANES
 from outbox.store.dialects.base import Announce, Dialect, Inserted, Look, Row, all_or_none, first_of
 
 COPIED_AT_ONCE = 100
 """Rows in a write of COPY."""
+
+
+_TAKEN = "23505 of a log's number"
 
 
 def _indexes(log: str) -> Sequence[str]:
@@ -38,6 +42,7 @@ class PostgreSQL(Dialect):
         "25006": "This server is a standby, or default_transaction_read_only is on: make it writable, or name every"
         " host in OUTBOX_DATABASE_URL (...@/name?host=a:5432&host=b:5432&target_session_attrs=read-write).",
         "53100": "Make room on the disk of the database; what waits is delivered by itself then.",
+        _TAKEN: "The sequence of the log was set back (a restore, TRUNCATE, setval). Run: outbox audit --mend",
         "55P03": "Another session holds the lock: end it if pg_stat_activity shows it 'idle in transaction'.",
     }
     read_isolation = "AUTOCOMMIT"  # one round trip for three, BEGIN and ROLLBACK being the others
@@ -111,6 +116,11 @@ class PostgreSQL(Dialect):
                     self._copy(connection.connection, table, rows)
                 return len(rows)
         return connection.exec_driver_sql(*self.insertion(table, rows, driver)).rowcount
+
+    def error_code(self, error: DBAPIError) -> Any:
+        """SQLSTATE, but for a number that was given to two rows."""
+        broken = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+        return _TAKEN if broken in [f"{lane.table}_pkey" for lane in LANES.values()] else super().error_code(error)
 
     def at_once(self, rows: Sequence[Row]) -> bool:
         return True
