@@ -10,7 +10,7 @@ from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 
-from outbox.otel.values import Json, any_value, attributes, span_id, text, trace_id
+from outbox.otel.values import Json, any_value, attributes, nanoseconds, span_id, text, trace_id
 
 
 def resource_of(data: Any) -> Resource:
@@ -19,12 +19,12 @@ def resource_of(data: Any) -> Resource:
 
 
 def log_json(data: Any) -> Json:
-    """A LogRecord of logs/v1. What OTLP reads as its default when absent is left out."""
+    """A LogRecord of logs/v1. What OTLP reads as its default when absent is left out. Raises as ``nanoseconds``."""
     record = data.log_record
     out: Json = {}
     for name, time in (("timeUnixNano", record.timestamp), ("observedTimeUnixNano", record.observed_timestamp)):
         if time:
-            out[name] = str(time)
+            out[name] = nanoseconds(time)
     if record.severity_number is not None and record.severity_number.value:
         out["severityNumber"] = record.severity_number.value
     if record.severity_text:

@@ -18,7 +18,7 @@ from opentelemetry.sdk.metrics.export import (
     Sum,
 )
 
-from outbox.otel.values import Json, attributes, double, number, span_id, text, trace_id
+from outbox.otel.values import Json, attributes, double, nanoseconds, number, span_id, text, trace_id
 
 Point = NumberDataPoint | HistogramDataPoint | ExponentialHistogramDataPoint
 
@@ -95,8 +95,8 @@ def _common(point: Point) -> Json:
     if point.attributes:
         out["attributes"] = attributes(point.attributes)
     if point.start_time_unix_nano:
-        out["startTimeUnixNano"] = str(point.start_time_unix_nano)
-    out["timeUnixNano"] = str(point.time_unix_nano)
+        out["startTimeUnixNano"] = nanoseconds(point.start_time_unix_nano)
+    out["timeUnixNano"] = nanoseconds(point.time_unix_nano)
     return out
 
 
@@ -118,7 +118,7 @@ def _exemplars(point: Point) -> Json:
 
 
 def _exemplar(exemplar: Exemplar) -> Json:
-    out: Json = {"timeUnixNano": str(exemplar.time_unix_nano)} | number(exemplar.value)
+    out: Json = {"timeUnixNano": nanoseconds(exemplar.time_unix_nano)} | number(exemplar.value)
     if exemplar.filtered_attributes:
         out["filteredAttributes"] = attributes(exemplar.filtered_attributes)
     if exemplar.span_id:

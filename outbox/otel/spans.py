@@ -8,14 +8,14 @@ from opentelemetry.sdk.trace import Event, ReadableSpan
 from opentelemetry.trace import Link, SpanContext
 from opentelemetry.trace.status import StatusCode
 
-from outbox.otel.values import Json, attributes, span_id, text, trace_id
+from outbox.otel.values import Json, attributes, nanoseconds, span_id, text, trace_id
 
 _HAS_IS_REMOTE, _IS_REMOTE = 0x100, 0x200
 """Bits of ``flags`` above those of W3C (OTLP's SpanFlags)."""
 
 
 def span_json(span: ReadableSpan) -> Json:
-    """A Span of trace/v1. What OTLP reads as its default when absent is left out."""
+    """A Span of trace/v1. What OTLP reads as its default when absent is left out. Raises as ``nanoseconds``."""
     context = span.context
     out: Json = {"traceId": trace_id(context.trace_id), "spanId": span_id(context.span_id)}
     if context.trace_state:
@@ -26,8 +26,8 @@ def span_json(span: ReadableSpan) -> Json:
     out["flags"] = _flags(context, parent)
     out["name"] = text(span.name)
     out["kind"] = span.kind.value + 1
-    out["startTimeUnixNano"] = str(span.start_time or 0)
-    out["endTimeUnixNano"] = str(span.end_time or 0)
+    out["startTimeUnixNano"] = nanoseconds(span.start_time or 0)
+    out["endTimeUnixNano"] = nanoseconds(span.end_time or 0)
     out |= _with_attributes(span.attributes, span.dropped_attributes)
     if events := span.events:
         out["events"] = [_event(event) for event in events]
@@ -58,7 +58,7 @@ def _with_attributes(given: Any, dropped: int) -> Json:
 
 
 def _event(event: Event) -> Json:
-    out = {"timeUnixNano": str(event.timestamp or 0), "name": text(event.name)}
+    out = {"timeUnixNano": nanoseconds(event.timestamp or 0), "name": text(event.name)}
     return out | _with_attributes(event.attributes, event.dropped_attributes)
 
 

@@ -13,12 +13,13 @@ from opentelemetry.exporter.otlp.proto.common._log_encoder import encode_logs
 from opentelemetry.exporter.otlp.proto.common.metrics_encoder import encode_metrics
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.metrics import export as sdk
-from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 
 from outbox.messages import TelemetryEnvelope
 from outbox.otel.envelopes import Packed, of_logs, of_metrics, of_spans
-from tests.otel import made
+from tests.otel import made, written
 from tests.otel.protobuf import flat, parse
+from tests.otel.spanning import ended
 from tests.otel.versions import needs_a_full_encoder
 
 lists_of_spans = st.lists(made.spans, min_size=1, max_size=4)
@@ -108,5 +109,58 @@ def test_a_record_that_cannot_be_written_does_not_take_the_others_along(caplog: 
     assert "lost, it cannot be written as OTLP" in caplog.text
 
 
-def _log(body: Any) -> Any:
-    return made.log_data(made.SCOPES[0], made.RESOURCES[0], body=body, timestamp=1, observed_timestamp=1)
+NO_TIMES = [-5, 2**64, 1.5, float("inf"), 2.0**64, "yesterday"]
+
+
+@pytest.mark.parametrize("time", NO_TIMES)
+@pytest.mark.parametrize("of", ["start", "end", "event"])
+def test_a_span_with_a_time_that_is_none_is_named_and_does_not_take_the_others_along(
+    of: str, time: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    packed = of_spans([*ended("before"), _timed(**{of: time}), *ended("after")])
+    assert (packed.items, packed.lost) == (2, 1)
+    assert "lost, it cannot be written as OTLP: order" in caplog.text
+    [envelope] = packed.envelopes
+    assert TelemetryEnvelope("traces", envelope.payload, envelope.id) == envelope
+
+
+@pytest.mark.parametrize("time", NO_TIMES)
+def test_a_log_record_with_a_time_that_is_none_does_not_take_the_others_along(time: Any) -> None:
+    packed = of_logs([_log("before"), _log("odd", timestamp=time), _log("odd", observed_timestamp=time), _log("after")])
+    assert (packed.items, packed.lost) == (2, 2)
+    [envelope] = packed.envelopes
+    assert TelemetryEnvelope("logs", envelope.payload, envelope.id) == envelope
+
+
+@pytest.mark.parametrize("time", NO_TIMES)
+def test_a_metric_with_a_time_that_is_none_does_not_take_the_others_along(time: Any) -> None:
+    metrics = [_gauge("before", 1), _gauge("odd", time), _gauge("after", 1)]
+    packed = of_metrics(made.metrics_data(made.RESOURCES[0], made.SCOPES[0], metrics))
+    assert (packed.items, packed.lost) == (2, 1)
+    [envelope] = packed.envelopes
+    assert TelemetryEnvelope("metrics", envelope.payload, envelope.id) == envelope
+
+
+def test_a_time_in_whole_floating_nanoseconds_is_its_integer() -> None:
+    [envelope] = of_spans([_timed(start=1.75e18, end=1.75e18, event=1.75e18)]).envelopes
+    [span] = written.spans_of(json.loads(envelope.payload))
+    assert (span["startTimeUnixNano"], span["endTimeUnixNano"]) == ("1750000000000000000",) * 2
+    assert span["events"][0]["timeUnixNano"] == "1750000000000000000"
+
+
+def _timed(start: Any = 1, end: Any = 1, event: Any = 1) -> ReadableSpan:
+    """An ``order`` of the real SDK, which takes any time for one."""
+    span = TracerProvider(shutdown_on_exit=False).get_tracer("shop").start_span("order", start_time=start)
+    span.add_event("paid", timestamp=event)
+    span.end(end)
+    assert isinstance(span, ReadableSpan)
+    return span
+
+
+def _log(body: Any, **times: Any) -> Any:
+    fields = {"timestamp": 1, "observed_timestamp": 1} | times
+    return made.log_data(made.SCOPES[0], made.RESOURCES[0], body=body, **fields)
+
+
+def _gauge(name: str, time: Any) -> sdk.Metric:
+    return sdk.Metric(name, "", "", sdk.Gauge([sdk.NumberDataPoint({}, 1, time, 1)]))
