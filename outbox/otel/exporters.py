@@ -142,7 +142,11 @@ class OutboxMetricExporter(MetricExporter):
 
 
 class OutboxLogExporter(LogRecordExporter):
-    """Log records into ``box``, but for those of the logger ``outbox.otel``: its failures would feed themselves."""
+    """Log records into ``box``, but for outbox's own, which would feed themselves: each request would be the next one.
+
+    Those are known by their loggers, ``outbox`` and ``httpx.outbox``. What libraries say of the outbox's work is not:
+    keep httpcore above DEBUG, SQLAlchemy above INFO, and what a client of your own logs away from here.
+    """
 
     def __init__(self, box: Outbox, *, timeout: float = TIMEOUT_SECONDS) -> None:
         self._exporting = Exporting(box, Lane.LOGS, timeout)

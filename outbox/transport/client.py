@@ -108,7 +108,8 @@ class BeaconClient:
         self._transport.close()
 
 
-_requests = logging.getLogger("httpx")
+_requests = logging.getLogger("httpx.outbox")
+"""Below httpx's, whose level and handlers it has: so it can be told from the requests of the host's own."""
 _OVER = httpx.ByteStream(b"")
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -14,11 +17,12 @@ from opentelemetry.sdk.metrics.export import MetricExportResult, PeriodicExporti
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
 
-from outbox import Outbox, Settings
+from outbox import BeaconTransport, Dispatcher, Outbox, Settings
 from outbox.core.health import Health, LaneState
 from outbox.core.lane import LANES, Lane
 from outbox.otel import OutboxLogExporter, OutboxMetricExporter, OutboxSpanExporter
 from outbox.otel.documents import Packer
+from outbox.simulator import Simulator
 from tests.otel import made, stored
 from tests.otel.conftest import OpenBox
 from tests.otel.spanning import SHOP, ended
@@ -54,20 +58,67 @@ def test_metrics_of_a_periodic_reader_are_stored(box: Outbox) -> None:
     assert (metric.name, metric.sum.data_points[0].as_int) == ("orders", 3)
 
 
-@pytest.mark.filterwarnings("ignore:`LoggingHandler` in `opentelemetry-sdk` is deprecated")
-def test_log_records_of_a_batch_processor_are_stored_but_for_those_about_the_export_itself(box: Outbox) -> None:
-    from opentelemetry.sdk._logs import LoggingHandler
+@contextmanager
+def logging_to(box: Outbox) -> Iterator[LoggerProvider]:
+    """Everything that is logged at INFO goes to the SDK, and from there to ``box``."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`LoggingHandler` in `opentelemetry-sdk` is deprecated")
+        from opentelemetry.sdk._logs import LoggingHandler
 
-    provider = LoggerProvider(SHOP)
-    provider.add_log_record_processor(BatchLogRecordProcessor(OutboxLogExporter(box)))
-    handler = LoggingHandler(logger_provider=provider)
-    for name in ("shop", "outbox.otel"):
-        logging.getLogger(name).addHandler(handler)
-        logging.getLogger(name).warning("from %s", name)
-        logging.getLogger(name).removeHandler(handler)
-    provider.shutdown()
-    [record] = stored.records(box)
-    assert (record.body.string_value, record.severity_text) == ("from shop", "WARN")
+        provider = LoggerProvider(SHOP)
+        provider.add_log_record_processor(BatchLogRecordProcessor(OutboxLogExporter(box)))
+        handler = LoggingHandler(logger_provider=provider)
+    root = logging.getLogger()
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield provider
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(before)
+        provider.shutdown()
+
+
+def bodies(box: Outbox) -> list[str]:
+    return [record.body.string_value for record in stored.records(box)]
+
+
+def test_log_records_of_a_batch_processor_are_stored_but_for_outboxs_own(box: Outbox) -> None:
+    with logging_to(box):
+        for name in ("shop", "outbox.otel", "outbox.dispatcher", "outboxes", "shop.outbox", "httpx"):
+            logging.getLogger(name).warning("from %s", name)
+    assert bodies(box) == ["from shop", "from outboxes", "from shop.outbox", "from httpx"]
+
+
+def test_a_log_record_that_was_sent_is_not_followed_by_records_of_its_sending(
+    open_box: OpenBox, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Simulator(license="test-license-key") as beacon:
+        box = open_box(beacon_url=beacon.url)
+        with logging_to(box) as provider, BeaconTransport(box.settings) as transport:
+            dispatcher = Dispatcher(box, transport)
+            logging.getLogger("shop").warning("one order")
+            provider.force_flush()
+            assert dispatcher.run_once().sent == 1
+            provider.force_flush()
+            assert bodies(box) == ["one order"]
+    assert "HTTP Request: POST" in caplog.text
+
+
+def test_a_log_record_that_waits_for_beacon_is_not_followed_by_records_of_its_waiting(
+    open_box: OpenBox, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Simulator(license="test-license-key", status=503, lanes=["logs"]) as beacon:
+        box = open_box(beacon_url=beacon.url)
+        with logging_to(box) as provider, BeaconTransport(box.settings) as transport:
+            dispatcher = Dispatcher(box, transport)
+            logging.getLogger("shop").warning("one order")
+            provider.force_flush()
+            dispatcher.run_once()
+            provider.force_flush()
+            assert bodies(box) == ["one order"]
+    assert "beacon answered 503" in caplog.text
 
 
 def test_success_is_told_after_the_commit(box: Outbox, spans: list[ReadableSpan]) -> None:
