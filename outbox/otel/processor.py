@@ -3,8 +3,8 @@
     on_end ──▶ queue ──▶ a thread: max_spans, or max_delay_millis after the first of them ──▶ one commit
                  └─ full: on_end waits for room, at most max_block_millis; then the span is lost, counted and told
 
-A process that is killed loses what ended since the last commit began, and nothing else. Beacon slows nobody down: only
-the database can fill the queue, by being away or slower than the spans come.
+A process that is killed, as ``Pool.terminate`` does, loses what ended since the last commit began, and nothing else.
+Beacon slows nobody down: only the database can fill the queue, by being away or slower than the spans come.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import atexit
 import logging
 import math
 import os
+import sys
 import threading
 import time
 from collections import deque
@@ -270,6 +271,7 @@ _PROCESSORS: WeakSet[OutboxSpanProcessor] = WeakSet()
 def _begin_in_child() -> None:
     for processor in list(_PROCESSORS):
         processor._begin()
+    _drain_where_atexit_is_passed_over()
 
 
 def _drain_at_exit() -> None:
@@ -277,6 +279,26 @@ def _drain_at_exit() -> None:
         processor.shutdown()
 
 
+def _drain_where_atexit_is_passed_over() -> None:
+    """A child that multiprocessing forks ends by ``os._exit``, after the finalizers of ``multiprocessing.util``.
+
+    It begins by forgetting those it was forked with, and then does what was registered for after a fork. A child of a
+    forkserver is past that when it imports this. To drain twice is nothing.
+    """
+    util = sys.modules.get("multiprocessing.util")
+    if util is not None:  # a host that has no use for multiprocessing does not load it for this
+
+        def finalize(_: object) -> None:
+            util.Finalize(None, _drain_at_exit, exitpriority=_AFTER_ALL_OTHERS)
+
+        finalize(None)
+        util.register_after_fork(_PROCESSORS, finalize)
+
+
+_AFTER_ALL_OTHERS = -100
+"""Spans may end in the host's finalizers, and in its child processes, which are waited for before."""
+
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_in_child)
 atexit.register(_drain_at_exit)
+_drain_where_atexit_is_passed_over()

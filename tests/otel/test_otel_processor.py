@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -292,6 +293,91 @@ def test_a_process_that_ends_commits_what_has_ended(box: Outbox, by_provider: bo
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert stored.names(box) == ["last words"]
+
+
+IMPORT = "from outbox.otel import OutboxSpanProcessor"
+IN_A_CHILD = """
+import multiprocessing
+import sys
+
+from opentelemetry.sdk.trace import TracerProvider
+from outbox import Outbox, Settings
+{above}
+
+def traced(name):
+    {within}
+    provider = TracerProvider()
+    box = Outbox(settings=Settings(database_url=sys.argv[1]))
+    provider.add_span_processor(OutboxSpanProcessor(box, max_delay_millis=3_600_000))
+    return lambda: provider.get_tracer("shop").start_span(name).end()
+
+def work():
+    (inherited or traced("last words"))()
+
+inherited = None
+if __name__ == "__main__":
+    if sys.argv[2] == "fork":
+        inherited = traced("last words")
+    child = multiprocessing.get_context(sys.argv[2]).Process(target=work)
+    child.start()
+    child.join()
+    sys.exit(child.exitcode)
+"""
+
+
+@pytest.mark.parametrize("imported", ["above", "within"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+def test_a_process_of_multiprocessing_that_ends_commits_what_has_ended(
+    box: Outbox, tmp_path: Path, method: str, imported: str
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(IN_A_CHILD.format(**{"above": "", "within": "", imported: IMPORT}))
+    line = [sys.executable, str(program), str(box.settings.database_url), method]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert stored.names(box) == ["last words"]
+
+
+FINALIZERS_LAST = """
+import multiprocessing
+from multiprocessing.util import Finalize
+
+from opentelemetry.sdk.trace import TracerProvider
+from outbox import Outbox, Settings
+from outbox.otel import OutboxSpanProcessor
+
+provider = TracerProvider()
+provider.add_span_processor(OutboxSpanProcessor(Outbox(settings=Settings(database_url={url!r}))))
+say = lambda name: provider.get_tracer("shop").start_span(name).end()
+fork = multiprocessing.get_context("fork")
+
+def work():
+    Finalize(None, say, ["of a finalizer"], exitpriority=-50)
+    fork.Process(target=say, args=["of a grandchild"]).start()
+
+child = fork.Process(target=work)
+child.start()
+child.join()
+"""
+
+
+def test_what_ends_in_the_finalizers_and_children_of_a_process_of_multiprocessing_is_committed(box: Outbox) -> None:
+    program = FINALIZERS_LAST.format(url=box.settings.database_url)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(stored.names(box)) == ["of a finalizer", "of a grandchild"]
+
+
+def test_a_host_without_multiprocessing_does_not_load_it_for_spans() -> None:
+    program = """
+import os, sys
+import outbox.otel.processor
+
+child = os.fork()
+assert "multiprocessing" not in sys.modules
+assert child == 0 or os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", program], timeout=60, check=True)
 
 
 @pytest.mark.parametrize(("spans", "queue"), [(0, 1), (2, 1)])
