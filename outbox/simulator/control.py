@@ -28,6 +28,7 @@ from outbox.simulator.endpoints import ELSEWHERE
 from outbox.simulator.exchange import LANE_NAMES, Reply, Request, refusal
 from outbox.simulator.faults import Faults
 from outbox.simulator.received import Received
+from outbox.simulator.shapes import BodyError, read_patch
 from outbox.simulator.tokens import Mint
 
 PREFIX = "/_simulator"
@@ -89,8 +90,8 @@ class Control:
 
     def _patch(self, request: Request) -> Reply:
         try:
-            self._faults.patch(msgspec.json.decode(request.body, type=dict[str, Any]))
-        except (msgspec.DecodeError, ConfigError) as error:
+            self._faults.patch(read_patch(request.body))
+        except (BodyError, ConfigError) as error:
             return refusal(400, str(error))
         reply = self._state()
         reply.wait = self._settled()

@@ -25,6 +25,9 @@ from outbox.simulator.exchange import LANE_NAMES, VERIFY
 
 Dose = bool | Annotated[int, msgspec.Meta(ge=0)] | Annotated[float, msgspec.Meta(ge=0, le=1)]
 Status = Annotated[int, msgspec.Meta(ge=200, le=599)]
+HeaderValue = Annotated[str, msgspec.Meta(pattern=r"^[ -~]*\Z")]
+Rate = Annotated[float, msgspec.Meta(ge=1e-6)]
+"""The slowest is one in eleven days: a Retry-After has to be written for it."""
 Spoiled = Literal["html", "garbage", "empty", "half", "drip", "huge"]
 
 EVERY_DATA_LANE = "all"
@@ -46,9 +49,9 @@ class Faults:
     """Requests answered with a failing status are taken first, as behind a gateway that answers 504."""
     error_text: str | None = None
     """The body of those answers, as it is."""
-    retry_after: int | str | None = None
+    retry_after: int | HeaderValue | None = None
     """The Retry-After of every 429 and 503: seconds, an HTTP date, or nonsense."""
-    rate_limit: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    rate_limit: Rate | None = None
     """Requests a second, over all lanes together; more is answered 429 with a Retry-After."""
 
     latency_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0

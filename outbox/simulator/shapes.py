@@ -125,6 +125,8 @@ _lax_usage = msgspec.json.Decoder(LaxUsageBody)
 _metrics = msgspec.json.Decoder(_MetricsBody)
 _traces = msgspec.json.Decoder(_TracesBody)
 _logs = msgspec.json.Decoder(_LogsBody)
+_patch = msgspec.json.Decoder(dict[str, Any])
+_anything = msgspec.json.Decoder()
 
 
 def read_verify(body: bytes) -> str:
@@ -140,6 +142,11 @@ def read_usage(body: bytes, *, strict: bool) -> UsageBody | LaxUsageBody:
         return _decoded(_usage.decode, body)
     except BodyError as error:
         raise _row_by_row(body) or error from None
+
+
+def read_patch(body: bytes) -> dict[str, Any]:
+    """Faults by name, as ``POST /_simulator`` is given them. Raises BodyError."""
+    return _decoded(_patch.decode, body)
 
 
 def read_telemetry(lane: Lane, body: bytes) -> int:
@@ -164,6 +171,8 @@ def _decoded(decode: Callable[[bytes], Body], body: bytes) -> Body:
         raise BodyError(reason, path.rstrip("`") or "$") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BodyError(str(error), "$") from None
+    except RecursionError:
+        raise BodyError("JSON is nested too deeply", "$") from None
 
 
 def _count_metrics(body: _MetricsBody) -> int:
@@ -183,8 +192,8 @@ _ROW_FIELDS = frozenset(UsageRow.__struct_fields__)
 def _row_by_row(body: bytes) -> BodyError | None:
     """The first row whose field names are wrong: all of them. None if the names are right."""
     try:
-        document: Any = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        document: Any = _decoded(_anything.decode, body)
+    except BodyError:
         return None
     root_key = LANES[Lane.USAGE].root_key
     rows = document.get(root_key) if isinstance(document, dict) else None

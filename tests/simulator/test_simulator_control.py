@@ -91,6 +91,11 @@ def test_a_patch_that_makes_no_sense_is_refused_with_a_reason(simulator: Simulat
         (b'{"status": "x"}', "status"),
         (b"{", "malformed|truncated"),
         (b"[]", "object"),
+        (b'{"status": ' + b"[" * 200_000, "nested"),
+        ('{"retry_after": "€"}'.encode(), "retry_after"),
+        (b'{"retry_after": "1\\r\\nx: y"}', "retry_after"),
+        (b'{"retry_after": "1\\n"}', "retry_after"),
+        (b'{"rate_limit": 1e-320}', "rate_limit"),
     ):
         answer = httpx.post(simulator.control_url, content=body, trust_env=False)
         assert answer.status_code == 400

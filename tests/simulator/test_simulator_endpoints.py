@@ -195,6 +195,14 @@ def test_a_body_that_is_not_json_is_refused(caller: Caller, body: bytes) -> None
     assert answer.json()["path"].startswith("$")
 
 
+@pytest.mark.parametrize("body", [b'{"a": ', b'{"license": "l", "trace_transactions": [', b'{"resourceSpans": ['])
+@pytest.mark.parametrize("lane", ["verify", "usage", "traces"])
+def test_a_body_that_is_nested_without_end_is_refused_as_any_bad_one(caller: Caller, lane: str, body: bytes) -> None:
+    answer = caller.post(lane, body + b"[" * 200_000)
+    assert answer.status_code == 400
+    assert answer.json()["path"].startswith("$")
+
+
 def test_a_gzip_body_is_read(caller: Caller) -> None:
     body = gzip.compress(json.dumps(telemetry("traces", items=4)).encode())
     assert caller.post("traces", body, Content_Encoding="gzip").status_code == 200
