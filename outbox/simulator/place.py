@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 from outbox.errors import ConfigError
 
 _BACKLOG = 1024
+_OF_THE_PORT = (errno.EADDRINUSE, errno.EACCES)
 
 
 class Place:
@@ -47,9 +49,9 @@ def _bound(host: str, port: int) -> socket.socket:
         made.bind((host, port))
     except OSError as error:
         made.close()
-        raise ConfigError(
-            f"the simulator cannot listen on {host}:{port}: {error.strerror}; choose another port (0: any free one)"
-        ) from error
+        mend = "port (0: any free one)" if error.errno in _OF_THE_PORT else "host"
+        told = f"the simulator cannot listen on {host}:{port}: {error.strerror}"
+        raise ConfigError(f"{told}; choose another {mend}") from error
     return made
 
 

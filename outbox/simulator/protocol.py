@@ -102,15 +102,18 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._url = b""
         self._headers: dict[bytes, bytes] = {}
+        self._in_head = True
         self._body: list[bytes] = []
 
     def on_url(self, url: bytes) -> None:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
+        if self._in_head:  # else a trailer, which must not pass for a header (RFC 9110, 6.5.1)
+            self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
+        self._in_head = False
         if self._headers.get(b"expect", b"").lower() == b"100-continue":
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -98,6 +99,14 @@ def test_chunked_request_bodies_are_read_whole(caller: Caller) -> None:
     assert answer.json() == {"inserted_count": 50}
 
 
+def test_a_trailer_is_not_taken_for_a_header(caller: Caller, wire: socket.socket) -> None:
+    head, _, body = traces(caller).partition(b"\r\n\r\n")
+    chunked = re.sub(rb"Content-Length: \d+", b"Transfer-Encoding: chunked", head)
+    trailers = b"Content-Type: text/plain\r\nAuthorization: Bearer nonsense"
+    wire.sendall(b"%b\r\n\r\n%x\r\n%b\r\n0\r\n%b\r\n\r\n" % (chunked, len(body), body, trailers))
+    assert b"200 OK" in read_answers(wire, 1)
+
+
 def test_a_client_that_expects_100_continue_gets_it(caller: Caller, wire: socket.socket) -> None:
     head, _, body = traces(caller, 1, "1.1", "Expect: 100-continue").partition(b"\r\n\r\n")
     wire.sendall(head + b"\r\n\r\n")
@@ -164,6 +173,12 @@ def test_a_body_of_several_megabytes_is_taken(caller: Caller) -> None:
 def test_a_port_in_use_is_told_with_what_to_do(simulator: Simulator) -> None:
     with pytest.raises(ConfigError, match=f"127.0.0.1:{simulator.port}.*another port"):
         Simulator(simulator.port).start()
+
+
+@pytest.mark.parametrize("host", ["nosuch.host.invalid", "203.0.113.9"])
+def test_a_host_that_is_not_this_machine_is_told_with_what_to_do(host: str) -> None:
+    with pytest.raises(ConfigError, match=f"cannot listen on {host}:0: .*; choose another host"):
+        Simulator(host=host).start()
 
 
 def test_a_simulator_can_listen_on_ipv6() -> None:
