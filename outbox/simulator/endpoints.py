@@ -227,9 +227,9 @@ class Endpoints:
             return refusal(422, "a row is refused")
         key, now = request.header(b"idempotency-key"), time.time()
         attempts = [row.num_failed_send_attempts for row in body.trace_transactions]
-        new = self._received.accept_usage(key, ids, attempts, now=now)
         if self._journal is not None:
             self._journal.write(now, Lane.USAGE, key, ids)
+        new = self._received.accept_usage(key, ids, attempts, now=now)
         return Reply(
             200,
             msgspec.json.encode({"inserted_count": self._inserted_count(sent=len(ids), inserted=new)}),

@@ -17,7 +17,7 @@ from outbox.simulator.control import PREFIX, Control
 from outbox.simulator.endpoints import Endpoints, Licenses
 from outbox.simulator.exchange import BASE_PATH, Reply, Request
 from outbox.simulator.faults import Faults
-from outbox.simulator.journal import Journal, read_journal
+from outbox.simulator.journal import Journal
 from outbox.simulator.place import Place, listen
 from outbox.simulator.protocol import Connection
 from outbox.simulator.received import Received
@@ -130,8 +130,7 @@ class Simulator:
             raise RuntimeError("this simulator was started before; make another")
         self._journal = None
         if self._journal_path is not None:
-            self._journal = Journal(self._journal_path)
-            self.received.restore(read_journal(self._journal_path))
+            self._journal = Journal(self._journal_path, self.received.restore)
         control = listen(self._host, 0)
         self._control_port: int = control.getsockname()[1]
         try:

@@ -19,10 +19,13 @@ from tests.simulator.calling import Caller, telemetry, usage_row
 
 LICENSE = "license-of-the-other-process"
 SERVE = f"""
+import resource
 import sys
 from pathlib import Path
 from outbox.simulator import Faults, serve
 journal = Path(sys.argv[2]) if len(sys.argv) > 2 else None
+if len(sys.argv) > 3:  # the disk is full
+    resource.setrlimit(resource.RLIMIT_FSIZE, [int(sys.argv[3])] * 2)
 serve(port=int(sys.argv[1]), license={LICENSE!r}, faults=Faults(statuses=[503]), journal=journal)
 """
 
@@ -195,6 +198,44 @@ def test_a_served_simulator_ends_at_a_signal_with_its_counts(
 def test_a_journal_that_cannot_be_kept_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"keep its journal in {tmp_path}: Is a directory; give another file"):
         Simulator(journal=tmp_path).start()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"not json",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"t": 1.0, "lane": "usage", "key": "a"}',
+        b'{"t": 1.0, "lane": "bills", "key": "a", "ids": []}',
+    ],
+)
+def test_a_journal_that_is_damaged_is_named_with_its_line_and_left_as_it_is(tmp_path: Path, line: bytes) -> None:
+    journal = tmp_path / "journal.jsonl"
+    held = b'{"t": 1.0, "lane": "usage", "key": "a", "ids": ["whole"]}\n' + line + b"\nno newline"
+    journal.write_bytes(held)
+    with pytest.raises(ConfigError, match=f"{journal}, line 2, is not of a simulator's journal: .* take the line out"):
+        Simulator(journal=journal).start()
+    assert journal.read_bytes() == held
+
+
+def test_a_row_that_the_journal_cannot_hold_is_not_accepted_and_the_simulator_ends_with_what_broke_it(
+    start_process: Callable[..., tuple[subprocess.Popen[str], str]], tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal.jsonl"
+    process, url = start_process(0, journal, 300)
+    assert [post_usage(url, usage_row(), key=key).status_code for key in "ab"] == [503, 200]
+    with pytest.raises(httpx.RemoteProtocolError):
+        post_usage(url, *[usage_row() for _ in range(10)])
+    assert post_usage(url, usage_row(), key="c").status_code == 200
+    with SimulatorClient(url) as client:
+        counts = client.get()["counts"]["usage"]
+        assert (counts["accepted"], counts["unique"]) == (2, 2)
+    assert [line.key for line in read_journal(journal)] == ["b", "c"], "nothing is left of the line that did not fit"
+    process.terminate()
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert f"ConfigError: the simulator cannot keep its journal in {journal}: File too large" in told
 
 
 def test_a_killed_simulator_leaves_a_journal_that_the_next_one_goes_on_with(
