@@ -2,6 +2,10 @@
 
 Each export is one transaction of one envelope, or of several where one would be too large. A worker sends them; that
 a lane is paused, or that no worker runs, is nothing to an exporter.
+
+On SQLite a Simple processor must not export from within an open transaction of the host's on the same file: the export
+waits for the write lock that its own thread holds, half a minute in vain, and is lost. ``OutboxSpanProcessor`` waits
+elsewhere.
 """
 
 from __future__ import annotations
