@@ -96,7 +96,7 @@ def test_a_file_that_somebody_keeps_locked_is_one_problem(offline: Command, monk
         report = examined(offline)
     assert report.problems == [report.the("database")]
     assert "locked" in report.the("database").found
-    assert "Another process held the write lock" in report.mend("database")
+    assert "Another connection held the write lock" in report.mend("database")
     assert examined(offline).is_well("database")
 
 

@@ -233,7 +233,8 @@ class SQLite(Dialect):
 
     damaged_codes = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
     advice = {  # noqa: RUF012 - ClassVar in the base
-        "SQLITE_BUSY": "Another process held the write lock all the time: end what it does, then try again.",
+        "SQLITE_BUSY": "Another connection held the write lock all the time, perhaps an open transaction of this very"
+        " process: end what it does, then try again.",
         "SQLITE_FULL": "Make room on the disk of the file; what waits is delivered by itself then.",
         "SQLITE_READONLY": "Let this account write the file and its folder, then try again.",
         "SQLITE_CANTOPEN": "Let this account read and write the file and its folder, then try again.",
