@@ -220,7 +220,8 @@ class Dialect(ABC):
 
     @contextmanager
     def migration_lock(self, connection: Connection) -> Iterator[None]:
-        """Held around an upgrade, so that several processes may start at once."""
+        """Held around an upgrade, so that several processes may start at once. Raises ``DatabaseUnavailable`` when
+        another one has it for too long."""
         yield
 
     @abstractmethod

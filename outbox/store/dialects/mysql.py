@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection, PoolProxiedConnection, text
 from sqlalchemy.engine import Dialect as Driver
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from outbox.core.runs import Runs
+from outbox.errors import DatabaseUnavailable
 from outbox.store.dialects.base import Dialect, Row, all_or_none, first_of
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects.mysql.base import MySQLDialect
 
+MIGRATION_TURN_SECONDS = 60
+"""How long to wait for another process that migrates the same database."""
 MIGRATION_LOCK_SECONDS = 5
+"""How long one that migrates waits for a table."""
+MIGRATION_LOCK = "CONCAT_WS(' ', 'outbox migrate', SHA1(LOWER(DATABASE())))"
+"""Its name, which all databases of a server share; 64 characters at most, and a database's name may be as long."""
 INSERTED_AT_ONCE, INSERTED_AT_ONCE_BYTES = 100, 256 * 1024
 """Rows of one statement, and their payload. PyMySQL's own way with many costs them two round trips more."""
 
@@ -131,14 +137,28 @@ class MySQL(Dialect):
 
     @contextmanager
     def migration_lock(self, connection: Connection) -> Iterator[None]:
-        connection.execute(text("SELECT GET_LOCK('outbox migrate', 60)"))
-        # An ALTER waits for whoever has only read the table, and all others wait behind it: a day, by default.
-        connection.execute(text(f"SET SESSION lock_wait_timeout = {MIGRATION_LOCK_SECONDS}"))
+        if connection.execute(text(f"SELECT GET_LOCK({MIGRATION_LOCK}, {MIGRATION_TURN_SECONDS})")).scalar() != 1:
+            holder = connection.execute(text(f"SELECT IS_USED_LOCK({MIGRATION_LOCK})")).scalar()
+            where = connection.engine.url.render_as_string(hide_password=True)
+            raise DatabaseUnavailable(
+                f"{where}: another process ({f'session {holder}' if holder else 'gone by now'}) has been migrating for"
+                f" {MIGRATION_TURN_SECONDS} s. Nothing was written by this call. Run it again when that one has ended;"
+                " end its session if it is stuck."
+            )
         try:
+            # An ALTER waits for whoever has only read the table, and all others wait behind it: a day, by default.
+            connection.execute(text(f"SET SESSION lock_wait_timeout = {MIGRATION_LOCK_SECONDS}"))
             yield
-        finally:
-            connection.execute(text("SET SESSION lock_wait_timeout = DEFAULT"))
-            connection.execute(text("SELECT RELEASE_LOCK('outbox migrate')"))
+        except BaseException:
+            with suppress(SQLAlchemyError):  # a session that has ended holds nothing, and the first error says why
+                self._let_others_migrate(connection)
+            raise
+        self._let_others_migrate(connection)
+
+    @staticmethod
+    def _let_others_migrate(connection: Connection) -> None:
+        connection.execute(text("SET SESSION lock_wait_timeout = DEFAULT"))
+        connection.execute(text(f"SELECT RELEASE_LOCK({MIGRATION_LOCK})"))
 
     def readable_time(self, column: str) -> str:
         return f"TIMESTAMPADD(MICROSECOND, {column}, '1970-01-01 00:00:00')"
