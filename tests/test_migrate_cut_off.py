@@ -12,10 +12,13 @@ from alembic.migration import MigrationContext
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 
 from outbox import Outbox
-from outbox.errors import DatabaseUnavailable
+from outbox.errors import DatabaseUnavailable, OutboxError, SchemaOutOfDate
+from outbox.simulator import Simulator
 from outbox.store.dialects import dialect_of
 from outbox.store.schema import metadata
+from outbox.testing import drain
 from tests.support.databases import Database
+from tests.support.intervals import interval
 from tests.support.waiting import wait_until
 
 mariadb = pytest.mark.parametrize("database", ["mariadb"], indirect=True)
@@ -97,6 +100,157 @@ def execute(engine: Engine, *statements: str) -> None:
     with engine.begin() as connection:
         for statement in statements:
             connection.exec_driver_sql(statement)
+
+
+# --- somebody's open transaction -----------------------------------------------------------------------------
+
+
+@mariadb
+def test_a_downgrade_to_base_that_a_reader_holds_up_leaves_every_entry_and_what_was_sent_is_not_sent_again(
+    box: Outbox, engine: Engine, beacon: Simulator
+) -> None:
+    (sent,) = box.put(interval())
+    drain(box, beacon)
+    (pending,) = box.put(interval())
+    with engine.connect() as reader:
+        reader.exec_driver_sql("SELECT count(*) FROM outbox_usage")
+        with pytest.raises(DatabaseUnavailable, match=r"keeps each step .* run again") as told:
+            box.migrate("base")
+    assert "Nothing was written" not in str(told.value)
+    with pytest.raises(SchemaOutOfDate, match="Run: outbox migrate"):
+        box.status()
+    box.migrate()
+    must_be_whole(box, engine)
+    drain(box, beacon)
+    assert beacon.received.ids() == {str(sent): 1, str(pending): 1}
+
+
+@mariadb
+def test_a_reader_who_comes_while_columns_are_dropped_finds_all_of_them_gone(box: Outbox, engine: Engine) -> None:
+    with engine.connect() as reader:
+
+        def read(_connection: Connection, statement: str) -> None:
+            if statement.startswith("ALTER TABLE outbox_lane"):
+                reader.exec_driver_sql("SELECT count(*) FROM outbox_lane")
+
+        with each_change(box, "after", read):
+            box.migrate(FIRST)
+        assert reader.in_transaction(), "it has come"
+    assert columns(engine).isdisjoint({"rejected", "shortfall", "last_warning_at", "last_warning"})
+    box.migrate()
+    must_be_whole(box, engine)
+
+
+# --- killed --------------------------------------------------------------------------------------------------
+
+
+@mariadb
+@pytest.mark.parametrize("revision", [SECOND, FIRST, "base"])
+def test_a_downgrade_that_is_killed_anywhere_is_finished_by_the_same_command(
+    box: Outbox, engine: Engine, revision: str
+) -> None:
+    changes = 0
+    while killed(box, revision, after=changes):
+        box.migrate(revision)
+        assert (box.store.schema().current or "base") == revision
+        assert revision != "base" or tables(engine) == set()
+        box.migrate()
+        must_be_whole(box, engine)
+        changes += 1
+    assert changes >= 2, "at least what is dropped, and the revision"
+    box.migrate()
+
+
+@mariadb
+@pytest.mark.parametrize("revision", [SECOND, FIRST, "base"])
+def test_an_upgrade_repairs_what_a_downgrade_that_was_killed_anywhere_has_left(
+    box: Outbox, engine: Engine, revision: str
+) -> None:
+    changes = 0
+    while killed(box, revision, after=changes):
+        box.migrate()
+        must_be_whole(box, engine)
+        changes += 1
+    assert changes >= 2, "at least what is dropped, and the revision"
+    box.migrate()
+
+
+@mariadb
+@pytest.mark.parametrize("recorded", [SECOND, LAST])
+def test_an_upgrade_adds_columns_that_are_missing_whatever_revision_was_recorded_over_them(
+    box: Outbox, engine: Engine, recorded: str
+) -> None:
+    """As a downgrade in four statements has left them, and as an upgrade after it did not see them."""
+    box.migrate(recorded)
+    execute(engine, "ALTER TABLE outbox_lane DROP COLUMN last_warning, DROP COLUMN last_warning_at")
+    box.migrate()
+    must_be_whole(box, engine)
+
+
+@mariadb
+def test_entries_that_are_left_where_a_server_died_as_it_dropped_the_tables_are_refused_and_not_sent_again(
+    box: Outbox, engine: Engine
+) -> None:
+    """MariaDB drops the tables of one statement one after the other."""
+    for dropped in range(1, 8):
+        box.put(interval())
+        base_as_the_server_dies(box, engine, dropped)
+        left = tables(engine)
+        assert len(left) == 8 - dropped, "the view too"
+        if "outbox_usage" in left:
+            for _ in range(2):  # the first refusal changes nothing
+                with pytest.raises(OutboxError, match=rf"usage has entries.*{FINISH}.*restore a backup"):
+                    box.migrate()
+                with pytest.raises(SchemaOutOfDate):
+                    box.status()
+            assert tables(engine) == left
+            box.migrate("base")
+            assert tables(engine) == set()
+        box.migrate()
+        must_be_whole(box, engine)
+    assert "outbox_usage" not in left, "the last of them"
+
+
+def base_as_the_server_dies(box: Outbox, engine: Engine, dropped: int) -> None:
+    """Remove the tables, but not more of them than that many."""
+
+    def die(_connection: Connection, statement: str) -> None:
+        what, _, names = statement.partition("outbox_")
+        if "outbox_usage" in statement:
+            assert what == "DROP TABLE IF EXISTS "
+            some = f"outbox_{names}".split(", ")[:dropped]
+            execute(engine, "SET SESSION lock_wait_timeout = 5", f"DROP TABLE {', '.join(some)}")
+            raise Killed
+
+    with each_change(box, "before", die), pytest.raises(Killed):
+        box.migrate("base")
+
+
+def test_entries_without_their_lanes_are_refused_also_where_no_revision_is_recorded(
+    box: Outbox, engine: Engine
+) -> None:
+    box.put(interval())
+    execute(engine, "DROP VIEW outbox_entry_status", "DROP TABLE outbox_lane", "DELETE FROM outbox_alembic_version")
+    with pytest.raises(OutboxError, match=rf"usage has entries.*{FINISH}.*restore a backup"):
+        box.migrate()
+    box.migrate("base")
+    assert tables(engine) == set()
+    box.migrate()
+    must_be_whole(box, engine)
+
+
+@mariadb
+def test_a_first_upgrade_that_is_killed_goes_on_though_producers_have_written_meanwhile(
+    box: Outbox, engine: Engine
+) -> None:
+    box.migrate("base")
+    made = iter(range(100))
+    while "outbox_usage" not in tables(engine):
+        assert killed(box, FIRST, after=next(made))
+    box.put(interval())
+    box.migrate()
+    must_be_whole(box, engine)
+    assert box.status().lanes["usage"].pending == 1
 
 
 # --- two at once ---------------------------------------------------------------------------------------------

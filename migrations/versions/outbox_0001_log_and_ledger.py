@@ -1,14 +1,16 @@
 """The log of each lane, the ledger of batches and holes, the lanes, and the view for people.
 
-Every statement can be run again: on MySQL and MariaDB DDL commits by itself, so an upgrade that was cut short
-starts over.
+Every statement can be run again: on MySQL and MariaDB DDL commits by itself, so an upgrade or a downgrade that was cut
+short starts over. The table of lanes is made before the logs and dropped before them: a log with entries and without
+it is never one that is being made, so its entries may have been sent.
 """
 
 import sqlalchemy as sa
-from alembic import op
+from alembic import context, op
 
+from outbox.errors import OutboxError
 from outbox.store.dialects import LONG_TEXT, SEQ, EntryId, now_us
-from outbox.store.dialects.view import entry_status_view, storage_statements
+from outbox.store.dialects.view import drop_tables, entry_status_view, storage_statements
 
 revision = "outbox_0001"
 down_revision = None
@@ -19,15 +21,34 @@ LANES = ("usage", "metrics", "traces", "logs")
 
 
 def upgrade() -> None:
-    for lane in LANES:
-        _create_log(f"outbox_{lane}")
+    if not context.is_offline_mode():
+        _refuse_entries_without_lanes()
     _create_batch()
     _create_hole()
     _create_lane()
+    for lane in LANES:
+        _create_log(f"outbox_{lane}")
     for statement in storage_statements(op.get_context().dialect):
         op.execute(statement)
     op.execute("DROP VIEW IF EXISTS outbox_entry_status")
     op.execute(entry_status_view(op.get_context().dialect, LANES))
+
+
+def _refuse_entries_without_lanes() -> None:
+    """Raise ``OutboxError`` before anything is made: a new table of lanes would take every entry for one to send."""
+    connection = op.get_bind()
+    there = set(sa.inspect(connection).get_table_names())
+    if "outbox_lane" in there:
+        return
+    logs = [name for name in (f"outbox_{lane}" for lane in LANES) if name in there]
+    left = [name for name in logs if connection.execute(sa.select(sa.exists().select_from(sa.table(name)))).scalar()]
+    if left:
+        raise OutboxError(
+            f"{connection.engine.url.render_as_string(hide_password=True)}: {', '.join(left)} has entries, but"
+            " outbox_lane, which knew those that were sent, is gone: the tables were being removed, and that was cut"
+            " off. To send them all, perhaps again, is not what an upgrade should do: nothing was changed. Finish with:"
+            " outbox migrate --revision base --yes (it removes the entries too), or restore a backup."
+        )
 
 
 def _create_log(name: str) -> None:
@@ -152,6 +173,6 @@ def _create_lane() -> None:
 
 
 def downgrade() -> None:
-    op.execute("DROP VIEW IF EXISTS outbox_entry_status")
-    for name in ("outbox_lane", "outbox_hole", "outbox_batch", *(f"outbox_{lane}" for lane in reversed(LANES))):
-        op.drop_table(name, if_exists=True)
+    tables = ("outbox_lane", "outbox_hole", "outbox_batch", *(f"outbox_{lane}" for lane in reversed(LANES)))
+    for statement in drop_tables(op.get_context().dialect, tables):
+        op.execute(statement)

@@ -1,13 +1,15 @@
 """What beacon did not take of the batches it accepted, in the lane's row: how much, and its last word on it.
 
-Every column is added only where it is missing: on MySQL and MariaDB DDL commits by itself, so an upgrade that was cut
-short starts over. A worker of the version before does not mind the columns.
+Every column is added only where it is missing, and dropped only where it is there: on MySQL and MariaDB DDL commits by
+itself, so an upgrade or a downgrade that was cut short starts over. A worker of the version before does not mind the
+columns.
 """
 
 import sqlalchemy as sa
 from alembic import context, op
 
 from outbox.store.dialects import LONG_TEXT
+from outbox.store.dialects.view import drop_columns
 
 revision = "outbox_0002"
 down_revision = "outbox_0001"
@@ -25,10 +27,10 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    present = _present() or set(NAMES)
-    for name in reversed(NAMES):
-        if name in present:
-            op.drop_column("outbox_lane", name)
+    present = set(NAMES) if context.is_offline_mode() else _present()
+    names = [name for name in reversed(NAMES) if name in present]
+    for statement in drop_columns(op.get_context().dialect, "outbox_lane", names) if names else ():
+        op.execute(statement)
 
 
 def _columns() -> list[sa.Column]:
@@ -41,7 +43,7 @@ def _columns() -> list[sa.Column]:
 
 
 def _present() -> set[str]:
-    """Columns of the lane's table; none when the SQL is only written down."""
-    if context.is_offline_mode():
+    """Columns of the lane's table; none when the SQL is only written down, or where a downgrade to base dropped it."""
+    if context.is_offline_mode() or not sa.inspect(op.get_bind()).has_table("outbox_lane"):
         return set()
     return {each["name"] for each in sa.inspect(op.get_bind()).get_columns("outbox_lane")}

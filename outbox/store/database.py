@@ -38,6 +38,8 @@ T = TypeVar("T")
 
 _NOTHING = nullcontext()
 
+NOTHING_WRITTEN = "Nothing was written by this call."
+
 RUN_AGAIN = "Run it again, as a worker does: what holds is not done twice."
 PUT_AGAIN = "Enqueue the same messages again: an id that is there already is not added twice."
 TURN_PAUSE_SECONDS = 2 * LOCK_PAUSE_SECONDS
@@ -233,23 +235,23 @@ class Database:
                 pooled.pop(READS, None)
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Turn what the driver says into what a person can act on."""
+    def explained(self, kept: str = NOTHING_WRITTEN) -> Iterator[None]:
+        """Turn what the driver says into what a person can act on. ``kept``: what of the call holds."""
         try:
             yield
         except (DBAPIError, self.engine.dialect.loaded_dbapi.Error) as error:
-            raise self._in_words(error) from error
+            raise self._in_words(error, kept) from error
 
-    def _in_words(self, error: Exception) -> OutboxError | DBAPIError:
+    def _in_words(self, error: Exception, kept: str = NOTHING_WRITTEN) -> OutboxError | DBAPIError:
         """``error``: of SQLAlchemy; or of the driver, where SQLAlchemy connects or sets the isolation level."""
         if not isinstance(error, DBAPIError):
-            return self.explain(OperationalError(None, None, error))
+            return self.explain(OperationalError(None, None, error), kept)
         if self.dialect.is_read_only(error) or error.connection_invalidated:
             # A session stays as it began, and perhaps another host takes writes. One that broke broke with others.
             self._connections.distrust()
-        return self.explain(error)
+        return self.explain(error, kept)
 
-    def explain(self, error: DBAPIError) -> OutboxError | DBAPIError:
+    def explain(self, error: DBAPIError, kept: str = NOTHING_WRITTEN) -> OutboxError | DBAPIError:
         """The outbox error for a driver's error; the error itself when it is not the database's state."""
         if self.dialect.is_missing_table(error):
             return SchemaOutOfDate(f"{self.safe_url}: the outbox tables are not there. Run: outbox migrate")
@@ -259,7 +261,7 @@ class Database:
             return OutboxError(f"{self.safe_url}: {_first_line(error)}. {advice or 'Restore a backup.'}")
         if advice or error.connection_invalidated or isinstance(error, OperationalError):
             return DatabaseUnavailable(
-                f"{self.safe_url}: {_first_line(error)}. Nothing was written by this call."
+                f"{self.safe_url}: {_first_line(error)}. {kept}"
                 f" {advice or 'Check that the database is up and writable, then try again.'}"
             )
         return error

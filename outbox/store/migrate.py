@@ -9,6 +9,11 @@ are, a host's history made them, and its version table cannot tell: it holds hea
 ours takes the place of ours there, and the host's revisions are not in our script directory. So each revision of
 ours leaves a landmark, a table or column that no older one has, and the newest landmark found is the revision. No
 row to keep in step is needed for that, and a downgrade takes the landmark away again.
+
+Where DDL commits by itself (MySQL, MariaDB) a migration that is cut off, by somebody's lock or a crash, leaves a half
+state. Downgrades take their landmark away first and have the revision recorded last, and every statement can be run
+again. So the same downgrade finishes what it began; and an upgrade finds a revision recorded whose landmark is gone,
+records the one below, and makes again what is missing.
 """
 
 from __future__ import annotations
@@ -23,12 +28,11 @@ from sqlalchemy import Connection, inspect, text
 
 from outbox.core.entry import SchemaStatus
 from outbox.errors import ConfigError, SchemaOutOfDate
+from outbox.store.database import NOTHING_WRITTEN, Database
 
 if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
-
-    from outbox.store.database import Database
 
 VERSION_TABLE = "outbox_alembic_version"
 SCRIPTS = str(files("outbox") / "migrations")
@@ -37,11 +41,14 @@ LANDMARKS = {
     "outbox_0002": "outbox_lane.last_warning",
     "outbox_0003": "outbox_removed",
 }
-"""Our revisions, oldest first, and the ``table`` or ``table.column`` that each makes last.
+"""Our revisions, oldest first, and the ``table`` or ``table.column`` that each makes last, and takes away first. (The
+first one makes the logs after it: see there.)
 
 As the script directory has them (a test compares): here too, because every process asks at its start whether the
 schema is right, and reading the scripts would cost it the import of Alembic.
 """
+
+STEPS_KEPT = "This database keeps each step that was taken, and the same command may be run again."
 
 
 def head() -> str:
@@ -54,12 +61,15 @@ def migrate(database: Database, revision: str = "head") -> None:
 
     ``revision``: ``head``, ``base``, a revision or the beginning of its name, or steps such as ``+1`` and ``-1``.
     Raises ``ConfigError`` for one that the script directory does not have and where a host's history made the
-    tables, ``SchemaOutOfDate`` where a newer version of outbox did.
+    tables, ``SchemaOutOfDate`` where a newer version of outbox did, ``DatabaseUnavailable`` where others hold it up,
+    ``OutboxError`` where a downgrade to base was cut off and its entries are left.
     """
     from alembic import command
 
-    database.dialect.create_store(database.url)
-    with database.write() as connection, database.dialect.migration_lock(connection):
+    dialect = database.dialect
+    kept = STEPS_KEPT if dialect.keeps_each_step else NOTHING_WRITTEN
+    dialect.create_store(database.url)
+    with database.write() as connection, database.explained(kept), dialect.migration_lock(connection):
         if _made_by_host(connection):
             raise ConfigError(
                 f"{database.safe_url}: the outbox tables are there without {VERSION_TABLE}: they belong to the host's"
@@ -69,8 +79,15 @@ def migrate(database: Database, revision: str = "head") -> None:
         current = _own_revision(connection)
         _refuse_newer(current, database.safe_url)
         with _script_directory(config, revision) as scripts:
-            move = command.downgrade if _is_below(scripts, revision, current) else command.upgrade
-            move(config, revision)
+            if _is_below(scripts, revision, current):
+                if current is None and revision == "base":  # what was cut off may have left tables
+                    command.stamp(config, head())
+                command.downgrade(config, revision)
+            else:
+                whole = _whole(connection, current) if dialect.keeps_each_step else current
+                if whole != current:
+                    command.stamp(config, whole or "base")
+                command.upgrade(config, revision)
 
 
 def script(database: Database, revision: str = "head") -> str:
@@ -136,6 +153,16 @@ def _made_by_host(connection: Connection) -> bool:
 
 def _by_landmark(connection: Connection) -> str | None:
     return next((revision for revision in reversed(LANDMARKS) if _stands(connection, LANDMARKS[revision])), None)
+
+
+def _whole(connection: Connection, recorded: str | None) -> str | None:
+    """The newest revision up to ``recorded`` that no downgrade has begun to take back, nor one before it."""
+    whole = None
+    for revision, landmark in LANDMARKS.items():
+        if whole == recorded or not _stands(connection, landmark):
+            break
+        whole = revision
+    return whole
 
 
 def _stands(connection: Connection, landmark: str) -> bool:

@@ -92,6 +92,8 @@ class Dialect(ABC):
     purge_chunk: ClassVar[int] = 2_000
     """Rows deleted in one transaction. Producers feel it on servers too: their COMMIT waits for what it writes."""
     storage_statements: ClassVar[tuple[str, ...]] = ()
+    keeps_each_step: ClassVar[bool] = False
+    """DDL commits by itself: a migration that is cut off leaves what it has done so far."""
     missing_table_codes: ClassVar[tuple[Any, ...]] = ()
     lost_claim_codes: ClassVar[tuple[Any, ...]] = ()
     lock_timeout_codes: ClassVar[tuple[Any, ...]] = ()
@@ -223,6 +225,14 @@ class Dialect(ABC):
         """Held around an upgrade, so that several processes may start at once. Raises ``DatabaseUnavailable`` when
         another one has it for too long."""
         yield
+
+    def drop_columns(self, table: str, columns: Sequence[str]) -> Sequence[str]:
+        """Statements that drop columns, of which there is one at least: the first of them first."""
+        return [f"ALTER TABLE {table} DROP COLUMN {column}" for column in columns]
+
+    def drop_tables(self, tables: Sequence[str], view: str) -> Sequence[str]:
+        """Statements that drop tables, the first of them first, and a view of them. What is gone is no obstacle."""
+        return [f"DROP VIEW IF EXISTS {view}", *(f"DROP TABLE IF EXISTS {table}" for table in tables)]
 
     @abstractmethod
     def readable_time(self, column: str) -> str:

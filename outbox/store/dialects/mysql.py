@@ -30,6 +30,7 @@ INSERTED_AT_ONCE, INSERTED_AT_ONCE_BYTES = 100, 256 * 1024
 class MySQL(Dialect):
     name = "mysql"
     sync_driver = "pymysql"
+    keeps_each_step = True
     missing_table_codes = (1146,)
     lost_claim_codes = (1213, 1205, 1020)
     lock_timeout_codes = (1205,)
@@ -159,6 +160,14 @@ class MySQL(Dialect):
     def _let_others_migrate(connection: Connection) -> None:
         connection.execute(text("SET SESSION lock_wait_timeout = DEFAULT"))
         connection.execute(text(f"SELECT RELEASE_LOCK({MIGRATION_LOCK})"))
+
+    def drop_columns(self, table: str, columns: Sequence[str]) -> Sequence[str]:
+        return [f"ALTER TABLE {table} {', '.join(f'DROP COLUMN {column}' for column in columns)}"]
+
+    def drop_tables(self, tables: Sequence[str], view: str) -> Sequence[str]:
+        # One statement takes the locks of all tables before it drops the first. The view last: it needs no table, and
+        # an upgrade would not bring it back to tables that somebody's lock has saved.
+        return [f"DROP TABLE IF EXISTS {', '.join(tables)}", f"DROP VIEW IF EXISTS {view}"]
 
     def readable_time(self, column: str) -> str:
         return f"TIMESTAMPADD(MICROSECOND, {column}, '1970-01-01 00:00:00')"

@@ -19,6 +19,16 @@ def storage_statements(driver: DriverDialect) -> Sequence[str]:
     return dialect_named(driver.name).storage_statements
 
 
+def drop_columns(driver: DriverDialect, table: str, columns: Sequence[str]) -> Sequence[str]:
+    """See :meth:`Dialect.drop_columns`."""
+    return dialect_named(driver.name).drop_columns(table, columns)
+
+
+def drop_tables(driver: DriverDialect, tables: Sequence[str]) -> Sequence[str]:
+    """The tables and the view. See :meth:`Dialect.drop_tables`."""
+    return dialect_named(driver.name).drop_tables(tables, VIEW)
+
+
 def entry_status_view(driver: DriverDialect, lanes: Sequence[str]) -> str:
     """The CREATE VIEW statement in the words of the database behind ``driver``."""
     dialect = dialect_named(driver.name)
