@@ -253,6 +253,15 @@ def test_a_first_upgrade_that_is_killed_goes_on_though_producers_have_written_me
     assert box.status().lanes["usage"].pending == 1
 
 
+@mariadb
+def test_a_column_that_is_missing_is_told_as_a_schema_that_is_out_of_date(box: Outbox, engine: Engine) -> None:
+    execute(engine, "ALTER TABLE outbox_lane DROP COLUMN last_warning")
+    with pytest.raises(SchemaOutOfDate, match=r"last_warning.*Run: outbox migrate"):
+        box.status()
+    box.migrate()
+    box.status()
+
+
 # --- two at once ---------------------------------------------------------------------------------------------
 
 

@@ -257,6 +257,8 @@ class Database:
             return SchemaOutOfDate(f"{self.safe_url}: the outbox tables are not there. Run: outbox migrate")
         code = self.dialect.error_code(error)
         advice = self.dialect.advice.get(code)
+        if code in self.dialect.missing_column_codes:
+            return SchemaOutOfDate(f"{self.safe_url}: {_first_line(error)}. Run: outbox migrate")
         if code in self.dialect.damaged_codes:
             return OutboxError(f"{self.safe_url}: {_first_line(error)}. {advice or 'Restore a backup.'}")
         if advice or error.connection_invalidated or isinstance(error, OperationalError):

@@ -95,6 +95,7 @@ class Dialect(ABC):
     keeps_each_step: ClassVar[bool] = False
     """DDL commits by itself: a migration that is cut off leaves what it has done so far."""
     missing_table_codes: ClassVar[tuple[Any, ...]] = ()
+    missing_column_codes: ClassVar[tuple[Any, ...]] = ()
     lost_claim_codes: ClassVar[tuple[Any, ...]] = ()
     lock_timeout_codes: ClassVar[tuple[Any, ...]] = ()
     read_only_codes: ClassVar[tuple[Any, ...]] = ()

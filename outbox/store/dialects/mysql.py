@@ -32,6 +32,7 @@ class MySQL(Dialect):
     sync_driver = "pymysql"
     keeps_each_step = True
     missing_table_codes = (1146,)
+    missing_column_codes = (1054,)
     lost_claim_codes = (1213, 1205, 1020)
     lock_timeout_codes = (1205,)
     read_only_codes = (1290, 1792, 1836)
