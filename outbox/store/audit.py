@@ -11,7 +11,7 @@ ever. The auditor compares the rows present with the ledger, range by range:
     the sequence stands below the cursor                                   -> the lane stops until it is mended
     a batch that is not delivered has lost rows                            -> the lane stops until it is mended
 
-Here is what looks and judges; ``mend`` brings back.
+Here is what looks and judges; ``mend`` brings back, and ``auditor`` runs the one and the other.
 """
 
 from __future__ import annotations
@@ -81,6 +81,14 @@ class Findings:
         """Present rows whose number says of them what is true of an earlier row."""
         return runs.union([*self.spent, *self.overwritten])
 
+    def amiss(self, span: Span) -> Span:
+        """The part of ``span`` (lo, hi] to look at again, where it is not clean."""
+        if self.misplaced:  # what is around them tells them
+            return span
+        gone = (run for _, numbers in self.shrunken for run in numbers)
+        amiss = runs.union([*self.unaccounted, *self.forgotten, *gone])
+        return amiss[0][0] - 1, amiss[-1][1]
+
     @property
     def strays(self) -> int:
         return runs.count(runs.intersect(self.present, self.unaccounted)) + runs.count(self.forgotten)
@@ -88,6 +96,16 @@ class Findings:
     @property
     def missing(self) -> int:
         return sum(runs.count(gone) for _, gone in self.shrunken)
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What all ranges of a stopped lane had, seen without its lock."""
+
+    version: int
+    """Of the lane, before the look."""
+    missing: int
+    misplaced: bool
 
 
 def ranges(connection: Connection, lane: Lane, newest: int | None = None) -> Iterator[tuple[int, int]]:
@@ -243,28 +261,52 @@ def _overwritten(connection: Connection, lane: Lane, lo: int, hi: int, settled: 
     return runs.from_sorted(sorted(late))
 
 
+def version_stopped(connection: Connection, lane: Lane) -> int | None:
+    """The version of a lane that is stopped; None: it is not."""
+    says = select(LANE.c.version, LANE.c.state, LANE.c.next_probe_at).where(LANE.c.lane == str(lane))
+    row = connection.execute(says).one()
+    return row.version if Health(LaneState(row.state), None, row.next_probe_at).stopped else None
+
+
 def judge_sequence(lane: LockedLane, report: AuditReport) -> None:
     """Stop the lane when its sequence was set back. Looked at first: renumbering would only make it worse."""
     report.problem = _set_back(lane)
-    _stop(lane, report)
+    _become(lane, lane.health, report)
 
 
-def judge(lane: LockedLane, report: AuditReport) -> None:
-    """Stop the lane at a contradiction; open one that was stopped when all of it, not only a part, is mended."""
+def judge(lane: LockedLane, report: AuditReport, whole: Whole | None) -> bool:
+    """Stop the lane at a contradiction; open one that was stopped when all of it, not only a part, is mended.
+
+    ``whole``: None opens nothing, nor does one of a lane that has changed since. False: it has.
+    """
+    health = lane.health
     report.problem = _set_back(lane) or _gone(lane, report.missing)
-    if report.problem is None and lane.health.stopped:
-        whole = [inspect(lane.connection, lane.lane, lo, hi) for lo, hi in ranges(lane.connection, lane.lane)]
-        report.problem = _gone(lane, sum(found.missing for found in whole))
-        if report.problem is None and any(found.misplaced for found in whole):
-            report.problem = lane.health.reason  # the next batch to be settled would look whole, and hide them
+    if report.problem is None and health.stopped:
+        report.problem = _not_mended(lane, whole)
         if report.problem is None:
-            lane.health = Health()
-    _stop(lane, report)
+            health = Health()
+    _become(lane, health, report)
+    return whole is None or _is_of_now(lane, whole)
 
 
-def _stop(lane: LockedLane, report: AuditReport) -> None:
-    if report.problem and lane.health.state is not LaneState.OFF:
-        lane.health = Health(LaneState.PAUSED, report.problem)
+def _not_mended(lane: LockedLane, whole: Whole | None) -> str | None:
+    """Why a stopped lane stays so; None: all of it is as it should be."""
+    if whole is None or not _is_of_now(lane, whole):
+        return lane.health.reason
+    hidden = lane.health.reason if whole.misplaced else None  # by the next batch to be settled, which looks whole
+    return _gone(lane, whole.missing) or hidden
+
+
+def _is_of_now(lane: LockedLane, whole: Whole) -> bool:
+    return whole.version == lane.version - 1
+
+
+def _become(lane: LockedLane, health: Health, report: AuditReport) -> None:
+    """Stopped where there is a problem. What stays as it is keeps its version: another auditor may be looking at it."""
+    if report.problem and health.state is not LaneState.OFF:
+        health = Health(LaneState.PAUSED, report.problem)
+    lane.untouched = health == lane.health
+    lane.health = health
 
 
 def _set_back(lane: LockedLane) -> str | None:

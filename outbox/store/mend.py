@@ -47,6 +47,7 @@ def mend_below_floor(lane: LockedLane, report: AuditReport) -> int:
     below = select(log.c.seq).where(log.c.seq <= lane.floor).order_by(log.c.seq).limit(ROWS_AT_ONCE)
     numbers = lane.connection.execute(below).scalars().all()
     _bring_back(lane, runs.from_sorted(numbers), report)
+    lane.untouched = not numbers
     return len(numbers)
 
 

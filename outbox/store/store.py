@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -14,18 +15,18 @@ from sqlalchemy.exc import IntegrityError
 from outbox.core.batch import Batch
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, SchemaStatus
 from outbox.core.health import Health, LaneState
-from outbox.core.lane import LANES, Lane
+from outbox.core.lane import Lane
 from outbox.core.lifecycle import Ending
 from outbox.core.policy import MICROSECONDS, Bounds, Policy, Retention
 from outbox.core.privacy import Removal, Removed
 from outbox.core.step import Committed, Outlook, Settled, Settlement, Step
 from outbox.errors import DatabaseUnavailable, LaneStopped
-from outbox.store import audit, bounds, migrate, operate, removed, retention, views
+from outbox.store import bounds, migrate, operate, removed, retention, views
 from outbox.store.audit import AuditReport
+from outbox.store.auditor import Auditor
 from outbox.store.claim import MembersMissing, claim
 from outbox.store.database import Database
 from outbox.store.ledger import Clock, LockedLane, LostClaim, locked, no_row
-from outbox.store.mend import give_up_missing, mend_below_floor, mend_range
 from outbox.store.operate import Window
 from outbox.store.plain import PlainSteps
 from outbox.store.reading import Ahead
@@ -299,42 +300,10 @@ class Store:
     def audit(self, lane: Lane, *, newest: int | None = None, mend: bool = False) -> AuditReport:
         """Compare the log with the ledger (the ``newest`` numbers only, when given) and bring strays back.
 
-        A contradiction stops the lane. ``mend`` resolves it: the sequence is advanced, lost rows are given up.
+        A contradiction stops the lane. ``mend`` resolves it: the sequence is advanced, lost rows are given up. An
+        audit of all opens a lane again that has none left; one of the ``newest`` does not.
         """
-        report = AuditReport(lane)
-        if mend:
-            with self.database.write() as connection, locked(connection, lane, self.clock) as row:
-                beyond = audit.highest_number(row)
-            with self.database.write() as connection:
-                table = LANES[lane].table
-                if self.database.dialect.sequence_position(connection, table) < beyond:
-                    self.database.dialect.advance_sequence(connection, table, beyond)
-        self._on(lane, lambda row: audit.judge_sequence(row, report))
-        if report.problem:
-            logger.error("lane %s stopped: %s", lane, report.problem)
-            return report
-        self._audit_ranges(lane, newest, mend, report)
-        while self._on(lane, lambda row: mend_below_floor(row, report)):
-            pass
-        self._on(lane, lambda row: audit.judge(row, report))
-        if report.strays:
-            logger.error("lane %s: %d rows were where nobody looks; they are delivered now", lane, report.strays)
-        if report.problem:
-            logger.error("lane %s stopped: %s", lane, report.problem)
-        return report
-
-    def _audit_ranges(self, lane: Lane, newest: int | None, mend: bool, report: AuditReport) -> None:
-        with self.database.read() as connection:
-            spans = list(audit.ranges(connection, lane, newest))
-            reach = audit.widest(connection, lane) if newest is None else None
-        for lo, hi in spans:
-            with self.database.read(snapshot=True) as connection:
-                clean = audit.inspect(connection, lane, lo, hi, reach=reach).clean
-            if clean:
-                continue
-            if mend:
-                self._on(lane, lambda row, lo=lo, hi=hi: give_up_missing(row, lo, hi, report))  # type: ignore[misc]
-            self._on(lane, lambda row, lo=lo, hi=hi: mend_range(row, lo, hi, report))  # type: ignore[misc]
+        return Auditor(self.database, lane, partial(self._on, lane)).run(newest, mend)
 
     # --- reading -----------------------------------------------------------------------------------------
 
