@@ -325,10 +325,7 @@ class Outbox:
 
     def _windows(self, ids: Ids, lane: AnyLane, since: Time, until: Time) -> Sequence[tuple[Lane, Window]]:
         """Each lane, and what to look at in it."""
-        batches: list[UUID] | None = None
-        if ids is not None:
-            views = [self.find(each) for each in ids]
-            batches = [view.batch_id for view in views if view is not None and view.batch_id is not None]
+        batches = None if ids is None else self.store.dead_batches(UUID(str(each)) for each in ids)
         window = Window(batches, None if since is None else micros(since), None if until is None else micros(until))
         return [(each, window) for each in ([Lane(lane)] if lane is not None else Lane)]
 

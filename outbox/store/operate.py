@@ -5,9 +5,10 @@ Each runs in chunks, one short transaction a chunk, and is safe to run again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import Row, func, select, update
@@ -21,8 +22,10 @@ from outbox.store.ledger import LockedLane, add_to_totals, insert_batch
 from outbox.store.schema import BATCH, LANE, LOGS
 from outbox.store.settle import ended
 
+T = TypeVar("T")
+
 CHUNK = 500
-"""Dead letters moved in one transaction."""
+"""Dead letters moved in one transaction, or asked for by one statement: databases bound its parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,22 @@ class Window:
     """Which dead letters: by batch, and by the time they died. Times in microseconds; None: no bound."""
 
     batch_ids: Sequence[UUID] | None = None
+    """In order of their last numbers."""
     since: int | None = None
     until: int | None = None
+
+    def parts(self) -> Iterator[Window]:
+        """Windows that a statement can ask for, one after the other."""
+        if self.batch_ids is None:
+            yield self
+        else:
+            yield from (replace(self, batch_ids=some) for some in chunks(self.batch_ids))
+
+
+def chunks(items: Iterable[T]) -> Iterator[list[T]]:
+    rest = iter(items)
+    while some := list(islice(rest, CHUNK)):
+        yield some
 
 
 def dead_letters(lane_key: str, window: Window) -> Any:
@@ -54,6 +71,7 @@ def dead_letters(lane_key: str, window: Window) -> Any:
 def requeue(lane: LockedLane, policy: Policy, window: Window) -> int:
     """Merge up to a chunk of dead letters into new waiting batches, attempts 0. Entries moved; 0: none left."""
     dead = _chunk(lane, window)
+    lane.untouched = not dead
     for group in _groups(dead, policy.batch_max_rows):
         insert_batch(
             lane,
@@ -71,6 +89,7 @@ def requeue(lane: LockedLane, policy: Policy, window: Window) -> int:
 def discard(lane: LockedLane, window: Window) -> int:
     """End up to a chunk of dead letters for good; retention deletes them later. Entries; 0: none left."""
     dead = _chunk(lane, window)
+    lane.untouched = not dead
     _leave_dead(lane, dead, **ended(lane, Ending.DISCARDED) | {"due_at": lane.now})
     return sum(row.entries for row in dead)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -193,10 +193,12 @@ class Store:
     # --- operators ---------------------------------------------------------------------------------------
 
     def requeue(self, lane: Lane, window: Window) -> int:
-        return self._all(lane, lambda row: operate.requeue(row, self.policy, window))
+        return sum(
+            self._all(lane, partial(operate.requeue, policy=self.policy, window=part)) for part in window.parts()
+        )
 
     def discard(self, lane: Lane, window: Window) -> int:
-        return self._all(lane, lambda row: operate.discard(row, window))
+        return sum(self._all(lane, partial(operate.discard, window=part)) for part in window.parts())
 
     def shed(self, lane: Lane, entries: int, reason: str) -> int:
         """End the ``entries`` oldest pending entries of a telemetry lane unsent. Usage is never shed."""
@@ -316,11 +318,16 @@ class Store:
             return views.lane_status(connection, lane, self.clock)
 
     def dead(self, lane: Lane, window: Window) -> list[DeadLetter]:
-        with self.database.read() as connection:
+        with self.database.read(snapshot=True) as connection:
             return list(views.iterate_dead(connection, lane, window))
 
+    def dead_batches(self, entry_ids: Iterable[UUID]) -> list[UUID]:
+        """The batches of those of the entries that are dead, as a ``Window`` takes them."""
+        with self.database.read(snapshot=True) as connection:
+            return views.dead_batches(connection, entry_ids)
+
     def dead_counts(self, lane: Lane, window: Window) -> DeadCounts:
-        with self.database.read() as connection:
+        with self.database.read(snapshot=True) as connection:
             return views.count_dead(connection, lane, window)
 
     def schema(self) -> SchemaStatus:

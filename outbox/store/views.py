@@ -7,7 +7,8 @@ the end of the log, O(batches above it) for old ones.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from typing import Any
 from uuid import UUID
@@ -18,9 +19,10 @@ from outbox.core import runs
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, moment
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import BatchState, Ending, Status, status_of
+from outbox.store import operate
 from outbox.store.dialects import now_us
 from outbox.store.ledger import IS_LIVE, Clock
-from outbox.store.operate import Window, dead_letters
+from outbox.store.operate import Window, chunks, dead_letters
 from outbox.store.prepared import Prepared
 from outbox.store.schema import BATCH, HOLE, LANE, LOGS, REMOVED
 
@@ -80,14 +82,15 @@ def _view(lane: Lane, row: Row[Any], batch: Row[Any] | None) -> EntryView:
 
 
 def iterate_dead(connection: Connection, lane: Lane, window: Window) -> Iterator[DeadLetter]:
-    """Dead entries of a lane in order of seq, read batch by batch."""
-    batches = connection.execute(select(BATCH).where(*dead_letters(str(lane), window)).order_by(BATCH.c.last_seq)).all()
+    """Dead entries of a lane in order of seq, read some at a time: there may be as many batches as entries."""
     log = LOGS[lane]
-    for batch in batches:
-        members = list(runs.numbers(runs.decode(batch.members)))
-        died = moment(batch.settled_at)
-        assert died is not None, "a settled batch has its time (CHECK)"
-        for row in connection.execute(select(log).where(log.c.seq.in_(members)).order_by(log.c.seq)):
+    read = (log.c.seq, log.c.id, log.c.payload) if lane is Lane.USAGE else (log.c.seq, log.c.id)
+    for some in chunks(_dead_numbers(connection, lane, window)):
+        query = select(*read).where(log.c.seq.in_([number for _, number in some]))
+        rows = {row.seq: row for row in connection.execute(query)}
+        for batch, row in ((batch, rows[number]) for batch, number in some if number in rows):
+            died = moment(batch.settled_at)
+            assert died is not None, "a settled batch has its time (CHECK)"
             yield DeadLetter(
                 id=row.id,
                 lane=lane,
@@ -100,9 +103,73 @@ def iterate_dead(connection: Connection, lane: Lane, window: Window) -> Iterator
             )
 
 
+def _dead_numbers(connection: Connection, lane: Lane, window: Window) -> Iterator[tuple[Row[Any], int]]:
+    b = BATCH.c
+    about = (b.id, b.members, b.settled_at, b.attempts, b.ambiguous, b.last_error)
+    for batch in _dead_batches(connection, lane, window, *about):
+        for number in runs.numbers(runs.decode(batch.members)):
+            yield batch, number
+
+
+def _dead_batches(
+    connection: Connection, lane: Lane, window: Window, *columns: Any, where: Sequence[Any] = ()
+) -> Iterator[Row[Any]]:
+    """Dead batches in order of their last numbers, which no two of them share."""
+    for part in window.parts():
+        query = select(BATCH.c.last_seq, *columns).where(*dead_letters(str(lane), part), *where)
+        query = query.order_by(BATCH.c.last_seq).limit(operate.CHUNK)
+        some = connection.execute(query).all()
+        while some:
+            yield from some
+            some = connection.execute(query.where(BATCH.c.last_seq > some[-1].last_seq)).all()
+
+
 def count_dead(connection: Connection, lane: Lane, window: Window) -> DeadCounts:
-    letters = list(iterate_dead(connection, lane, window))
-    return DeadCounts(len(letters), sum(letter.trace_count or 0 for letter in letters))
+    if lane is not Lane.USAGE:
+        total = select(func.coalesce(func.sum(BATCH.c.entries), 0))
+        parts = (total.where(*dead_letters(str(lane), part)) for part in window.parts())
+        return DeadCounts(sum(int(connection.execute(part).scalar_one()) for part in parts), 0)
+    entries = traces = 0
+    for letter in iterate_dead(connection, lane, window):
+        entries += 1
+        traces += letter.trace_count or 0
+    return DeadCounts(entries, traces)
+
+
+def dead_batches(connection: Connection, entry_ids: Iterable[UUID]) -> list[UUID]:
+    """The batches of those of the entries that are dead, lane by lane in order of their last numbers.
+
+    As ``find``, for many: most died one by one, and are looked up by their numbers. What is left may be anywhere in
+    what died together, which is read once.
+    """
+    found: list[UUID] = []
+    left = set(entry_ids)
+    for lane, log in LOGS.items():
+        numbers = {
+            row.id: row.seq
+            for some in chunks(sorted(left))
+            for row in connection.execute(select(log.c.id, log.c.seq).where(log.c.id.in_(some)))
+        }
+        left -= numbers.keys()
+        found += _batches_of(connection, lane, sorted(numbers.values()))
+    return found
+
+
+def _batches_of(connection: Connection, lane: Lane, numbers: list[int]) -> list[UUID]:
+    """The dead batches that hold some of these numbers, which are in order."""
+    dead = dead_letters(str(lane), Window())
+    last = {
+        batch.last_seq: batch.id
+        for some in chunks(numbers)
+        for batch in connection.execute(select(BATCH.c.id, BATCH.c.last_seq).where(*dead, BATCH.c.last_seq.in_(some)))
+    }
+    rest = [number for number in numbers if number not in last]
+    if rest:
+        several = (BATCH.c.first_seq < BATCH.c.last_seq, BATCH.c.last_seq > rest[0], BATCH.c.first_seq <= rest[-1])
+        for batch in _dead_batches(connection, lane, Window(), BATCH.c.id, BATCH.c.members, where=several):
+            if any(bisect_left(rest, lo) < bisect_right(rest, hi) for lo, hi in runs.decode(batch.members)):
+                last[batch.last_seq] = batch.id
+    return [last[number] for number in sorted(last)]
 
 
 def _live(state: BatchState, what: Any) -> Any:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from uuid import UUID
 
 import pytest
+from sqlalchemy import Engine, event
 
+from outbox.core.entry import DeadCounts
 from outbox.core.lifecycle import Status
-from tests.store.driving import AMBIGUOUS, DELIVERED, REFUSED, UNAVAILABLE, Worker
+from outbox.store import operate
+from tests.store.driving import AMBIGUOUS, DELIVERED, REFUSED, UNAVAILABLE, Worker, usage
 
 
 def put_dead(worker: Worker, count: int) -> list[UUID]:
@@ -24,6 +29,21 @@ def put_dead(worker: Worker, count: int) -> list[UUID]:
 def totals(worker: Worker) -> tuple[int, int, int, int]:
     status = worker.status
     return status.sent, status.dead, status.shed, status.waiting
+
+
+@contextmanager
+def counted(engine: Engine) -> Iterator[list[str]]:
+    """The statements that it runs."""
+    asked: list[str] = []
+
+    def note(_: object, __: object, statement: str, *___: object) -> None:
+        asked.append(statement)
+
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield asked
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
 
 
 @pytest.mark.parametrize("folded", [False, True], ids=["before the fold", "after the fold"])
@@ -92,6 +112,64 @@ def test_dead_letters_are_counted_with_their_traces(worker: Worker) -> None:
     put_dead(worker, 3)
     counts = worker.box.dead_counts()[worker.lane]
     assert (counts.entries, counts.trace_count) == (3, 3)
+
+
+def test_dead_letters_are_read_some_at_a_time_in_order(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = put_dead(worker, 5)
+    assert [letter.id for letter in worker.box.dead()] == ids
+    monkeypatch.setattr(operate, "CHUNK", 2)
+    letters = worker.box.dead()
+    assert [letter.id for letter in letters] == ids
+    assert [letter.batch_id for letter in letters] == [worker.find(id).batch_id for id in ids]
+    assert [letter.trace_count for letter in letters] == [1] * 5
+    assert worker.box.dead_counts()[worker.lane] == DeadCounts(5, 5)
+    named = [ids[4], ids[0], ids[3], ids[0], usage().id]
+    assert [letter.id for letter in worker.box.dead(named)] == [ids[0], ids[3], ids[4]]
+    assert worker.box.dead_counts(named)[worker.lane] == DeadCounts(3, 3)
+    assert worker.box.requeue(named) == 3
+    assert worker.box.discard() == 2
+    assert worker.statuses(ids) == [Status.WAITING, Status.SHED, Status.SHED, Status.WAITING, Status.WAITING]
+
+
+def test_any_of_those_that_died_together_names_them_all(tracer: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operate, "CHUNK", 2)
+    tracer.policy(batch_max_rows=3, attempts_limits={tracer.lane: 1})
+    ids = tracer.put(8)
+    for _ in range(3):
+        assert tracer.settle(tracer.must_claim(), UNAVAILABLE).dead
+    batches = [tracer.find(ids[at]).batch_id for at in (0, 3, 6)]
+    assert tracer.box.dead_counts()[tracer.lane] == DeadCounts(8, 0)
+    for named in (ids[:1], ids[1:2], ids[2:3], ids[:3], [ids[2], ids[1]]):
+        assert [letter.id for letter in tracer.box.dead(named)] == ids[:3]
+        assert tracer.box.dead_counts(named)[tracer.lane] == DeadCounts(3, 0)
+    assert tracer.box.store.dead_batches([ids[7], ids[0]]) == [batches[0], batches[2]]
+    assert tracer.box.store.dead_batches(reversed(ids)) == batches
+    assert tracer.box.discard([ids[1], ids[6]]) == 5
+    assert [letter.id for letter in tracer.box.dead()] == ids[3:6]
+
+
+def test_an_entry_that_is_not_dead_names_nothing(worker: Worker) -> None:
+    (dead,) = put_dead(worker, 1)
+    worker.put(1)
+    worker.settle(worker.must_claim(), DELIVERED)
+    others = [*worker.put(1), usage().id]
+    assert worker.box.dead(others) == worker.box.dead([]) == []
+    assert (worker.box.requeue(others), worker.box.discard([])) == (0, 0)
+    assert worker.statuses([dead]) == [Status.DEAD]
+
+
+def test_more_dead_letters_take_no_more_statements(worker: Worker) -> None:
+    """A chunk of them takes as many as one: at ten thousand a statement each is minutes."""
+
+    def statements(does: Callable[[list[UUID]], object], ids: list[UUID]) -> int:
+        with counted(worker.box.engine) as asked:
+            does(ids)
+        return len(asked)
+
+    few, many = put_dead(worker, 1), put_dead(worker, 6)
+    box = worker.box
+    for does in (box.dead, box.dead_counts, lambda _: box.dead(), lambda _: box.dead_counts(), box.discard):
+        assert statements(does, many) <= statements(does, few), does
 
 
 def test_usage_is_never_shed(worker: Worker) -> None:
