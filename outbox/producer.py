@@ -303,14 +303,14 @@ class Outbox:
         """Dead entries become pending again with no failed attempts; how many. In chunks, safe to run again.
 
         ``since`` and ``until`` (aware) bound the time of death. Dead entries that died together are one batch and
-        come back together.
+        come back together. What dies meanwhile, perhaps again, is left.
         """
         moved = sum(self.store.requeue(*each) for each in self._windows(ids, lane, since, until))
         self.wake.set(set(Lane))
         return moved
 
     def discard(self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None) -> int:
-        """Dead entries are given up for good; how many. Retention deletes them."""
+        """Dead entries are given up for good; how many. Retention deletes them. What dies meanwhile is left."""
         return sum(self.store.discard(*each) for each in self._windows(ids, lane, since, until))
 
     def dead(self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None) -> list[DeadLetter]:
@@ -324,10 +324,11 @@ class Outbox:
         return {each[0]: self.store.dead_counts(*each) for each in self._windows(ids, lane, since, until)}
 
     def _windows(self, ids: Ids, lane: AnyLane, since: Time, until: Time) -> Sequence[tuple[Lane, Window]]:
-        """Each lane, and what to look at in it."""
+        """Each lane, and what to look at in it: of what is dead by now, in any of them."""
         batches = None if ids is None else self.store.dead_batches(UUID(str(each)) for each in ids)
         window = Window(batches, None if since is None else micros(since), None if until is None else micros(until))
-        return [(each, window) for each in ([Lane(lane)] if lane is not None else Lane)]
+        lanes = [Lane(lane)] if lane is not None else list(Lane)
+        return [(each, replace(window, version=self.store.version(each))) for each in lanes]
 
     # --- audit -------------------------------------------------------------------------------------------
 

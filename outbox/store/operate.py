@@ -36,6 +36,8 @@ class Window:
     """In order of their last numbers."""
     since: int | None = None
     until: int | None = None
+    version: int | None = None
+    """Of the lane, when they were dead: what dies after it is left out."""
 
     def parts(self) -> Iterator[Window]:
         """Windows that a statement can ask for, one after the other."""
@@ -65,6 +67,8 @@ def dead_letters(lane_key: str, window: Window) -> Any:
         conditions.append(BATCH.c.settled_at >= window.since)
     if window.until is not None:
         conditions.append(BATCH.c.settled_at < window.until)
+    if window.version is not None:
+        conditions.append(BATCH.c.settled_version <= window.version)
     return conditions
 
 

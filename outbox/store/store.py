@@ -193,11 +193,13 @@ class Store:
     # --- operators ---------------------------------------------------------------------------------------
 
     def requeue(self, lane: Lane, window: Window) -> int:
+        """Without a bound of its version, or its time, a window takes what dies again meanwhile too."""
         return sum(
             self._all(lane, partial(operate.requeue, policy=self.policy, window=part)) for part in window.parts()
         )
 
     def discard(self, lane: Lane, window: Window) -> int:
+        """As :meth:`requeue`."""
         return sum(self._all(lane, partial(operate.discard, window=part)) for part in window.parts())
 
     def shed(self, lane: Lane, entries: int, reason: str) -> int:
@@ -316,6 +318,12 @@ class Store:
     def lane_status(self, lane: Lane) -> LaneStatus:
         with self.database.read(snapshot=True) as connection:
             return views.lane_status(connection, lane, self.clock)
+
+    def version(self, lane: Lane) -> int:
+        """Of now: what is settled later has a higher one."""
+        row, _, _ = self._something_to_do(lane)
+        version: int = row.version
+        return version
 
     def dead(self, lane: Lane, window: Window) -> list[DeadLetter]:
         with self.database.read(snapshot=True) as connection:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine, event
 
 from outbox.core.entry import DeadCounts
+from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
 from outbox.store import operate
+from outbox.store.ledger import LockedLane
+from outbox.store.operate import Window
 from tests.store.driving import AMBIGUOUS, DELIVERED, REFUSED, UNAVAILABLE, Worker, usage
 
 
@@ -170,6 +174,46 @@ def test_more_dead_letters_take_no_more_statements(worker: Worker) -> None:
     box = worker.box
     for does in (box.dead, box.dead_counts, lambda _: box.dead(), lambda _: box.dead_counts(), box.discard):
         assert statements(does, many) <= statements(does, few), does
+
+
+@pytest.mark.parametrize("verb", ["requeue", "discard"])
+def test_what_dies_meanwhile_is_left(worker: Worker, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    """A worker sends what was requeued while more of it is, and beacon refuses it still."""
+    monkeypatch.setattr(operate, "CHUNK", 1)
+    worker.policy(batch_max_rows=1)
+    put_dead(worker, 3)
+    worker.put(3)
+    store, once = worker.box.store, worker.box.store._once
+    died: list[int] = []
+
+    def dying(lane: Lane, move: Callable[[LockedLane], Any]) -> Any:
+        moved = once(lane, move)
+        if isinstance(moved, int) and moved and len(died) < 3:
+            died.append(moved)
+            assert worker.settle(worker.must_claim(), REFUSED).dead == 1
+        return moved
+
+    monkeypatch.setattr(store, "_once", dying)
+    assert getattr(worker.box, verb)() == 3
+    assert len(died) == 3, "one died after each that was moved"
+    assert worker.status.dead == 3
+
+
+def test_what_dies_in_another_lane_meanwhile_is_left(
+    worker: Worker, tracer: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_dead(worker, 1)
+    (late,) = tracer.put(1)
+    batch, requeue = tracer.must_claim(), worker.box.store.requeue
+
+    def dying(lane: Lane, window: Window) -> int:
+        if lane is Lane.USAGE:
+            assert tracer.settle(batch, REFUSED).dead == 1
+        return requeue(lane, window)
+
+    monkeypatch.setattr(worker.box.store, "requeue", dying)
+    assert worker.box.requeue() == 1
+    assert tracer.statuses([late]) == [Status.DEAD]
 
 
 def test_usage_is_never_shed(worker: Worker) -> None:
