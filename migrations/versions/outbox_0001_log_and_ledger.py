@@ -10,7 +10,7 @@ from alembic import context, op
 
 from outbox.errors import OutboxError
 from outbox.store.dialects import LONG_TEXT, SEQ, EntryId, now_us
-from outbox.store.dialects.view import drop_tables, entry_status_view, storage_statements
+from outbox.store.dialects.view import drop_tables, entry_status_view, logs_with_entries, storage_statements
 
 revision = "outbox_0001"
 down_revision = None
@@ -37,11 +37,7 @@ def upgrade() -> None:
 def _refuse_entries_without_lanes() -> None:
     """Raise ``OutboxError`` before anything is made: a new table of lanes would take every entry for one to send."""
     connection = op.get_bind()
-    there = set(sa.inspect(connection).get_table_names())
-    if "outbox_lane" in there:
-        return
-    logs = [name for name in (f"outbox_{lane}" for lane in LANES) if name in there]
-    left = [name for name in logs if connection.execute(sa.select(sa.exists().select_from(sa.table(name)))).scalar()]
+    left = [] if sa.inspect(connection).has_table("outbox_lane") else logs_with_entries(connection)
     if left:
         raise OutboxError(
             f"{connection.engine.url.render_as_string(hide_password=True)}: {', '.join(left)} has entries, but"

@@ -74,12 +74,15 @@ def _require_agreement(box: Outbox) -> None:
     """Raises ``OutboxError`` where entries would be lost, and nobody agrees to it."""
     try:
         lanes = box.status().lanes
-    except SchemaOutOfDate:  # there are none, or an older version's
-        return
-    lost = [f"{name}: {lane.unfinished + lane.dead:,}" for name, lane in lanes.items() if lane.unfinished + lane.dead]
+        lost = [
+            f"{name}: {lane.unfinished + lane.dead:,}" for name, lane in lanes.items() if lane.unfinished + lane.dead
+        ]
+        told = f"entries that are not delivered, and would be removed with the tables: {', '.join(lost)}"
+    except SchemaOutOfDate:
+        lost = box.store.logs_with_entries()
+        told = f"entries that would be removed with the tables, delivered or not: {', '.join(lost)}"
     if not lost:
         return
-    told = f"entries that are not delivered, and would be removed with the tables: {', '.join(lost)}"
     if somebody_can_answer():
         tell(told)
         if agrees("remove them?"):

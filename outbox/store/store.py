@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -20,12 +20,13 @@ from outbox.core.lifecycle import Ending
 from outbox.core.policy import MICROSECONDS, Bounds, Policy, Retention
 from outbox.core.privacy import Removal, Removed
 from outbox.core.step import Committed, Outlook, Settled, Settlement, Step
-from outbox.errors import DatabaseUnavailable, LaneStopped
+from outbox.errors import DatabaseUnavailable, LaneStopped, OutcomeUnknown, SchemaOutOfDate
 from outbox.store import bounds, migrate, operate, removed, retention, views
 from outbox.store.audit import AuditReport
 from outbox.store.auditor import Auditor
 from outbox.store.claim import MembersMissing, claim
-from outbox.store.database import Database
+from outbox.store.database import NOTHING_WRITTEN, Database
+from outbox.store.dialects.view import logs_with_entries
 from outbox.store.ledger import Clock, LockedLane, LostClaim, locked, no_row
 from outbox.store.operate import Window
 from outbox.store.plain import PlainSteps
@@ -342,6 +343,14 @@ class Store:
         with self.database.read() as connection:
             return migrate.schema_status(connection)
 
+    def logs_with_entries(self) -> list[str]:
+        """The tables that have some, whatever else is there."""
+        try:
+            with self.database.read() as connection:
+                return logs_with_entries(connection)
+        except SchemaOutOfDate:  # not even a file
+            return []
+
     def require_schema(self) -> None:
         """Raise ``SchemaOutOfDate`` unless the tables are of this version."""
         with self.database.read() as connection:
@@ -364,12 +373,17 @@ class Store:
             return move(row)
 
     def _all(self, lane: Lane, move: Callable[[LockedLane], int]) -> int:
-        """Run a move chunk by chunk until nothing is left for it."""
-        return sum(self._chunks(lane, move))
-
-    def _chunks(self, lane: Lane, move: Callable[[LockedLane], int]) -> Iterator[int]:
-        while moved := self._on(lane, move):
-            yield moved
+        """Run a move chunk by chunk until nothing is left for it. An error tells what was done before it."""
+        done = 0
+        try:
+            while moved := self._on(lane, move):
+                done += moved
+        except (DatabaseUnavailable, OutcomeUnknown) as error:
+            if not done:
+                raise
+            told = str(error).replace(f" {NOTHING_WRITTEN}", "")
+            raise type(error)(f"{told} {done:,} entries were done before that: run it again for the others.") from error
+        return done
 
     def _lost(self, error: Exception) -> bool:
         return isinstance(error, LostClaim) or self.database.is_lost_claim(error)

@@ -13,7 +13,9 @@ from sqlalchemy import Engine, event
 from outbox.core.entry import DeadCounts
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
+from outbox.errors import DatabaseUnavailable
 from outbox.store import operate
+from outbox.store.database import NOTHING_WRITTEN
 from outbox.store.ledger import LockedLane
 from outbox.store.operate import Window
 from tests.store.driving import AMBIGUOUS, DELIVERED, REFUSED, UNAVAILABLE, Worker, usage
@@ -214,6 +216,27 @@ def test_what_dies_in_another_lane_meanwhile_is_left(
     monkeypatch.setattr(worker.box.store, "requeue", dying)
     assert worker.box.requeue() == 1
     assert tracer.statuses([late]) == [Status.DEAD]
+
+
+def test_what_was_done_before_the_database_went_away_is_told(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_dead(worker, 5)
+    monkeypatch.setattr(operate, "CHUNK", 2)
+    discard, chunks = operate.discard, iter([True, True, False])
+
+    def goes_away(row: LockedLane, **given: Any) -> int:
+        if not next(chunks):
+            raise DatabaseUnavailable(f"the server closed the connection. {NOTHING_WRITTEN} Check that it is up.")
+        return discard(row, **given)
+
+    monkeypatch.setattr(operate, "discard", goes_away)
+    with pytest.raises(DatabaseUnavailable) as told:
+        worker.box.discard()
+    assert str(told.value) == (
+        "the server closed the connection. Check that it is up."
+        " 4 entries were done before that: run it again for the others."
+    )
+    monkeypatch.setattr(operate, "discard", discard)
+    assert worker.box.discard() == 1
 
 
 def test_usage_is_never_shed(worker: Worker) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sqlalchemy import Connection, exists, inspect, select, table
 from sqlalchemy.engine import Dialect as DriverDialect
 
+from outbox.core.lane import LANES
 from outbox.store.dialects import dialect_named
 
 VIEW = "outbox_entry_status"
@@ -27,6 +29,13 @@ def drop_columns(driver: DriverDialect, table: str, columns: Sequence[str]) -> S
 def drop_tables(driver: DriverDialect, tables: Sequence[str]) -> Sequence[str]:
     """The tables and the view. See :meth:`Dialect.drop_tables`."""
     return dialect_named(driver.name).drop_tables(tables, VIEW)
+
+
+def logs_with_entries(connection: Connection) -> list[str]:
+    """The tables of logs that are there, and not empty."""
+    there = set(inspect(connection).get_table_names())
+    logs = [spec.table for spec in LANES.values() if spec.table in there]
+    return [name for name in logs if connection.execute(select(exists().select_from(table(name)))).scalar()]
 
 
 def entry_status_view(driver: DriverDialect, lanes: Sequence[str]) -> str:
