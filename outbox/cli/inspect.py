@@ -74,9 +74,8 @@ def _require_agreement(box: Outbox) -> None:
     """Raises ``OutboxError`` where entries would be lost, and nobody agrees to it."""
     try:
         lanes = box.status().lanes
-        lost = [
-            f"{name}: {lane.unfinished + lane.dead:,}" for name, lane in lanes.items() if lane.unfinished + lane.dead
-        ]
+        counts = {name: lane.unfinished + lane.dead for name, lane in lanes.items()}
+        lost = [f"{name}: {count:,}" for name, count in counts.items() if count]
         told = f"entries that are not delivered, and would be removed with the tables: {', '.join(lost)}"
     except SchemaOutOfDate:
         lost = box.store.logs_with_entries()

@@ -71,6 +71,16 @@ def test_migrating_down_does_not_lose_what_waits_unless_it_is_told_to(outbox: Co
     assert outbox("status").code == 6
 
 
+def test_migrating_down_in_steps_does_not_lose_what_waits_either(outbox: Command) -> None:
+    outbox("enqueue", "usage", EXAMPLES / "usage.json")
+    assert outbox("migrate", "--revision", "outbox_0001").code == 0
+    down = outbox("migrate", "--revision", "base")
+    assert down.code == 1
+    assert "removed with the tables, delivered or not: outbox_usage. Nothing was changed" in down.err
+    assert outbox("migrate").code == 0
+    assert usage(outbox)["pending"] == 1
+
+
 def test_migrating_down_removes_the_tables_and_up_again_makes_them(outbox: Command) -> None:
     down = outbox("migrate", "--revision", "base")
     assert (down.code, down.err) == (0, "sqlite:///outbox.db: at revision base\n")
