@@ -53,6 +53,7 @@ CHUNK_ROWS = 10_000
 HANDED_OVER_BYTES = 64 * 1024
 """Of payload: more is read back by the worker of this process, rather than kept for it."""
 PUT_TRIES = 5
+"""Of a put that others are in the way of."""
 _ROOM_POLL_SECONDS = 0.05
 
 # Which dead letters: bounds that all hold; None is no bound.
@@ -186,7 +187,7 @@ class Outbox:
 
     def _put_among_others(self, result: EnqueueResult, rows: Rows) -> None:
         """Again when the database has ended it for the sake of others, with nothing written: a deadlock."""
-        database, tries = self.store.database, PUT_TRIES
+        database, tries, duplicates = self.store.database, PUT_TRIES, result.duplicates
         while tries:
             tries -= 1
             try:
@@ -196,6 +197,7 @@ class Outbox:
             except (OutboxError, DBAPIError) as error:
                 if not (tries and database.lost_a_race(error)):
                     raise
+                result.duplicates = duplicates
                 rows = {lane: sorted(some) for lane, some in rows.items()}  # who waits for others waits in one order
 
     def _put_alone(self, result: EnqueueResult, rows: Rows) -> Inserted | None:

@@ -10,9 +10,9 @@ from sqlalchemy import Connection
 from outbox.errors import InvalidMessage
 from outbox.messages.message import type_name
 
-_LACKS = "needs the Session or Connection of your transaction, got {}; box.put(*messages) needs none"
-_ASYNC = "{} is asynchronous: await box.enqueue_async(...) takes it"
-_SYNC = "{} is not asynchronous: box.enqueue(...) takes it"
+_LACKS = "{} needs the Session or Connection of your transaction, got {}; box.put(*messages) needs none"
+_ASYNC = "enqueue: {} is asynchronous: await box.enqueue_async(...) takes it"
+_SYNC = "enqueue_async: {} is not asynchronous: box.enqueue(...) takes it"
 
 
 def joined(where: Any) -> Any:
@@ -21,9 +21,9 @@ def joined(where: Any) -> Any:
         return where
     where, kind = _in_scope(where), type(where).__name__
     if hasattr(where, "sync_session") or hasattr(where, "sync_connection"):
-        raise TypeError(f"enqueue: {_ASYNC.format(kind)}")
+        raise TypeError(_ASYNC.format(kind))
     if not hasattr(where, "connection"):
-        raise TypeError(f"enqueue {_LACKS.format(kind)}")
+        raise TypeError(_LACKS.format("enqueue", kind))
     return where
 
 
@@ -32,7 +32,8 @@ def joined_async(where: Any) -> Any:
     where, kind = _in_scope(where), type(where).__name__
     if hasattr(where, "run_sync"):
         return where
-    raise TypeError(f"enqueue_async: {_SYNC.format(kind)}" if hasattr(where, "connection") else _LACKS.format(kind))
+    sync = hasattr(where, "connection")
+    raise TypeError(_SYNC.format(kind) if sync else _LACKS.format("enqueue_async", kind))
 
 
 def _in_scope(where: Any) -> Any:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
+import pytest
 from sqlalchemy import Engine
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import (
+    AsyncEngine,
+    AsyncSession,
+    async_scoped_session,
+    async_sessionmaker,
+    create_async_engine,
+)
+from sqlalchemy.orm import Session
 
 from outbox import Outbox
 from outbox.simulator import Simulator
@@ -80,6 +89,50 @@ def test_an_async_bulk_counts_its_duplicates(box: Outbox, database: Database, be
     on_each_driver(database, use)
     drain(box, beacon, timeout=30)
     assert beacon.received.ids() == dict.fromkeys(committed, 1)
+
+
+def test_an_async_connection_that_commits_each_statement_takes_all_or_none(
+    box: Outbox, database: Database, beacon: Simulator
+) -> None:
+    committed: set[str] = set()
+
+    async def use(engine: AsyncEngine) -> None:
+        messages = intervals(1500)
+        await box.put_async(*messages[:5])
+        async with engine.connect() as connection:
+            result = await box.enqueue_many_async(
+                await connection.execution_options(isolation_level="AUTOCOMMIT"), messages
+            )
+        assert (len(result), result.duplicates) == (1500, 5)
+        committed.update(map(str, result))
+
+    on_each_driver(database, use)
+    drain(box, beacon, timeout=30)
+    assert beacon.received.ids() == dict.fromkeys(committed, 1)
+
+
+def test_a_scoped_async_session_is_the_session_of_its_scope(box: Outbox, database: Database, beacon: Simulator) -> None:
+    committed: set[str] = set()
+
+    async def use(engine: AsyncEngine) -> None:
+        scoped = async_scoped_session(async_sessionmaker(engine), scopefunc=asyncio.current_task)
+        committed.update(map(str, await box.enqueue_async(scoped, interval())))
+        await scoped.commit()
+        await scoped.remove()
+
+    on_each_driver(database, use)
+    drain(box, beacon)
+    assert beacon.received.ids() == dict.fromkeys(committed, 1)
+
+
+def test_what_is_not_asynchronous_is_named(box: Outbox, engine: Engine) -> None:
+    wrong: Any
+    for wrong, said in (
+        (Session(engine), r"enqueue_async: Session is not asynchronous: box\.enqueue\("),
+        (engine, r"enqueue_async needs the Session or Connection of your transaction, got Engine"),
+    ):
+        with pytest.raises(TypeError, match=said):
+            asyncio.run(box.enqueue_async(wrong, interval()))
 
 
 def test_put_async_is_durable_when_it_returns(box: Outbox, engine: Engine, beacon: Simulator) -> None:
