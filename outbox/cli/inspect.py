@@ -25,6 +25,7 @@ from outbox.cli.output import (
 from outbox.core.entry import EntryView, LaneStatus, OutboxStatus
 from outbox.core.lane import Lane
 from outbox.errors import OutboxError, SchemaOutOfDate
+from outbox.store import migrate as migrations
 
 if TYPE_CHECKING:
     from outbox.producer import Outbox
@@ -64,21 +65,23 @@ def migrate(
         if sql:
             write(box.migration_sql(revision).rstrip())
             return
-        if revision == "base" and not yes:
-            _require_agreement(box)
+        if not yes:
+            _require_agreement(box, revision)
         box.migrate(revision)
         tell(f"{box.store.database.safe_url}: at revision {box.store.schema().current or 'base'}")
 
 
-def _require_agreement(box: Outbox) -> None:
+def _require_agreement(box: Outbox, revision: str) -> None:
     """Raises ``OutboxError`` where entries would be lost, and nobody agrees to it."""
+    if not migrations.removes_tables(box.store.database, revision):
+        return
     try:
         lanes = box.status().lanes
         counts = {name: lane.unfinished + lane.dead for name, lane in lanes.items()}
         lost = [f"{name}: {count:,}" for name, count in counts.items() if count]
         told = f"entries that are not delivered, and would be removed with the tables: {', '.join(lost)}"
     except SchemaOutOfDate:
-        lost = box.store.logs_with_entries()
+        lost = migrations.logs_with_entries(box.store.database)
         told = f"entries that would be removed with the tables, delivered or not: {', '.join(lost)}"
     if not lost:
         return

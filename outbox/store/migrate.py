@@ -19,20 +19,23 @@ records the one below, and makes again what is missing.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, inspect, text
 
 from outbox.core.entry import SchemaStatus
 from outbox.errors import ConfigError, SchemaOutOfDate
 from outbox.store.database import NOTHING_WRITTEN, Database
+from outbox.store.dialects import view
 
 if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
+
+T = TypeVar("T")
 
 VERSION_TABLE = "outbox_alembic_version"
 SCRIPTS = str(files("outbox") / "migrations")
@@ -88,6 +91,29 @@ def migrate(database: Database, revision: str = "head") -> None:
                 if whole != current:
                     command.stamp(config, whole or "base")
                 command.upgrade(config, revision)
+
+
+def removes_tables(database: Database, revision: str) -> bool:
+    """Whether ``migrate`` to it would. Raises ``ConfigError`` for one that there is not."""
+    current = None if revision == "head" else _looked(database, _own_revision)
+    with _script_directory(_config(), revision) as scripts:
+        if revision[:1] in ("+", "-"):
+            return current in LANDMARKS and int(revision) + list(LANDMARKS).index(current) < 0
+        return scripts.get_revision(revision) is None  # base, of whichever branch
+
+
+def logs_with_entries(database: Database) -> list[str]:
+    """The tables of logs that have some, whatever else is there."""
+    return _looked(database, view.logs_with_entries) or []
+
+
+def _looked(database: Database, look: Callable[[Connection], T]) -> T | None:
+    """None: there is not even a file."""
+    try:
+        with database.read() as connection:
+            return look(connection)
+    except SchemaOutOfDate:
+        return None
 
 
 def script(database: Database, revision: str = "head") -> str:

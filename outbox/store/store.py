@@ -20,13 +20,12 @@ from outbox.core.lifecycle import Ending
 from outbox.core.policy import MICROSECONDS, Bounds, Policy, Retention
 from outbox.core.privacy import Removal, Removed
 from outbox.core.step import Committed, Outlook, Settled, Settlement, Step
-from outbox.errors import DatabaseUnavailable, LaneStopped, OutcomeUnknown, SchemaOutOfDate
+from outbox.errors import DatabaseUnavailable, LaneStopped, OutcomeUnknown
 from outbox.store import bounds, migrate, operate, removed, retention, views
 from outbox.store.audit import AuditReport
 from outbox.store.auditor import Auditor
 from outbox.store.claim import MembersMissing, claim
 from outbox.store.database import NOTHING_WRITTEN, Database
-from outbox.store.dialects.view import logs_with_entries
 from outbox.store.ledger import Clock, LockedLane, LostClaim, locked, no_row
 from outbox.store.operate import Window
 from outbox.store.plain import PlainSteps
@@ -342,14 +341,6 @@ class Store:
     def schema(self) -> SchemaStatus:
         with self.database.read() as connection:
             return migrate.schema_status(connection)
-
-    def logs_with_entries(self) -> list[str]:
-        """The tables that have some, whatever else is there."""
-        try:
-            with self.database.read() as connection:
-                return logs_with_entries(connection)
-        except SchemaOutOfDate:  # not even a file
-            return []
 
     def require_schema(self) -> None:
         """Raise ``SchemaOutOfDate`` unless the tables are of this version."""

@@ -61,13 +61,14 @@ def test_migrating_again_changes_nothing_and_says_where_it_stands(outbox: Comman
     assert usage(outbox)["pending"] == 1
 
 
-def test_migrating_down_does_not_lose_what_waits_unless_it_is_told_to(outbox: Command) -> None:
+@pytest.mark.parametrize("base", ["base", "outbox@base", "-3"])
+def test_migrating_down_does_not_lose_what_waits_unless_it_is_told_to(outbox: Command, base: str) -> None:
     outbox("enqueue", "usage", EXAMPLES / "usage.json")
-    down = outbox("migrate", "--revision", "base")
+    down = outbox("migrate", f"--revision={base}")
     assert down.code == 1
     assert "usage: 1. Nothing was changed. Deliver them first (outbox drain), or give --yes" in down.err
     assert usage(outbox)["pending"] == 1
-    assert outbox("migrate", "--revision", "base", "--yes").code == 0
+    assert outbox("migrate", f"--revision={base}", "--yes").code == 0
     assert outbox("status").code == 6
 
 
