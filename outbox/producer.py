@@ -307,13 +307,14 @@ class Outbox:
         ``since`` and ``until`` (aware) bound the time of death. Dead entries that died together are one batch and
         come back together. What dies meanwhile, perhaps again, is left.
         """
-        moved = sum(self.store.requeue(*each) for each in self._windows(ids, lane, since, until))
-        self.wake.set(set(Lane))
-        return moved
+        try:
+            return self.store.requeue(*self._windows(ids, lane, since, until))
+        finally:
+            self.wake.set(set(Lane))
 
     def discard(self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None) -> int:
         """Dead entries are given up for good; how many. Retention deletes them. What dies meanwhile is left."""
-        return sum(self.store.discard(*each) for each in self._windows(ids, lane, since, until))
+        return self.store.discard(*self._windows(ids, lane, since, until))
 
     def dead(self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None) -> list[DeadLetter]:
         """The dead entries of a window."""

@@ -20,6 +20,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, inspect, make_url
 
 from outbox import Outbox, Settings
+from outbox.core.lane import Lane
 from outbox.errors import ConfigError, SchemaOutOfDate
 from outbox.simulator import Simulator
 from outbox.store import migrate
@@ -154,6 +155,14 @@ def test_totals_survive_the_upgrade_that_adds_to_them(box: Outbox, engine: Engin
 
 def revision_of(box: Outbox) -> str | None:
     return box.store.schema().current
+
+
+def test_who_meets_the_tables_of_an_older_version_is_told_to_migrate(box: Outbox) -> None:
+    box.put(interval())
+    box.migrate("outbox_0001")
+    for use in (box.status, lambda: box.store.lane_status(Lane.USAGE), lambda: box.audit(Lane.USAGE)):
+        with pytest.raises(SchemaOutOfDate, match="Run: outbox migrate"):
+            use()
 
 
 def test_the_landmarks_are_those_of_the_script_directory() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
@@ -302,17 +302,44 @@ def test_messages_may_come_from_the_session_that_they_are_enqueued_in(box: Outbo
     assert stored(engine) == 2
 
 
+@pytest.mark.parametrize("said", ["by an option", "to the driver"])
 @pytest.mark.parametrize("count", [1, COPIED])
 @pytest.mark.parametrize("known", [0, 3])
 def test_a_connection_that_commits_each_statement_takes_all_of_them_or_none(
-    box: Outbox, engine: Engine, count: int, known: int
+    box: Outbox, database: Database, engine: Engine, count: int, known: int, said: str
 ) -> None:
     messages = intervals(count)
     before = messages[:known]
     box.put(*before)
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+    with committing_each(database, said) as connection:
         assert box.enqueue_many(connection, messages).duplicates == len(before)
     assert stored(engine) == count
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("said", ["by an option", "to the driver"])
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+def test_a_transaction_that_a_host_begins_by_itself_stays_its_own(
+    box: Outbox, database: Database, engine: Engine, said: str, end: str
+) -> None:
+    with committing_each(database, said) as connection:
+        connection.exec_driver_sql("BEGIN")
+        box.enqueue_many(connection, intervals(COPIED))
+        assert stored(engine) == 0
+        connection.exec_driver_sql(end)
+    assert stored(engine) == (COPIED if end == "COMMIT" else 0)
+
+
+@contextmanager
+def committing_each(database: Database, said: str) -> Iterator[Connection]:
+    if said == "to the driver":
+        arguments = {"isolation_level": None} if database.name == "sqlite" else {"autocommit": True}
+        engine = create_engine(database.url, connect_args=arguments)
+    else:
+        engine = create_engine(database.url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        yield connection
+    engine.dispose()
 
 
 def test_what_many_put_at_once_in_any_order_is_added_once_and_is_no_error(box: Outbox, engine: Engine) -> None:

@@ -89,7 +89,7 @@ def _drain(box: Outbox, transport: BeaconTransport, timeout: float) -> None:
         progress = stack.enter_context(_progress())
         for lane in dispatcher.lanes:
             box.store.switch_on(lane)  # one that was off, and is on by now
-        timer = threading.Timer(timeout, stop.set)
+        timer = threading.Timer(min(timeout, threading.TIMEOUT_MAX), stop.set)
         stack.callback(timer.cancel)
         timer.start()
         while left := unfinished(box):

@@ -23,6 +23,7 @@ from sqlalchemy.exc import (
     OperationalError,
     SQLAlchemyError,
 )
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from outbox.errors import DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
 from outbox.observe import uninstrumented
@@ -97,12 +98,14 @@ class Database:
                 with _unread_closed(connection):
                     yield connection
             except BaseException:
-                transaction.rollback()
+                with _unread_closed(connection):
+                    transaction.rollback()
                 raise
-            try:
-                transaction.commit()
-            except DBAPIError as error:
-                raise self._commit_failed(error, again) from error
+            with _unread_closed(connection):
+                try:
+                    transaction.commit()
+                except DBAPIError as error:
+                    raise self._commit_failed(error, again) from error
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -203,7 +206,10 @@ class Database:
         """Do it on a connection of the driver, whose errors become SQLAlchemy's."""
         self._after_fork()
         with uninstrumented():
-            pooled, at_hand = self._connections.take()
+            try:
+                pooled, at_hand = self._connections.take()
+            except PoolTimeout as none:
+                raise self._all_taken() from none
             try:
                 done = do(pooled)
             except BaseException as raised:
@@ -241,6 +247,8 @@ class Database:
             yield
         except (DBAPIError, self.engine.dialect.loaded_dbapi.Error) as error:
             raise self._in_words(error, kept) from error
+        except PoolTimeout as none:
+            raise self._all_taken() from none
 
     def _in_words(self, error: Exception, kept: str = NOTHING_WRITTEN) -> OutboxError | DBAPIError:
         """``error``: of SQLAlchemy; or of the driver, where SQLAlchemy connects or sets the isolation level."""
@@ -257,7 +265,7 @@ class Database:
             return SchemaOutOfDate(f"{self.safe_url}: the outbox tables are not there. Run: outbox migrate")
         code = self.dialect.error_code(error)
         advice = self.dialect.advice.get(code)
-        if code in self.dialect.missing_column_codes:
+        if self.dialect.is_missing_column(error):
             return SchemaOutOfDate(f"{self.safe_url}: {_first_line(error)}. Run: outbox migrate")
         if code in self.dialect.damaged_codes:
             return OutboxError(f"{self.safe_url}: {_first_line(error)}. {advice or 'Restore a backup.'}")
@@ -267,6 +275,12 @@ class Database:
                 f" {advice or 'Check that the database is up and writable, then try again.'}"
             )
         return error
+
+    def _all_taken(self) -> DatabaseUnavailable:
+        return DatabaseUnavailable(
+            f"{self.safe_url}: all connections of the pool were taken for too long. {NOTHING_WRITTEN} Use fewer threads"
+            " at once, or give an engine with a larger pool (pool_size)."
+        )
 
     def is_lost_claim(self, error: BaseException) -> bool:
         cause = error if isinstance(error, DBAPIError) else error.__cause__

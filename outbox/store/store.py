@@ -192,15 +192,19 @@ class Store:
 
     # --- operators ---------------------------------------------------------------------------------------
 
-    def requeue(self, lane: Lane, window: Window) -> int:
+    def requeue(self, *windows: tuple[Lane, Window]) -> int:
         """Without a bound of its version, or its time, a window takes what dies again meanwhile too."""
-        return sum(
-            self._all(lane, partial(operate.requeue, policy=self.policy, window=part)) for part in window.parts()
+        return self._in_chunks(
+            (lane, partial(operate.requeue, policy=self.policy, window=part))
+            for lane, window in windows
+            for part in window.parts()
         )
 
-    def discard(self, lane: Lane, window: Window) -> int:
+    def discard(self, *windows: tuple[Lane, Window]) -> int:
         """As :meth:`requeue`."""
-        return sum(self._all(lane, partial(operate.discard, window=part)) for part in window.parts())
+        return self._in_chunks(
+            (lane, partial(operate.discard, window=part)) for lane, window in windows for part in window.parts()
+        )
 
     def shed(self, lane: Lane, entries: int, reason: str) -> int:
         """End the ``entries`` oldest pending entries of a telemetry lane unsent. Usage is never shed."""
@@ -364,11 +368,15 @@ class Store:
             return move(row)
 
     def _all(self, lane: Lane, move: Callable[[LockedLane], int]) -> int:
-        """Run a move chunk by chunk until nothing is left for it. An error tells what was done before it."""
+        return self._in_chunks([(lane, move)])
+
+    def _in_chunks(self, moves: Iterable[tuple[Lane, Callable[[LockedLane], int]]]) -> int:
+        """Run each move until nothing is left for it. An error tells what was done before it."""
         done = 0
         try:
-            while moved := self._on(lane, move):
-                done += moved
+            for lane, move in moves:
+                while moved := self._on(lane, move):
+                    done += moved
         except (DatabaseUnavailable, OutcomeUnknown) as error:
             if not done:
                 raise

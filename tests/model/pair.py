@@ -218,9 +218,9 @@ class Pair:
         lane, store, model = self.lane, self.store, self.model
         match what:
             case "requeue":
-                assert store.requeue(lane, Window()) == model.requeue(lane)
+                assert store.requeue((lane, Window())) == model.requeue(lane)
             case "discard":
-                assert store.discard(lane, Window()) == model.discard(lane)
+                assert store.discard((lane, Window())) == model.discard(lane)
             case "shed" if lane is not Lane.USAGE:
                 assert store.shed(lane, 1 + number % 4, "shed") == model.shed(lane, 1 + number % 4)
             case "off and on" | "off":

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 from pymysql.connections import Connection as PyMySQL
-from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy import Engine, QueuePool, create_engine, event, text
 
 from outbox import Outbox, Settings
 from outbox.core.lane import Lane
-from outbox.errors import DatabaseUnavailable, OutcomeUnknown
+from outbox.errors import DatabaseUnavailable, OutboxError, OutcomeUnknown
 from outbox.store import connections
 from outbox.store.dialects.base import Inserted
 from outbox.store.dialects.mysql import INSERTED_AT_ONCE, MySQL
@@ -327,6 +327,54 @@ def test_an_answer_that_nobody_read_is_no_answer_to_the_next_look_or_step(
         pending = box.status().lanes["usage"].pending
         box.put(interval())
         assert box.status().lanes["usage"].pending == pending + 1
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("end", ["commit", "rollback"])
+def test_an_answer_to_a_commit_that_nobody_read_is_none_to_the_next_put(
+    box: Outbox, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    ending = getattr(PyMySQL, end)
+
+    def interrupted(driver_connection: Any) -> None:
+        monkeypatch.setattr(PyMySQL, "_read_ok_packet", lambda _: _raise(TimeLimit()))
+        ending(driver_connection)
+
+    box.store.lane_status(Lane.USAGE)
+    monkeypatch.setattr(PyMySQL, end, interrupted)
+
+    def write() -> None:
+        with box.store.database.write() as connection:
+            connection.execute(text("SELECT 1"))
+            if end == "rollback":
+                raise OutboxError("it is undone")
+
+    with pytest.raises(TimeLimit):
+        write()
+    monkeypatch.undo()
+    message = interval()
+    assert box.put(message).duplicates == 0
+    assert box.find(message.id) is not None
+
+
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_a_pool_whose_connections_are_all_taken_says_so(database: Database) -> None:
+    host = create_engine(database.url, poolclass=QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.05)
+    with Outbox(host if database.name != "sqlite" else database.url, settings=Settings(notify=False)) as box:
+        box.migrate()
+        if database.name == "sqlite":
+            box.engine.pool._timeout, box.engine.pool._max_overflow = 0.05, 0  # type: ignore[attr-defined]
+        with ExitStack() as held:
+            for _ in range(box.engine.pool.size()):  # type: ignore[attr-defined]
+                held.enter_context(box.engine.connect())
+            for use in (box.status, lambda: box.put(interval())):
+                with pytest.raises(DatabaseUnavailable, match="all connections of the pool were taken for too long"):
+                    use()
+        box.put(interval())
+    host.dispose()
 
 
 def interrupt_before_the_next_answer(monkeypatch: pytest.MonkeyPatch, raised: type[BaseException]) -> None:

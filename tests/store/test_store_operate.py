@@ -208,20 +208,23 @@ def test_what_dies_in_another_lane_meanwhile_is_left(
     (late,) = tracer.put(1)
     batch, requeue = tracer.must_claim(), worker.box.store.requeue
 
-    def dying(lane: Lane, window: Window) -> int:
-        if lane is Lane.USAGE:
-            assert tracer.settle(batch, REFUSED).dead == 1
-        return requeue(lane, window)
+    def dying(*windows: tuple[Lane, Window]) -> int:
+        assert tracer.settle(batch, REFUSED).dead == 1
+        return requeue(*windows)
 
     monkeypatch.setattr(worker.box.store, "requeue", dying)
     assert worker.box.requeue() == 1
     assert tracer.statuses([late]) == [Status.DEAD]
 
 
-def test_what_was_done_before_the_database_went_away_is_told(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    put_dead(worker, 5)
+@pytest.mark.parametrize("named", [False, True], ids=["all", "by their ids"])
+def test_what_was_done_before_the_database_went_away_is_told(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    ids = put_dead(worker, 5)
     monkeypatch.setattr(operate, "CHUNK", 2)
-    discard, chunks = operate.discard, iter([True, True, False])
+    looks = 4 if named else 2  # of those that are named each part is looked for until nothing is left of it
+    discard, chunks = operate.discard, iter([*[True] * looks, False])
 
     def goes_away(row: LockedLane, **given: Any) -> int:
         if not next(chunks):
@@ -230,7 +233,7 @@ def test_what_was_done_before_the_database_went_away_is_told(worker: Worker, mon
 
     monkeypatch.setattr(operate, "discard", goes_away)
     with pytest.raises(DatabaseUnavailable) as told:
-        worker.box.discard()
+        worker.box.discard(ids if named else None)
     assert str(told.value) == (
         "the server closed the connection. Check that it is up."
         " 4 entries were done before that: run it again for the others."

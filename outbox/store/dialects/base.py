@@ -46,13 +46,11 @@ Look = Callable[[Event], Iterable[str]]
 
 
 @contextmanager
-def all_or_none(connection: Connection, savepoint: str) -> Iterator[None]:
-    """What the block does is undone when it raises, and nothing else that the caller's transaction has done. Where the
-    connection has none, because it commits each statement, by a transaction."""
-    level = connection.get_execution_options().get("isolation_level")
-    level = level or getattr(connection.dialect, "_on_connect_isolation_level", None)  # as create_engine was told
+def all_or_none(connection: Connection, savepoint: str, *, alone: bool) -> Iterator[None]:
+    """What the block does is undone when it raises, and nothing else that the caller's transaction has done. ``alone``:
+    there is none, for the connection commits each statement."""
     begin, end, undo = f"SAVEPOINT {savepoint}", f"RELEASE SAVEPOINT {savepoint}", f"ROLLBACK TO SAVEPOINT {savepoint}"
-    if level == "AUTOCOMMIT":
+    if alone:
         begin, end, undo = "BEGIN", "COMMIT", "ROLLBACK"
     connection.exec_driver_sql(begin)
     try:
@@ -248,6 +246,9 @@ class Dialect(ABC):
 
     def is_missing_table(self, error: DBAPIError) -> bool:
         return self.error_code(error) in self.missing_table_codes
+
+    def is_missing_column(self, error: DBAPIError) -> bool:
+        return self.error_code(error) in self.missing_column_codes
 
     def is_lost_claim(self, error: DBAPIError) -> bool:
         """Another transaction won: roll back and look again. Not a fault."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection, PoolProxiedConnection, text
@@ -25,6 +25,17 @@ MIGRATION_LOCK = "CONCAT_WS(' ', 'outbox migrate', SHA1(LOWER(DATABASE())))"
 """Its name, which all databases of a server share; 64 characters at most, and a database's name may be as long."""
 INSERTED_AT_ONCE, INSERTED_AT_ONCE_BYTES = 100, 256 * 1024
 """Rows of one statement, and their payload. PyMySQL's own way with many costs them two round trips more."""
+
+
+_IN_TRANSACTION, _COMMITS_EACH = 1, 2
+"""SERVER_STATUS_IN_TRANS and SERVER_STATUS_AUTOCOMMIT of the protocol."""
+
+
+def _all_or_none(connection: Connection) -> AbstractContextManager[None]:
+    driver_connection: Any = connection.connection.driver_connection
+    status: int = driver_connection.server_status  # of its last answer, whoever began a transaction
+    alone = status & (_IN_TRANSACTION | _COMMITS_EACH) == _COMMITS_EACH
+    return all_or_none(connection, "outbox_insert", alone=alone)
 
 
 class MySQL(Dialect):
@@ -75,7 +86,7 @@ class MySQL(Dialect):
         while fresh:  # each time fewer, until nobody else is faster
             try:
                 # InnoDB undoes a statement that fails; drivers cut many rows into several statements.
-                with nullcontext() if self.at_once(fresh) else all_or_none(connection, "outbox_insert"):
+                with nullcontext() if self.at_once(fresh) else _all_or_none(connection):
                     connection.exec_driver_sql(*self.insertion(table, fresh, connection.dialect.driver))
             except IntegrityError as error:
                 if self.error_code(error) != self.duplicate_key:

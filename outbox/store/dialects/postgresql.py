@@ -27,6 +27,15 @@ def _indexes(log: str) -> Sequence[str]:
     return f"{log}_pkey", f"uq_{log}_id"
 
 
+def _alone(connection: Connection) -> bool:
+    """As the server said with its last answer, whoever began a transaction."""
+    from psycopg.pq import TransactionStatus
+
+    driver_connection: Any = connection.connection.driver_connection
+    idle = driver_connection.info.transaction_status == TransactionStatus.IDLE
+    return bool(driver_connection.autocommit and idle)
+
+
 class PostgreSQL(Dialect):
     name = "postgresql"
     sync_driver = "psycopg"
@@ -35,6 +44,7 @@ class PostgreSQL(Dialect):
         *(f"ALTER INDEX {index} SET (fillfactor = 100)" for lane in LANES.values() for index in _indexes(lane.table)),
     )
     missing_table_codes = ("42P01",)
+    missing_column_codes = ("42703",)
     lost_claim_codes = ("40001", "40P01", "55P03")
     lock_timeout_codes = ("55P03",)
     read_only_codes = ("25006",)
@@ -112,7 +122,7 @@ class PostgreSQL(Dialect):
             from psycopg import Error
 
             with suppress(Error):
-                with all_or_none(connection, "outbox_copy"):
+                with all_or_none(connection, "outbox_copy", alone=_alone(connection)):
                     self._copy(connection.connection, table, rows)
                 return len(rows)
         return connection.exec_driver_sql(*self.insertion(table, rows, driver)).rowcount

@@ -231,6 +231,9 @@ class SQLite(Dialect):
     def is_missing_table(self, error: DBAPIError) -> bool:
         return "no such table" in str(error.orig)
 
+    def is_missing_column(self, error: DBAPIError) -> bool:
+        return "no such column" in str(error.orig) or "has no column named" in str(error.orig)
+
     damaged_codes = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
     advice = {  # noqa: RUF012 - ClassVar in the base
         "SQLITE_BUSY": "Another connection held the write lock all the time, perhaps an open transaction of this very"
