@@ -22,7 +22,7 @@ from outbox.core.runs import Runs
 from outbox.core.transition import Move, after_crash
 from outbox.store import holes
 from outbox.store.dialects import dialect_of
-from outbox.store.ledger import IS_LIVE, LockedLane, add_to_totals, backoff, batch_columns, new_id, waiting_of
+from outbox.store.ledger import IS_LIVE, Inside, LockedLane, add_to_totals, backoff, batch_columns, new_id, waiting_of
 from outbox.store.prepared import Prepared
 from outbox.store.reading import RUN, at_once, whole
 from outbox.store.schema import BATCH, LOGS
@@ -323,7 +323,7 @@ def _payloads(lane: LockedLane, members: Runs, entries: int) -> Sequence[str]:
     return [payload for _, payload in rows]
 
 
-class MembersMissing(Exception):
+class MembersMissing(Inside):
     """The log lost rows that a batch holds: somebody deleted or restored them."""
 
     def __init__(self, lane: LockedLane, entries: int, present: int) -> None:

@@ -119,6 +119,11 @@ class Connections:
         at_hand, self._at_hand = self._at_hand, AtHand()
         _close(at_hand)
 
+    def let_go(self) -> None:
+        """Of the engine, which nobody has any longer. In a child of a fork its connections are the parent's."""
+        if self.pid == os.getpid():
+            self._engine.dispose()
+
     def before(self) -> None:
         self._forking = True
         self.give_back()

@@ -31,7 +31,7 @@ from outbox.store.connections import Connections
 from outbox.store.dialects import Inserted, Row
 from outbox.store.engines import dialect_for, engine_for, parsed
 from outbox.store.forks import ForkGuard, told_of_forks
-from outbox.store.ledger import LostClaim
+from outbox.store.ledger import Inside
 from outbox.store.one_lock import LOCK_PAUSE_SECONDS, READS, when_free
 from outbox.store.prepared import Prepared, Values, heard, translated
 
@@ -64,7 +64,7 @@ class Database:
         self._guard = ForkGuard(self.engine, str(self.url.database), self._connections) if one_writer else None
         told_of_forks(self._guard or self._connections)
         # Those at hand would keep the engine, and it them, when nobody else does: SQLAlchemy has a list of what is out.
-        finalize(self, self.engine.dispose).atexit = False
+        finalize(self, self._connections.let_go).atexit = False
         self._turn_over_at = -math.inf
 
     @property
@@ -313,7 +313,7 @@ def _unread_closed(connection: Connection) -> Iterator[None]:
     take for its own: PyMySQL reads answers in turn."""
     try:
         yield
-    except (OutboxError, SQLAlchemyError, LostClaim):
+    except (OutboxError, SQLAlchemyError, Inside):
         raise
     except BaseException as raised:
         connection.invalidate(raised)

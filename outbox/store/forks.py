@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from typing import Any, Protocol
-from weakref import ReferenceType, WeakSet, ref
+from weakref import ReferenceType, ref
 
 from sqlalchemy import Engine, Pool, QueuePool, event
 
@@ -41,7 +42,7 @@ class ForkGuard:
         self._open: dict[int, Any] = {}
         """Connections of the driver by their id, and the pool's record of each: with it lives the pool that it comes
         back to. None: no pool has it."""
-        self._gone: WeakSet[Pool] = WeakSet()
+        self._gone: list[ReferenceType[Pool]] = []
         """Pools that the engine had before. What somebody takes of one at that moment comes back to it, and nobody else
         closes it."""
         self._begin_anew()
@@ -60,7 +61,6 @@ class ForkGuard:
         self._switching = threading.RLock()
         """Held while a connection is opened or closed: SQLite's own locks must be free at a fork, or the child waits
         for a thread that it has not."""
-        self._gone_lock = threading.Lock()
         self._held: dict[int, list[Any]] = {}
         """What each thread that forks now has of these."""
 
@@ -94,15 +94,16 @@ class ForkGuard:
         self._open[id(driver_connection)] = None
 
     def _disposed(self, pool: Pool) -> None:
-        with self._gone_lock:
-            self._gone.add(pool)
+        self._gone.append(ref(pool))
         self._close_returned()
 
     def _close_returned(self) -> None:
-        with self._gone_lock:
-            pools = list(self._gone)
-        for pool in pools:
-            pool.dispose()
+        for one in list(self._gone):  # no lock: the collector may free an outbox here, and so dispose of another pool
+            if (pool := one()) is not None:
+                pool.dispose()
+            else:
+                with suppress(ValueError):
+                    self._gone.remove(one)
 
     def _idle(self) -> bool:
         """Not one connection of the pool is in use: one that came back to a pool that is gone would count for ever."""
@@ -128,8 +129,8 @@ class ForkGuard:
         switching = self._switching not in self._held.get(threading.get_ident(), ())
         if self._open or switching or self._has_it_open():
             _INHERITED.add(self._path)
-        _LEFT_ALONE.extend(self._gone)
-        self._gone = WeakSet()
+        _LEFT_ALONE.extend(pool for one in self._gone if (pool := one()) is not None)
+        self._gone.clear()
         self._connections.after_in_child()
         self._begin_anew()
 

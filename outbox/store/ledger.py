@@ -28,11 +28,15 @@ Clock = Callable[[], int]
 """Microseconds since the epoch. Given only by tests; otherwise the database's clock rules."""
 
 
-class LostClaim(Exception):
+class Inside(Exception):
+    """What the store raises for itself: no statement is without its answer then."""
+
+
+class LostClaim(Inside):
     """Another worker changed the lane in between."""
 
 
-class NotPlain(Exception):
+class NotPlain(Inside):
     """It takes the lane's lock: see ``plain.py``."""
 
 

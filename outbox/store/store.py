@@ -26,7 +26,7 @@ from outbox.store.audit import AuditReport
 from outbox.store.auditor import Auditor
 from outbox.store.claim import MembersMissing, claim
 from outbox.store.database import NOTHING_WRITTEN, Database
-from outbox.store.ledger import Clock, LockedLane, LostClaim, locked, no_row
+from outbox.store.ledger import Clock, Inside, LockedLane, LostClaim, locked, no_row
 from outbox.store.operate import Window
 from outbox.store.plain import PlainSteps
 from outbox.store.reading import Ahead
@@ -41,7 +41,7 @@ _TRIES = 5
 """How often a step that lost to another worker is tried before the database's own error is shown."""
 
 
-class _Undone(Exception):
+class _Undone(Inside):
     """Ends a transaction whose changes are not wanted."""
 
 
