@@ -11,6 +11,8 @@ local roots, and are decided each for itself.
 A trace is kept when its root took longer than the threshold, or when it failed: any of its spans has status ERROR, or
 its root answered 500 or above. One that is decided early is kept when it has failed by then or has been open for
 longer than the threshold: the spans that have ended go on, and the rest follow as they end.
+
+The SDK takes any object for a time. A root with one that is no number is not slow.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from math import nan
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -118,6 +121,10 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         """Spans whose trace is not known any more, dropped."""
         self.undelivered = 0
         """Traces of which ``next`` did not take everything; the log says why."""
+        self.unjudged = 0
+        """Traces whose root could not be read, kept if they had failed before; the log says why, of the first."""
+        self._to_tell: Exception | None = None
+        """Why the first of these could not be read, until somebody without the lock logs it."""
 
     # --- what the SDK calls ------------------------------------------------------------------------------
 
@@ -135,20 +142,20 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
             if len(trace.live) <= self._max_spans:
                 trace.live.add(id)
                 self._trace_of[id] = trace
-        for spans in early:
-            self._hand_on(spans)
+        self._hand_on(*early)
 
     def on_end(self, span: ReadableSpan) -> None:
-        assert span.context is not None
-        if self._closed:
+        """Never raises: it would into the application."""
+        context = span.context
+        if self._closed or context is None:
             return
-        id = span.context.span_id
+        id = context.span_id
         with self._lock:
             trace = self._trace_of.pop(id, None)
             if trace is not None:
                 trace.live.discard(id)
             else:
-                trace = self._latest.get(span.context.trace_id)
+                trace = self._latest.get(context.trace_id)
             if trace is None:
                 self.strays += 1
                 return
@@ -164,8 +171,7 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         with self._lock:
             self._closed = True
             early = [self._decide_early(trace) for trace in list(self._open.values())]
-        for spans in early:
-            self._hand_on(spans)
+        self._hand_on(*early)
         self._next.shutdown()
 
     # --- under the lock ----------------------------------------------------------------------------------
@@ -197,8 +203,8 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
             return (span,) if trace.kept else ()
         trace.failed = trace.failed or _failed(span)
         if is_root:
-            slow = self._slowness.observe(_route(span), _seconds(span))
-            return self._decide(trace, slow or trace.failed or _answered_500(span), span)
+            keep = self._judge(trace, span, lambda route: self._slowness.observe(route, _seconds(span)))
+            return self._decide(trace, keep, span)
         if len(trace.ended) < self._max_spans:
             trace.ended.append(span)
         else:
@@ -207,8 +213,18 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
 
     def _decide_early(self, trace: _Trace) -> Spans:
         assert trace.root is not None
-        slow = self._clock() - trace.opened > self._slowness.limit(_route(trace.root))
-        return self._decide(trace, slow or trace.failed or _failed(trace.root) or _answered_500(trace.root))
+        open_for = self._clock() - trace.opened
+        return self._decide(trace, self._judge(trace, trace.root, lambda route: open_for > self._slowness.limit(route)))
+
+    def _judge(self, trace: _Trace, root: ReadableSpan, is_slow: Callable[[str], bool]) -> bool:
+        """Whether ``trace`` is kept. A root may hold what cannot be read, and its trace is decided all the same."""
+        try:
+            return is_slow(_route(root)) or trace.failed or _failed(root) or _answered_500(root)
+        except Exception as error:  # noqa: BLE001 - logged when the lock is free: what logs may make spans
+            self.unjudged += 1
+            if self.unjudged == 1:
+                self._to_tell = error
+            return trace.failed
 
     def _decide(self, trace: _Trace, keep: bool, *last: ReadableSpan) -> Spans:
         del self._open[trace.root_id]
@@ -229,9 +245,15 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
 
     # --- outside of the lock: a commit may take a while --------------------------------------------------
 
-    def _hand_on(self, spans: Spans) -> None:
-        if not spans:
-            return
+    def _hand_on(self, *traces: Spans) -> None:
+        if self._to_tell is not None:
+            error, self._to_tell = self._to_tell, None
+            logger.error("a trace could not be judged by its root; `unjudged` counts such traces", exc_info=error)
+        for spans in traces:
+            if spans:
+                self._hand_on_one(spans)
+
+    def _hand_on_one(self, spans: Spans) -> None:
         try:
             taken = self._deliver(spans)
         except Exception:
@@ -263,7 +285,11 @@ def _begin_again_after_fork(begin: weakref.WeakMethod[Callable[[], None]]) -> No
 
 
 def _seconds(span: ReadableSpan) -> float:
-    return ((span.end_time or 0) - (span.start_time or 0)) / 1e9
+    """NaN where a time is no number: as 0 would be it is not slow, but a percentile leaves it out."""
+    try:
+        return float(((span.end_time or 0) - (span.start_time or 0)) / 1e9)
+    except (TypeError, ValueError, ArithmeticError):
+        return nan
 
 
 def _route(root: ReadableSpan) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil, inf, isfinite
 from typing import Protocol
 
 from outbox.errors import ConfigError
@@ -42,7 +42,7 @@ class Slowness(Protocol):
         """The seconds beyond which a request of ``route`` is slow now."""
 
     def observe(self, route: str, seconds: float) -> bool:
-        """Whether a request that took ``seconds`` was slow; remembers it for the ones to come."""
+        """Whether a request that took ``seconds`` was slow; remembers it for the ones to come. NaN is not slow."""
 
 
 def slowness(threshold: float | Percentile) -> Slowness:
@@ -92,7 +92,7 @@ class _ByRoute:
 
 
 class _Window:
-    """The last ``size`` durations, in order of time and of length."""
+    """The last ``size`` finite durations, in order of time and of length."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -103,6 +103,8 @@ class _Window:
         return len(self._by_time)
 
     def add(self, seconds: float) -> None:
+        if not isfinite(seconds):  # a NaN has no place in the order, and would never be found again
+            return
         if len(self) == self._size:
             del self._by_length[bisect_left(self._by_length, self._by_time.popleft())]
         self._by_time.append(seconds)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -165,6 +167,67 @@ def test_a_processor_gets_the_spans_one_by_one() -> None:
     tracer.start_span("child", set_span_in_context(root, Context()), start_time=0).end()
     root.end(end_time=int(SLOW * 1e9))
     assert seen == ["child", "root"]
+
+
+# --- what cannot be read -------------------------------------------------------------------------------------
+
+ANY_DAY = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("start", "finish"),
+    [(0, ANY_DAY), (ANY_DAY, 1), (0, "now"), ("now", 1), (0, math.nan), (0, 10**400)],
+    ids=["datetime", "since a datetime", "text", "since a text", "NaN", "beyond every float"],
+)
+@pytest.mark.parametrize("threshold", [1.0, Percentile(0.5, window=2, minimum=1, initial=1)])
+def test_a_root_whose_times_are_no_numbers_harms_nobody_and_is_not_slow(
+    threshold: float | Percentile, start: Any, finish: Any
+) -> None:
+    service = Service(threshold)
+    for status in (StatusCode.UNSET, StatusCode.ERROR):
+        root = service.provider.get_tracer("tests").start_span("GET /orders", Context(), start_time=start)
+        root.set_status(status)
+        root.end(finish)
+    assert service.counts() == (1, 1)
+    assert len(vars(service.selection)["_open"]) == 0
+
+
+def test_a_child_whose_times_are_no_numbers_goes_with_its_trace() -> None:
+    service = Service()
+    root = service.start("GET /orders")
+    service.start("SELECT", root).end("now")  # type: ignore[arg-type]
+    end(root, SLOW)
+    assert service.kept.calls == [["SELECT", "GET /orders"]]
+
+
+class Unreadable:
+    """A name that the SDK takes as it is."""
+
+    def __str__(self) -> str:
+        raise LookupError("who is this?")
+
+
+def test_roots_that_cannot_be_read_harm_nobody_and_are_counted_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    service = Service(max_traces=1)
+    roots = [service.start(Unreadable()) for _ in range(3)]  # type: ignore[arg-type]  # two are evicted
+    end(service.start("SELECT", roots[-1]))
+    for root in roots:
+        end(root, SLOW)
+    assert service.selection.unjudged == 3
+    assert service.counts() == (0, 3)
+    assert len(vars(service.selection)["_open"]) == 0
+    assert caplog.text.count("a trace could not be judged by its root") == 1
+    assert "who is this?" in caplog.text
+
+
+def test_a_trace_that_has_failed_is_kept_although_its_root_cannot_be_read() -> None:
+    service = Service()
+    root = service.start(Unreadable())  # type: ignore[arg-type]
+    child = service.start("SELECT", root)
+    child.set_status(StatusCode.ERROR)
+    end(child)
+    end(root)
+    assert service.counts() == (1, 0)
 
 
 # --- late spans ----------------------------------------------------------------------------------------------
@@ -340,6 +403,28 @@ def test_the_window_forgets_what_lies_behind_it() -> None:
     for seconds in (9, 9, 9, 9, 1, 1, 1, 1):
         rule.observe("route", seconds)
     assert rule.limit("route") == 1
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_duration_that_is_not_finite_is_left_out_of_the_percentile_of_its_route(odd: float) -> None:
+    chance = random.Random(3)
+    rule = slowness(Percentile(0.9, window=50, minimum=5, initial=1))
+    seen: list[float] = []
+    for number in range(500):
+        if number % 7 == 0:
+            assert rule.observe("route", odd) is (odd == math.inf)
+        seen.append(chance.random())
+        rule.observe("route", seen[-1])
+    assert rule.limit("route") == sorted(seen[-50:])[44]
+
+
+def test_a_span_that_ends_at_nan_changes_nothing_for_the_requests_that_follow_it() -> None:
+    service = Service(Percentile(0.5, window=2, minimum=2, initial=100))
+    service.request("GET", 1)
+    service.start("GET").end(math.nan)  # type: ignore[arg-type]
+    for seconds in (1, 2, 1, 2):
+        service.request("GET", seconds)
+    assert service.kept.names == ["GET", "GET"]
 
 
 def test_nothing_below_the_floor_is_slow() -> None:
