@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from outbox.otel.requests import Exchange, Requests
 
 Environ = dict[str, Any]
 WSGIApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
+
+_AT_THE_END = "werkzeug.debug.preserve_context"
+"""Flask calls what is there with its contexts before it takes them down, whether it answers or raises."""
 
 
 class MeasuredWSGI:
@@ -28,7 +32,7 @@ class MeasuredWSGI:
             return self.app(environ, start_response)
         exchange.request_bytes = _length(environ)
         try:
-            with exchange.current():
+            with exchange.current(), _rule_noted(exchange, environ):
                 return _Answer(self.app(environ, _noting(exchange, environ, start_response)), exchange)
         except BaseException as error:
             exchange.failed(error)
@@ -77,6 +81,26 @@ def _noting(exchange: Exchange, environ: Environ, start_response: Callable[..., 
         return start_response(status, *arguments)
 
     return noted
+
+
+@contextmanager
+def _rule_noted(exchange: Exchange, environ: Environ) -> Iterator[None]:
+    """For a request whose exception Flask lets through, as it does in debug mode and in tests: no answer is begun, and
+    the request is out of the environment before the exception is here."""
+    others = environ.get(_AT_THE_END)  # of Werkzeug's debugger, or of Flask's test client
+
+    def noted(context: object) -> None:
+        exchange.route = exchange.route or _rule(environ)
+        if others is not None:
+            others(context)
+
+    environ[_AT_THE_END] = noted
+    try:
+        yield
+    finally:
+        environ.pop(_AT_THE_END, None)  # it holds the environment that holds it
+        if others is not None:
+            environ[_AT_THE_END] = others
 
 
 def _length(environ: Environ) -> int | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fastapi
+import flask
 import httpx
 import pytest
 from opentelemetry import metrics, trace
@@ -22,6 +23,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.background import BackgroundTask
+from werkzeug.test import create_environ
 
 from outbox import ConfigError, Outbox, Settings, TelemetryEnvelope
 from outbox.otel import Instruments, instrument
@@ -101,6 +103,46 @@ def test_a_route_is_its_template(app: Any, box: Outbox) -> None:
     written = {str(route).replace("<", "{").replace(">", "}") for route in routes if route is not None}
     assert written == {"/orders/{order_id}", "/tenants/{tenant}/orders/{order_id}"}
     assert {span["name"] for span in _servers(box)} == {f"GET {route}" if route else "GET" for route in routes}
+
+
+@pytest.mark.parametrize("switch", ["DEBUG", "TESTING", "PROPAGATE_EXCEPTIONS"])
+def test_a_route_is_its_template_where_flask_lets_its_exception_through(box: Outbox, switch: str) -> None:
+    app = flask.Flask("shop")
+    app.config[switch] = True
+
+    @app.get("/orders/<order_id>")
+    def one(order_id: str) -> str:
+        raise LookupError(order_id)
+
+    with measured(app, box):
+        with pytest.raises(LookupError):
+            caller(app)("GET", "/orders/7")
+        assert caller(app)("GET", "/nowhere/7") == 404
+    spans = [(each["name"], each["attributes"].get("error.type")) for each in _servers(box)]
+    assert spans == [("GET /orders/<order_id>", "LookupError"), ("GET", None)]
+    [point] = [
+        each for each in written.points(box)["http.server.request.duration"] if "error.type" in each["attributes"]
+    ]
+    assert point["attributes"]["http.route"] == "/orders/<order_id>"
+
+
+def test_a_test_client_of_flask_still_keeps_the_contexts_of_its_requests(box: Outbox) -> None:
+    app = flask.Flask("shop")
+    app.add_url_rule("/orders/<order_id>", view_func=lambda order_id: order_id, endpoint="one")
+    with measured(app, box), app.test_client() as client:
+        for order_id in ("7", "8"):
+            client.get(f"/orders/{order_id}")
+            assert flask.request.view_args == {"order_id": order_id}
+
+
+def test_nothing_of_ours_stays_in_the_environment_of_a_request(box: Outbox) -> None:
+    app = flask.Flask("shop")
+    app.add_url_rule("/", view_func=lambda: "here", endpoint="root")
+    with measured(app, box):
+        environ = create_environ("/")
+        before = set(environ)
+        assert list(app(environ, lambda *_: bytes)) == [b"here"]
+    assert set(environ) - before == {"werkzeug.request"}
 
 
 def test_statements_are_timed_by_their_verb_and_failure(app: Any, box: Outbox, engine: Engine) -> None:
