@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from outbox.errors import (
         ConfigError,
         DatabaseUnavailable,
+        InheritedConnection,
         InvalidMessage,
         LaneStopped,
         LicenseRefused,
@@ -46,6 +47,7 @@ _HOMES = {
     "outbox.errors": (
         "ConfigError",
         "DatabaseUnavailable",
+        "InheritedConnection",
         "InvalidMessage",
         "LaneStopped",
         "LicenseRefused",
@@ -71,6 +73,7 @@ __all__ = [
     "Dispatcher",
     "EnqueueResult",
     "EntryView",
+    "InheritedConnection",
     "InvalidMessage",
     "Lane",
     "LaneStopped",

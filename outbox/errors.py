@@ -6,6 +6,7 @@
     ├── SchemaOutOfDate       the tables are missing, older or newer than this code
     ├── ConfigError           a setting is unknown, malformed or contradicts another
     ├── DatabaseUnavailable   the database cannot be reached or cannot be written; nothing was written
+    │   └── InheritedConnection   and never by this process: it was forked while its parent had the SQLite file open
     ├── OutcomeUnknown        a COMMIT failed half-way: it may hold; enqueue the same ids again, that is safe
     ├── LicenseRefused        beacon refuses the licence
     ├── Offline               an operation needs egress and OUTBOX_OFFLINE forbids it
@@ -60,6 +61,13 @@ class DatabaseUnavailable(OutboxError):
     """The database cannot be reached or written. Nothing of the call was written."""
 
     exit_code = 75
+
+
+class InheritedConnection(DatabaseUnavailable):
+    """This process was forked while its parent had the SQLite file open, and never writes to it: to try again is vain.
+
+    Another process may.
+    """
 
 
 class OutcomeUnknown(OutboxError):

@@ -24,7 +24,7 @@ from weakref import WeakSet
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
 from outbox.core.lane import Lane
-from outbox.errors import ConfigError, InvalidMessage, OutboxError
+from outbox.errors import ConfigError, InheritedConnection, InvalidMessage, OutboxError
 from outbox.messages.otlp import TelemetryEnvelope
 from outbox.observe import uninstrumented
 from outbox.otel.envelopes import of_spans
@@ -237,7 +237,7 @@ class OutboxSpanProcessor(SpanProcessor):
             self._drop(packed.items, "the database did not take them; see above")
 
     def _put(self, envelopes: Sequence[TelemetryEnvelope]) -> bool:
-        """In one transaction, again and again with the same ids, until it holds or the deadline has passed."""
+        """In one transaction, again and again with the same ids, until it holds, never can, or the deadline is over."""
         pause, tries, strange, told_at = FIRST_PAUSE_SECONDS, 0, 0, -math.inf
         while True:
             try:
@@ -246,11 +246,12 @@ class OutboxSpanProcessor(SpanProcessor):
                 tries += 1
                 known = isinstance(error, OutboxError)
                 strange += not known
+                never = isinstance(error, InvalidMessage | ConfigError | InheritedConnection)
                 now = time.monotonic()
                 if now > told_at + TOLD_EVERY_SECONDS:
                     told_at = now
-                    logger.error("lane traces: spans wait to be stored: %s", error, exc_info=None if known else error)
-                never = isinstance(error, InvalidMessage | ConfigError)
+                    state = "cannot" if never else "wait to"
+                    logger.error("lane traces: spans %s be stored: %s", state, error, exc_info=None if known else error)
                 if never or strange == TRIES or now + pause > self._deadline:
                     return False
             else:

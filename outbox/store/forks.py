@@ -16,7 +16,7 @@ from weakref import ReferenceType, ref
 
 from sqlalchemy import Engine, Pool, QueuePool, event
 
-from outbox.errors import DatabaseUnavailable
+from outbox.errors import InheritedConnection
 from outbox.store.connections import Connections
 
 _WAIT_SECONDS = 5.0
@@ -65,9 +65,9 @@ class ForkGuard:
         """What each thread that forks now has of these."""
 
     def check(self) -> None:
-        """Raises ``DatabaseUnavailable`` in a child that inherited a connection to the file."""
+        """Raises ``InheritedConnection`` in a child that inherited one to the file."""
         if self._path in _INHERITED:
-            raise DatabaseUnavailable(
+            raise InheritedConnection(
                 f"{self._path}: this process was forked while its parent had the file open (a worker runs, somebody was"
                 " reading, or an engine of your own has a connection to it), and SQLite could lose what it commits."
                 " Nothing was written by this call. Fork first and start the worker then, dispose of your own engine"

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from uuid import UUID
 
 import pytest
-from sqlalchemy import create_engine, event
+from sqlalchemy import create_engine, event, text
 
 from outbox import BeaconTransport, Outbox, Worker
+from outbox.otel import OutboxSpanProcessor
 from outbox.simulator import Simulator
+from tests.otel.spanning import ended as ended_spans
 from tests.support.intervals import interval, intervals
 
 
@@ -95,7 +97,7 @@ def test_a_child_that_inherits_a_connection_in_use_refuses_to_write(outbox_box: 
     message = interval()
     with outbox_box.store.database.read(), forked(lambda: outbox_box.put(message)) as ended:
         said = ended()
-    assert said.startswith("DatabaseUnavailable: ")
+    assert said.startswith("InheritedConnection: ")
     assert "Fork first and start the worker then" in said
     assert outbox_box.find(message.id) is None
     outbox_box.put(message)
@@ -189,6 +191,31 @@ def test_a_child_of_a_host_that_has_the_file_open_refuses(outbox_box: Outbox) ->
     with forked(lambda: outbox_box.put(message)) as ended:
         assert ended() == ""
     assert is_pending(outbox_box, message.id)
+
+
+def test_a_child_that_never_can_write_gives_its_spans_up_at_once_and_tells_why(
+    outbox_box: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would wait as long as shutdown() may, at its exit, for a database that takes them from others."""
+    processor = OutboxSpanProcessor(outbox_box)
+    host = create_engine(outbox_box.settings.database_url)
+
+    def child() -> None:
+        processor.on_end(ended_spans("of the child")[0])
+        assert processor.force_flush(5000)
+        assert processor.dropped == 1
+        assert "spans cannot be stored" in caplog.text
+        assert "dispose of your own engine before you fork" in caplog.text
+        assert "spans are lost, 1 so far" in caplog.text
+
+    with host.connect() as connection:
+        connection.execute(text("SELECT 1 FROM outbox_traces"))
+        with forked(child) as ended:
+            assert ended() == ""
+    host.dispose()
+    processor.on_end(ended_spans("of the parent")[0])
+    processor.shutdown()
+    assert outbox_box.status().lanes["traces"].pending == 1
 
 
 def test_a_child_that_refuses_may_close_its_outbox(outbox_box: Outbox) -> None:

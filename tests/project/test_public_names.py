@@ -26,7 +26,7 @@ METHODS = {
 }
 ERRORS = {
     *("OutboxError", "InvalidMessage", "OutboxFull", "SchemaOutOfDate", "ConfigError", "DatabaseUnavailable"),
-    *("OutcomeUnknown", "LicenseRefused", "Offline", "LaneStopped"),
+    *("InheritedConnection", "OutcomeUnknown", "LicenseRefused", "Offline", "LaneStopped"),
 }
 SLOW = ("alembic", "apscheduler", "pydantic_settings", "matplotlib", "typer")
 """What producers must not pay for: ``import outbox`` happens in every process of a host."""
