@@ -22,7 +22,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from outbox.core.lane import Lane
-from outbox.errors import DatabaseUnavailable, OutboxError, OutcomeUnknown
+from outbox.errors import DatabaseUnavailable, InheritedConnection, OutboxError, OutcomeUnknown
 from outbox.messages.otlp import TelemetryEnvelope
 from outbox.observe import uninstrumented
 from outbox.otel.envelopes import Packed, of_logs, of_metrics, of_spans
@@ -85,6 +85,8 @@ def put(box: Outbox, envelopes: Sequence[TelemetryEnvelope], seconds: float, sto
     while envelopes:
         try:
             box.put(*envelopes)
+        except InheritedConnection:
+            raise
         except (DatabaseUnavailable, OutcomeUnknown):
             if stop.is_set() or time.monotonic() + pause > deadline:
                 raise
