@@ -56,6 +56,14 @@ class AuditReport:
     problem: str | None = None
     """Why the lane is stopped, and how to mend it."""
 
+    def add(self, move: AuditReport) -> None:
+        """What one move under the lane's lock found and did. It may have run again: only what it committed counts."""
+        self.strays += move.strays
+        self.renumbered += move.renumbered
+        self.copies += move.copies
+        self.missing += move.missing
+        self.discarded += move.discarded
+
 
 @dataclass(slots=True)
 class Findings:
@@ -96,6 +104,24 @@ class Findings:
     @property
     def missing(self) -> int:
         return sum(runs.count(gone) for _, gone in self.shrunken)
+
+    def gone(self, version: int) -> Gone | None:
+        """What is missing, and around what to look for it again; None: nothing is."""
+        if not self.shrunken:
+            return None
+        first = min(gone[0][0] for _, gone in self.shrunken)
+        last = max(gone[-1][1] for _, gone in self.shrunken)
+        return Gone((first - 1, last), self.missing, version)
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Where rows of unfinished batches were gone when it was looked at under the lane's lock."""
+
+    span: Span
+    missing: int
+    version: int
+    """Of the lane, after the look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,12 +300,14 @@ def judge_sequence(lane: LockedLane, report: AuditReport) -> None:
     _become(lane, lane.health, report)
 
 
-def judge(lane: LockedLane, report: AuditReport, whole: Whole | None) -> bool:
+def judge(lane: LockedLane, report: AuditReport, gone: Sequence[Gone], whole: Whole | None) -> bool:
     """Stop the lane at a contradiction; open one that was stopped when all of it, not only a part, is mended.
 
-    ``whole``: None opens nothing, nor does one of a lane that has changed since. False: it has.
+    ``gone``: of this audit, in the order of the looks. ``whole``: None opens nothing, nor does one of a lane that has
+    changed since. False: it has.
     """
     health = lane.health
+    report.missing = _missing(lane, gone)
     report.problem = _set_back(lane) or _gone(lane, report.missing)
     if report.problem is None and health.stopped:
         report.problem = _not_mended(lane, whole)
@@ -287,6 +315,15 @@ def judge(lane: LockedLane, report: AuditReport, whole: Whole | None) -> bool:
             health = Health()
     _become(lane, health, report)
     return whole is None or _is_of_now(lane, whole)
+
+
+def _missing(lane: LockedLane, gone: Sequence[Gone]) -> int:
+    """Looked at again if others had the lock since: an operator may have mended the lane, and stopped once more, for
+    what is true no longer, it would wait for the next audit of all."""
+    ours_alone = range(lane.version - len(gone), lane.version)
+    if [each.version for each in gone] == list(ours_alone):
+        return sum(each.missing for each in gone)
+    return sum(inspect(lane.connection, lane.lane, *each.span).missing for each in gone)
 
 
 def _not_mended(lane: LockedLane, whole: Whole | None) -> str | None:

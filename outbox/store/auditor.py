@@ -3,6 +3,7 @@
     the sequence stands below what was handed out        -> the lane stops, and nothing else is looked at
     each range, in a snapshot of its own; it is not clean -> looked at again and mended, under the lane's lock
     rows below the floor                                  -> brought back, under the lock
+    rows are gone, and others had the lock since          -> looked at again, under the lock, before the lane stops
     a stopped lane, all of it in snapshots; it is clean   -> opened under the lock, if nobody changed it since
 
 Looking at a million numbers takes seconds, in which nobody else could have the lane, and on SQLite no producer the
@@ -14,11 +15,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from outbox.core.lane import LANES, Lane
 from outbox.store import audit
-from outbox.store.audit import AuditReport, Findings, Span, Whole
+from outbox.store.audit import AuditReport, Findings, Gone, Span, Whole
 from outbox.store.database import Database
 from outbox.store.ledger import LockedLane
 from outbox.store.mend import give_up_missing, mend_below_floor, mend_range
@@ -46,10 +48,10 @@ class Auditor:
         if report.problem:
             logger.error("lane %s stopped: %s", self.lane, report.problem)
             return report
-        self._mend_ranges(newest, mend, report)
-        while self.on_lane(lambda row: mend_below_floor(row, report)):
-            pass
-        self._judge(report, opens=newest is None or mend)
+        gone = self._mend_ranges(newest, mend, report)
+        while brought_back := self.on_lane(mend_below_floor):
+            report.add(brought_back)
+        self._judge(report, gone, opens=newest is None or mend)
         if report.strays:
             logger.error("lane %s: %d rows were where nobody looks; they are delivered now", self.lane, report.strays)
         if report.problem:
@@ -63,19 +65,26 @@ class Auditor:
             if self.database.dialect.sequence_position(connection, table) < beyond:
                 self.database.dialect.advance_sequence(connection, table, beyond)
 
-    def _mend_ranges(self, newest: int | None, mend: bool, report: AuditReport) -> None:
+    def _mend_ranges(self, newest: int | None, mend: bool, report: AuditReport) -> list[Gone]:
+        """What is gone from the ranges."""
+        missing: list[Gone] = []
         for span, found in self._ranges(newest):
             if found.clean:
                 continue
             lo, hi = found.amiss(span)
             if mend:
-                self.on_lane(lambda row, lo=lo, hi=hi: give_up_missing(row, lo, hi, report))  # type: ignore[misc]
-            self.on_lane(lambda row, lo=lo, hi=hi: mend_range(row, lo, hi, report))  # type: ignore[misc]
+                report.add(self.on_lane(partial(give_up_missing, lo=lo, hi=hi)))
+            done, gone = self.on_lane(partial(mend_range, lo=lo, hi=hi))
+            report.add(done)
+            missing += [gone] if gone else []
+        return missing
 
-    def _judge(self, report: AuditReport, *, opens: bool) -> None:
+    def _judge(self, report: AuditReport, gone: list[Gone], *, opens: bool) -> None:
         for _ in range(_LOOKS):
-            whole = self._whole() if opens and not report.missing else None
-            if self.on_lane(lambda row, whole=whole: audit.judge(row, report, whole)):  # type: ignore[misc]
+            missing = report.missing
+            whole = self._whole() if opens and not missing else None
+            judged = self.on_lane(partial(audit.judge, report=report, gone=gone, whole=whole))
+            if judged and report.missing == missing:
                 return
 
     def _whole(self) -> Whole | None:

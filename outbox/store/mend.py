@@ -20,7 +20,7 @@ from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import MICROSECONDS
 from outbox.core.runs import Runs
 from outbox.store import holes
-from outbox.store.audit import AuditReport, Findings, inspect
+from outbox.store.audit import AuditReport, Findings, Gone, inspect
 from outbox.store.ledger import LockedLane, add_to_totals, insert_batch
 from outbox.store.schema import BATCH, LOGS
 from outbox.store.settle import ended, payload_bytes
@@ -31,49 +31,52 @@ ROWS_AT_ONCE = 200
 """Rows read, payloads of up to 4 MiB and all, at a time."""
 
 
-def mend_range(lane: LockedLane, lo: int, hi: int, report: AuditReport) -> None:
-    """Bring back the strays of one range, looked at again under the lane's lock."""
-    found = _bring_back_misplaced(lane, lo, hi, report)
+def mend_range(lane: LockedLane, lo: int, hi: int) -> tuple[AuditReport, Gone | None]:
+    """Bring back the strays of one range, looked at again under the lane's lock; and what is gone from it."""
+    report, found = _bring_back_misplaced(lane, lo, hi)
     holes.revive(lane, found.forgotten)
     holes.record(lane, found.unaccounted, due_now=True)
     add_to_totals(lane, strays=found.strays)
     report.strays += found.strays
     report.missing += found.missing
+    return report, found.gone(lane.version)
 
 
-def mend_below_floor(lane: LockedLane, report: AuditReport) -> int:
-    """Bring back some rows at or below the floor, where every number is spent; how many were there."""
+def mend_below_floor(lane: LockedLane) -> AuditReport | None:
+    """Bring back some rows at or below the floor, where every number is spent; None: none were there."""
     log = LOGS[lane.lane]
     below = select(log.c.seq).where(log.c.seq <= lane.floor).order_by(log.c.seq).limit(ROWS_AT_ONCE)
     numbers = lane.connection.execute(below).scalars().all()
-    _bring_back(lane, runs.from_sorted(numbers), report)
     lane.untouched = not numbers
-    return len(numbers)
+    return _bring_back(lane, runs.from_sorted(numbers)) if numbers else None
 
 
-def give_up_missing(lane: LockedLane, lo: int, hi: int, report: AuditReport) -> None:
+def give_up_missing(lane: LockedLane, lo: int, hi: int) -> AuditReport:
     """Unfinished batches go on with the members that are left; what is gone is discarded, and counted so.
 
     A batch on the wire is left alone: its settlement or its expiry comes first.
     """
-    for batch, gone in _bring_back_misplaced(lane, lo, hi, report).shrunken:
+    report, found = _bring_back_misplaced(lane, lo, hi)
+    for batch, gone in found.shrunken:
         if batch.state != BatchState.LEASED or batch.due_at <= lane.now:
             _split_off(lane, batch, gone)
             report.discarded += runs.count(gone)
+    return report
 
 
-def _bring_back_misplaced(lane: LockedLane, lo: int, hi: int, report: AuditReport) -> Findings:
+def _bring_back_misplaced(lane: LockedLane, lo: int, hi: int) -> tuple[AuditReport, Findings]:
     """What is found in (lo, hi], but for rows at numbers that are not theirs: these are above the cursor now."""
     lo, hi = max(lo, lane.floor), min(hi, lane.cursor)
     found = inspect(lane.connection, lane.lane, lo, hi)
-    if found.misplaced:
-        _bring_back(lane, found.misplaced, report)
-        found = inspect(lane.connection, lane.lane, lo, hi)
-    return found
+    if not found.misplaced:
+        return AuditReport(lane.lane), found
+    report = _bring_back(lane, found.misplaced)
+    return report, inspect(lane.connection, lane.lane, lo, hi)
 
 
-def _bring_back(lane: LockedLane, misplaced: Runs, report: AuditReport) -> None:
+def _bring_back(lane: LockedLane, misplaced: Runs) -> AuditReport:
     """Give these rows new numbers; delete those that are proven copies. Rows that are gone by now are left out."""
+    report = AuditReport(lane.lane)
     log = LOGS[lane.lane]
     for numbers in _chunks(misplaced):
         query = select(log).where(log.c.seq.in_(numbers)).order_by(log.c.seq)
@@ -89,6 +92,7 @@ def _bring_back(lane: LockedLane, misplaced: Runs, report: AuditReport) -> None:
         report.strays += len(again)
         report.renumbered += len(again)
         report.copies += len(copies)
+    return report
 
 
 def _chunks(members: Runs) -> Iterator[list[int]]:
