@@ -32,9 +32,9 @@ class Held(NamedTuple):
     size: int
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Surplus:
-    """By how much a lane is beyond its bounds. Bytes; µs."""
+    """By how much a lane was beyond its bounds when it was measured. Bytes; µs."""
 
     entries: int
     size: int
@@ -42,24 +42,23 @@ class Surplus:
     """Entries written before this are too old."""
     cursor: int
     live: Held
-    """What live batches held when it was measured: with what is above the cursor it is all that the lane holds."""
-    reason: str = ""
+    """What live batches held: with what is above the cursor it is all that the lane holds."""
+    reason: str
 
-    def takes(self, size: int, written_at: int) -> bool:
-        """Whether the oldest entry left has to go; it is counted off."""
-        goes = self.entries > 0 or self.size > 0 or written_at < self.before
-        if goes:
-            self.entries -= 1
-            self.size -= size
-        return goes
+    def now(self, lane: LockedLane) -> Held:
+        """What is left of it, less than nothing too: we have shed some, others may have, and claimed and delivered.
 
-    def follow(self, lane: LockedLane) -> None:
-        """Others have claimed, delivered and shed since it was measured: several workers measure the same surplus."""
+        Nothing, until it is measured again, where the floor has passed the cursor of then: receipts below it are
+        dropped, and with them what left.
+        """
+        if lane.floor > self.cursor:
+            return Held(0, 0)
         live = _held_by(lane.connection, lane.lane, BATCH.c.state.in_(LIVE))
         left = _held_by(lane.connection, lane.lane, BATCH.c.first_seq > self.cursor, BATCH.c.last_seq > self.cursor)
-        self.entries += live.entries - self.live.entries - left.entries
-        self.size += live.size - self.live.size - left.size
-        self.live = live
+        return Held(
+            self.entries + live.entries - self.live.entries - left.entries,
+            self.size + live.size - self.live.size - left.size,
+        )
 
 
 def surplus(connection: Connection, lane: Lane, bounds: Bounds, clock: Clock | None) -> Surplus | None:
@@ -72,20 +71,15 @@ def surplus(connection: Connection, lane: Lane, bounds: Bounds, clock: Clock | N
     if not entries:
         return None
     live = _held_by(connection, lane, BATCH.c.state.in_(LIVE))
-    beyond = Surplus(
-        int(entries) + live.entries - bounds.entries,
-        int(size) + live.size - bounds.size,
-        now - int(bounds.age_seconds * MICROSECONDS),
-        cursor,
-        live,
-    )
+    more = Held(int(entries) + live.entries - bounds.entries, int(size) + live.size - bounds.size)
+    before = now - int(bounds.age_seconds * MICROSECONDS)
     told = [
-        (beyond.entries > 0, f"more than {bounds.entries} entries (OUTBOX_TELEMETRY_MAX_ENTRIES)"),
-        (beyond.size > 0, f"more than {bounds.size} bytes (OUTBOX_TELEMETRY_MAX_BYTES)"),
-        (oldest < beyond.before, f"older than {bounds.age_seconds:g} s (OUTBOX_TELEMETRY_MAX_AGE)"),
+        (more.entries > 0, f"more than {bounds.entries} entries (OUTBOX_TELEMETRY_MAX_ENTRIES)"),
+        (more.size > 0, f"more than {bounds.size} bytes (OUTBOX_TELEMETRY_MAX_BYTES)"),
+        (oldest < before, f"older than {bounds.age_seconds:g} s (OUTBOX_TELEMETRY_MAX_AGE)"),
     ]
-    beyond.reason = "shed: " + ", ".join(reason for holds, reason in told if holds)
-    return beyond if any(holds for holds, _ in told) else None
+    reasons = [reason for holds, reason in told if holds]
+    return Surplus(*more, before, cursor, live, "shed: " + ", ".join(reasons)) if reasons else None
 
 
 def _held_by(connection: Connection, lane: Lane, *which: ColumnElement[bool]) -> Held:
@@ -96,17 +90,17 @@ def _held_by(connection: Connection, lane: Lane, *which: ColumnElement[bool]) ->
 
 
 def shed(lane: LockedLane, beyond: Surplus) -> int:
-    """Shed the oldest pending entries that ``beyond`` takes, up to a chunk. Entries; 0: none left.
+    """Shed the oldest pending entries that are beyond the bounds, up to a chunk. Entries; 0: none left.
 
     Over the rows seen in one statement, never over a range: a row that commits late is not shed unseen.
     """
-    beyond.follow(lane)
+    over = beyond.now(lane)
     log = LOGS[lane.lane]
     oldest = select(log.c.seq, log.c.size, log.c.created_at).where(log.c.seq > lane.cursor).order_by(log.c.seq)
     numbers: list[int] = []
     size = 0
     for row in lane.connection.execute(oldest.limit(SHED_AT_ONCE)):
-        if not beyond.takes(row.size, row.created_at):
+        if over.entries <= len(numbers) and over.size <= size and row.created_at >= beyond.before:
             break
         numbers.append(row.seq)
         size += row.size
@@ -114,7 +108,6 @@ def shed(lane: LockedLane, beyond: Surplus) -> int:
         holes.record(lane, batching.gaps(lane.cursor, numbers))
         lane.cursor = numbers[-1]
         end(lane, runs.from_sorted(numbers), size, Ending.SHED, beyond.reason)
-    beyond.cursor = lane.cursor
     return len(numbers)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
 from outbox.core.policy import Bounds
 from outbox.store import bounds
+from outbox.store.ledger import LostClaim, locked
 from tests.store.driving import DELIVERED, KEEP_NOTHING, Worker
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
@@ -85,6 +87,43 @@ def test_what_is_delivered_after_the_measuring_is_not_shed_for(tracer: Worker, m
     after_measuring(monkeypatch, lambda: tracer.settle(tracer.must_claim(), DELIVERED))
     assert keep_within(tracer, entries=7) == 0
     assert tracer.deliver_all() == ids[4:]
+
+
+def test_what_is_delivered_and_forgotten_after_the_measuring_is_not_shed_for(
+    tracer: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without receipts nothing says what has left. The next measuring is seconds away."""
+    tracer.policy(batch_max_rows=5)
+    ids = tracer.put(10)
+
+    def deliver_and_forget() -> None:
+        tracer.settle(tracer.must_claim(), DELIVERED)
+        for _ in range(2):  # rows first, then receipts
+            tracer.clock.advance(seconds=1000)
+            tracer.purge()
+        assert (tracer.batches(), tracer.row.floor) == ([], 5)
+
+    after_measuring(monkeypatch, deliver_and_forget)
+    assert keep_within(tracer, entries=6) == 0
+    assert keep_within(tracer, entries=4) == 1, "measured anew"
+    assert tracer.deliver_all() == ids[6:]
+
+
+def test_a_chunk_that_is_lost_to_another_worker_is_not_counted_off(tracer: Worker) -> None:
+    """It is shed again, after what that one claimed."""
+    tracer.policy(batch_max_rows=4)
+    ids = tracer.put(10)
+    store = tracer.box.store
+    with store.database.read(snapshot=True) as connection:
+        beyond = bounds.surplus(connection, tracer.lane, replace(WIDE, entries=9), store.clock)
+    assert beyond is not None
+    with suppress(LostClaim), store.database.write() as connection, locked(connection, tracer.lane) as row:
+        assert bounds.shed(row, beyond) == 1
+        raise LostClaim(tracer.lane)
+    tracer.must_claim()
+    with store.database.write() as connection, locked(connection, tracer.lane) as row:
+        assert bounds.shed(row, beyond) == 1
+    assert tracer.statuses(ids) == [Status.IN_FLIGHT] * 4 + [Status.SHED] + [Status.PENDING] * 5
 
 
 def test_what_is_claimed_after_the_measuring_is_shed_for(tracer: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
