@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
-from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.pool import NullPool
@@ -12,6 +10,7 @@ from sqlalchemy.pool import NullPool
 from outbox.doctor.finding import Finding, ok, problem, warning
 from outbox.doctor.patient import DATABASE_SECONDS, Check, Need, Patient
 from outbox.store.database import Database
+from outbox.store.dialects.postgresql import pooler_of
 
 OLDEST_WITH_FIXES = 14
 """Major version; older ones get no fixes (https://www.postgresql.org/support/versioning/)."""
@@ -27,18 +26,34 @@ def reader(database: Database) -> Engine:
         poolclass=NullPool,
         isolation_level="REPEATABLE READ",
         execution_options={"postgresql_readonly": True},
+        connect_args={"prepare_threshold": None},  # see _pooler
         hide_parameters=True,
     )
-    event.listen(engine, "connect", _hurry)
+    event.listen(engine, "begin", _hurry)
     return engine
 
 
-def _hurry(driver_connection: Any, _record: Any) -> None:
-    # A lock is given up first: then the error says that it was a lock.
-    with closing(driver_connection.cursor()) as cursor:
-        cursor.execute(f"SET statement_timeout = '{DATABASE_SECONDS:g}s'")
-        cursor.execute(f"SET lock_timeout = '{DATABASE_SECONDS / 2:g}s'")
-    driver_connection.commit()
+def _hurry(connection: Connection) -> None:
+    # Of the transaction: the session may be a pooler's, which hands it to others. A lock is given up first: then the
+    # error says that it was a lock.
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{DATABASE_SECONDS:g}s'")
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{DATABASE_SECONDS / 2:g}s'")
+
+
+def _pooler(patient: Patient) -> Iterator[Finding]:
+    """Its session may be another one for each transaction: nothing can be set there, prepared, or listened to."""
+    with patient.read() as connection:
+        pooler = pooler_of(connection.connection.driver_connection)
+    yield (
+        ok("the server itself answers, no connection pooler")
+        if pooler is None
+        else warning(
+            f"{pooler} is a connection pooler: entries of other processes wait for the poll, no lock_timeout is set,"
+            " and where it pools transactions a host's engine that prepares statements runs those of others",
+            "name the server itself in OUTBOX_DATABASE_URL; and of the host's engine, where it stays behind the pooler:"
+            " connect_args={'prepare_threshold': None}",
+        )
+    )
 
 
 def _version(patient: Patient) -> Iterator[Finding]:
@@ -195,6 +210,7 @@ def _for_database(patient: Patient, name: str, value: str) -> str:
 
 CHECKS = (
     Check("version", Need.DATABASE, _version),
+    Check("pooler", Need.DATABASE, _pooler),
     Check("durability", Need.DATABASE, _durability),
     Check("vacuum", Need.DATABASE, _autovacuum),
     Check("transactions", Need.DATABASE, _transactions),

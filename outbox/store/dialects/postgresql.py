@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from functools import cache
 from threading import Event
 from typing import Any
 
@@ -15,11 +17,44 @@ from sqlalchemy.exc import DBAPIError
 from outbox.core.lane import LANES
 from outbox.store.dialects.base import Announce, Dialect, Inserted, Look, Row, all_or_none, first_of
 
+logger = logging.getLogger("outbox.store")
+
 COPIED_AT_ONCE = 100
 """Rows in a write of COPY."""
 
 
 _TAKEN = "23505 of a log's number"
+_ANOTHERS = "08P01 of a prepared statement"
+_POOLED = (
+    "A connection pooler hands each transaction to another session (PgBouncer in transaction mode), where a prepared"
+    " statement is somebody else's: name the server itself in OUTBOX_DATABASE_URL, or give the engine"
+    " connect_args={'prepare_threshold': None}."
+)
+
+
+def pooler_of(driver_connection: Any) -> str | None:
+    """The address of the pooler that answers instead of the server. For one round trip: a pooler tells its client a
+    process of its own making, so that it can pass a request to cancel on to whichever session is at work then."""
+    info = getattr(driver_connection, "info", None)
+    told = getattr(info, "backend_pid", None)
+    if info is None or told is None:  # a host's driver that does not keep it
+        return None
+    with closing(driver_connection.cursor()) as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        (pid,) = cursor.fetchone()
+    return None if pid == told else f"{info.host}:{info.port}"
+
+
+@cache
+def _warn_of(pooler: str) -> None:
+    """Once in a process: each of its connections is the same."""
+    logger.warning(
+        "%s is a connection pooler, which may hand each transaction to another session of PostgreSQL: statements are"
+        " not prepared, entries of other processes are found by the poll and not by LISTEN, and lock_timeout and"
+        " idle_in_transaction_session_timeout are not set, so a stopped worker holds its lane up until it is ended."
+        " Better name the server itself in OUTBOX_DATABASE_URL; else ALTER ROLE ... SET both for the outbox's account",
+        pooler,
+    )
 
 
 def _indexes(log: str) -> Sequence[str]:
@@ -52,6 +87,9 @@ class PostgreSQL(Dialect):
         "25006": "This server is a standby, or default_transaction_read_only is on: make it writable, or name every"
         " host in OUTBOX_DATABASE_URL (...@/name?host=a:5432&host=b:5432&target_session_attrs=read-write).",
         "53100": "Make room on the disk of the database; what waits is delivered by itself then.",
+        "26000": _POOLED,
+        "42P05": _POOLED,
+        _ANOTHERS: _POOLED,
         _TAKEN: "The sequence of the log was set back (a restore, TRUNCATE, setval). Run: outbox audit --mend",
         "55P03": "Another session holds the lock: end it if pg_stat_activity shows it 'idle in transaction'.",
     }
@@ -76,6 +114,18 @@ class PostgreSQL(Dialect):
     def sync_url(self, url: URL) -> URL:
         left = {name: value for name, value in self.connect_defaults.items() if name not in url.query}
         return super().sync_url(url).update_query_dict(left)
+
+    def prepare(self, driver_connection: Any, *, synchronous: str) -> None:
+        # Behind a pooler the session is everybody's: what is set there holds for other clients, and a statement
+        # prepared there may be another client's of the same name, whose rows go to another table.
+        pooler = pooler_of(driver_connection)
+        if pooler is None:
+            super().prepare(driver_connection, synchronous=synchronous)
+            return
+        if hasattr(driver_connection, "prepare_threshold"):
+            driver_connection.prepare_threshold = None
+        driver_connection.commit()
+        _warn_of(pooler)
 
     def session_setup(self, *, synchronous: str) -> Sequence[str]:
         # A stopped worker that holds the lane's row costs the others a second, not for ever.
@@ -128,9 +178,12 @@ class PostgreSQL(Dialect):
         return connection.exec_driver_sql(*self.insertion(table, rows, driver)).rowcount
 
     def error_code(self, error: DBAPIError) -> Any:
-        """SQLSTATE, but for a number that was given to two rows."""
+        """SQLSTATE, but for a number that was given to two rows, and for parameters that another statement takes."""
         broken = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
-        return _TAKEN if broken in [f"{lane.table}_pkey" for lane in LANES.values()] else super().error_code(error)
+        if broken in [f"{lane.table}_pkey" for lane in LANES.values()]:
+            return _TAKEN
+        code = super().error_code(error)
+        return _ANOTHERS if code == "08P01" and "prepared statement" in str(error.orig) else code
 
     def at_once(self, rows: Sequence[Row]) -> bool:
         return True
@@ -193,20 +246,26 @@ class PostgreSQL(Dialect):
     @contextmanager
     def announcing(self, engine: Engine) -> Iterator[Announce]:
         with self._own_connection(engine) as connection:
-            connection.execute("SET synchronous_commit = off")  # a hint waits for no disk and no standby
 
             def announce(tables: Sequence[str]) -> None:
-                for table in tables:  # one, mostly: faster than a SELECT of pg_notify
-                    connection.execute(f"NOTIFY {self.channel}, '{table}'")
+                # Faster than a SELECT of pg_notify. Statements of one message are one transaction, for one round trip:
+                # a hint waits for no disk and no standby, and the session, which may be a pooler's, keeps nothing.
+                told = "; ".join(f"NOTIFY {self.channel}, '{table}'" for table in tables)
+                connection.execute(f"SET LOCAL synchronous_commit = off; {told}", prepare=False)
 
             yield announce
 
     @contextmanager
     def news(self, engine: Engine, lanes: Mapping[str, str], here: Mapping[str, int]) -> Iterator[Look]:
         with self._own_connection(engine) as connection:
-            connection.execute(f"LISTEN {self.channel}")
+            listens = pooler_of(connection) is None
+            if listens:
+                connection.execute(f"LISTEN {self.channel}")
 
-            def look(_stop: Event) -> set[str]:
+            def look(stop: Event) -> set[str]:
+                if not listens:  # whoever gets the session next would be told
+                    stop.wait()
+                    return set()
                 return {told.payload for told in connection.notifies(timeout=self.listen_seconds, stop_after=1)}
 
             yield look
