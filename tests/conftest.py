@@ -3,6 +3,7 @@
     database    an empty database: one run each on SQLite, PostgreSQL and MariaDB
     engine      a host's SQLAlchemy engine on it, disposed at the end
     box         a migrated Outbox on it; its ledger is audited at the end
+    pooler      a PgBouncer in front of it, with one session for all transactions; "session" as parameter: one a client
 
 ``@pytest.mark.parametrize("database", ["postgresql"], indirect=True)`` narrows a test to some of them.
 """
@@ -24,6 +25,8 @@ from sqlalchemy import Engine, create_engine
 
 from tests.support import databases, keeper, ledger, tally
 from tests.support.databases import Database
+from tests.support.pgbouncer import PgBouncer
+from tests.support.processes import ServerStartError
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -116,6 +119,20 @@ def engine(database: Database) -> Iterator[Engine]:
     engine = create_engine(database.url)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def pooler(request: pytest.FixtureRequest, database: Database) -> Iterator[PgBouncer]:
+    mode = getattr(request, "param", "transaction")
+    bouncer = PgBouncer(database.url, mode=mode, sessions=1 if mode == "transaction" else 20)
+    try:
+        bouncer.start()
+    except ServerStartError as error:
+        if request.config.stash[REQUIRE_ALL]:
+            raise
+        pytest.skip(f"no PgBouncer: {error}")
+    yield bouncer
+    bouncer.stop()
 
 
 @pytest.fixture
