@@ -10,6 +10,7 @@ from outbox.doctor import postgresql
 from tests.cli.command import Command
 from tests.doctor.report import examined, type_in
 from tests.support.databases import Database
+from tests.support.pgbouncer import PgBouncer
 from tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
@@ -115,3 +116,19 @@ def test_a_table_that_somebody_keeps_locked_is_one_problem(
     assert "Another session holds the lock" in report.mend("lanes", "problem")
     assert report.the("ledger", "skipped").found == "the check of lanes got no answer"
     assert report.is_well("schema")
+
+
+def test_a_connection_pooler_is_a_warning(migrated: Command, pooler: PgBouncer) -> None:
+    report = examined(migrated.but(database_url=pooler.url("psycopg")))
+    assert f"127.0.0.1:{pooler.port} is a connection pooler" in report.the("pooler", "warning").found
+    assert examined(migrated).is_well("pooler")
+
+
+def test_an_examination_leaves_the_session_of_a_pooler_as_it_was(migrated: Command, pooler: PgBouncer) -> None:
+    assert examined(migrated.but(database_url=pooler.url("psycopg"))).is_well("schema")
+    other = create_engine(pooler.url("psycopg"), connect_args={"prepare_threshold": None})
+    with other.connect() as connection:
+        for setting in ("statement_timeout", "lock_timeout"):
+            assert connection.execute(text(f"SHOW {setting}")).scalar_one() == "0"
+        assert connection.execute(text("SELECT count(*) FROM pg_prepared_statements")).scalar_one() == 0
+    other.dispose()
