@@ -99,7 +99,7 @@ def connected(box: Outbox) -> Iterator[list[Any]]:
 
 def stored(engine: Engine) -> dict[str, set[str]]:
     with engine.connect() as connection:
-        ids = {name: connection.exec_driver_sql(f"SELECT id FROM outbox_{name}") for name in ("usage", "metrics")}  # noqa: S608
+        ids = {name: connection.exec_driver_sql(f"SELECT id FROM outbox_{name}") for name in ("usage", "metrics")}
         return {name: {str(id) for id in each.scalars()} for name, each in ids.items()}
 
 
