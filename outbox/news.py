@@ -6,8 +6,8 @@ import math
 import time
 from collections import deque
 from contextlib import suppress
-from threading import Event
 
+from outbox.bell import Bell
 from outbox.core.step import Committed
 
 HANDED_OVER = 20
@@ -21,7 +21,7 @@ class News:
     """What happens on a lane, for the one thread that waits for it."""
 
     def __init__(self) -> None:
-        self._event = Event()
+        self._bell = Bell()
         self.entries = False
         """Some were committed since somebody looked."""
         self.soon_at = -math.inf
@@ -49,7 +49,7 @@ class News:
                 committed = None
             self._committed.append(committed)  # before the flag, which is taken down before these are taken
             self.entries = True
-        self._event.set()
+        self._bell.ring()
 
     @property
     def more_expected(self) -> bool:
@@ -67,8 +67,7 @@ class News:
 
     def wait(self, seconds: float | None) -> None:
         """Until something is told, at most ``seconds``."""
-        self._event.wait(seconds)
-        self._event.clear()
+        self._bell.wait(seconds)
 
     def wait_for_entries(self, seconds: float) -> None:
         until = time.monotonic() + seconds

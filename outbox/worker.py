@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
+from outbox.bell import Bell
 from outbox.core.health import LaneState
 from outbox.core.lane import Lane
 from outbox.core.policy import Bounds, Retention
@@ -62,6 +63,9 @@ class Worker:
         self.dispatcher = Dispatcher(box, transport)
         self._transport = transport
         self._stop = threading.Event()
+        self._called = Bell()
+        """To who runs it: a signal came, or somebody stopped it. Whoever waits for ``_stop`` in the main thread holds its
+        lock now and then, where a signal's handler that sets it would wait for itself."""
         self._scheduler: BackgroundScheduler | None = None
         self._started = False
         self._listening = ExitStack()
@@ -95,6 +99,7 @@ class Worker:
     def stop(self) -> None:
         """Claim no more, let the wire finish, settle. Waits at most two request timeouts."""
         self._stop.set()
+        self._called.ring()
         self._woken(set(self.dispatcher.news))
 
     def close(self) -> None:
@@ -107,11 +112,14 @@ class Worker:
 
     def run(self) -> None:
         """Deliver until ``stop()``, SIGTERM or SIGINT; then finish what is on the wire."""
-        previous = self._catch_signals()
+        caught: list[int] = []
+        previous = self._catch_signals(caught)
         try:
             with self:
-                while not self._stop.wait(SIGNAL_SECONDS):  # a signal that another thread got does not end a wait
-                    pass
+                while not (self._stop.is_set() or caught):
+                    self._called.wait(SIGNAL_SECONDS)  # a signal that another thread got does not end a wait
+                for number in caught:
+                    logger.info("%s: finishing what is on the wire", signal.Signals(number).name)
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
@@ -243,13 +251,13 @@ class Worker:
             at_least_seconds=3600 if lane is Lane.USAGE else 0,
         )
 
-    def _catch_signals(self) -> dict[int, Any]:
+    def _catch_signals(self, caught: list[int]) -> dict[int, Any]:
         if threading.current_thread() is not threading.main_thread():
             return {}
 
         def on_signal(number: int, _frame: FrameType | None) -> None:
-            logger.info("%s: finishing what is on the wire", signal.Signals(number).name)
-            self.stop()
+            caught.append(number)
+            self._called.ring()
 
         return {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
 

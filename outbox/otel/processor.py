@@ -23,6 +23,7 @@ from weakref import WeakSet
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
+from outbox.bell import Bell
 from outbox.core.lane import Lane
 from outbox.errors import ConfigError, InheritedConnection, InvalidMessage, OutboxError
 from outbox.messages.otlp import TelemetryEnvelope
@@ -75,19 +76,23 @@ class OutboxSpanProcessor(SpanProcessor):
         """As new. In a child process too: what its parent had queued is the parent's, and the thread stayed there."""
         self.dropped = 0
         """Spans given up so far."""
-        self._queue: deque[ReadableSpan | threading.Event] = deque()
-        """An Event is set when what stands before it is settled."""
+        self._queue: deque[ReadableSpan | Bell] = deque()
+        """A Bell is rung when what stands before it is settled."""
         self._idle = True
         """The thread waits for a first span, or is not there yet."""
-        self._wake = threading.Event()
+        self._wake = Bell()
         self._hurry = self._stuck = False
         self._writing = 0
         """Spans of the group that is being written."""
         self._deadline = math.inf
         """When to give up what the database does not take."""
-        self._room = threading.Condition()
-        self._lock = threading.Lock()
+        self._room_lock = threading.RLock()
+        self._room = threading.Condition(self._room_lock)
+        """Entered by its lock: between the two steps of its own ``__enter__`` a signal's handler may raise."""
+        self._lock = threading.RLock()  # who holds it may be interrupted by a signal's handler that ends a span
         self._thread: threading.Thread | None = None
+        self._starting = False
+        """A span that a signal's handler ends meanwhile starts no second one."""
         self._told_at = -math.inf
 
     # --- where spans end ---------------------------------------------------------------------------------
@@ -113,7 +118,7 @@ class OutboxSpanProcessor(SpanProcessor):
         self._call_writer()
         if self._stuck or threading.current_thread() is self._thread:
             return False
-        with self._room:
+        with self._room_lock:
             there = self._room.wait_for(lambda: len(self._queue) < self._max_queue or self._closing, self._block)
         self._stuck = not there
         return there
@@ -131,7 +136,7 @@ class OutboxSpanProcessor(SpanProcessor):
         """Commit what has ended by now; whether that was done in time."""
         if self._off:
             return True
-        done = threading.Event()
+        done = Bell()
         self._queue.append(done)
         self._hurry = True
         self._call_writer()
@@ -146,8 +151,8 @@ class OutboxSpanProcessor(SpanProcessor):
                 return
             self._deadline = time.monotonic() + timeout_millis / 1000
             self._closing = True
-        self._wake.set()
-        with self._room:
+        self._wake.ring()
+        with self._room_lock:
             self._room.notify_all()
         if self._thread is None:  # nothing ended, or the interpreter starts no threads any more
             self._write_all()
@@ -162,18 +167,20 @@ class OutboxSpanProcessor(SpanProcessor):
     def _call_writer(self) -> None:
         if self._thread is None:
             self._start()
-        if not self._wake.is_set():
-            self._wake.set()
+        self._wake.ring()
 
     def _start(self) -> None:
         with self._lock:
-            if self._thread is None:
-                thread = threading.Thread(target=self._run, name="outbox-spans", daemon=True)
+            if self._thread is None and not self._starting:
+                self._starting = True
                 try:
+                    thread = threading.Thread(target=self._run, name="outbox-spans", daemon=True)
                     thread.start()
+                    self._thread = thread
                 except RuntimeError:  # the interpreter is on its way out: shutdown() writes
                     return
-                self._thread = thread
+                finally:
+                    self._starting = False
 
     def _run(self) -> None:
         while not self._closing:
@@ -193,7 +200,7 @@ class OutboxSpanProcessor(SpanProcessor):
         self._idle = True
         if not self._queue and not self._closing:
             self._wake.wait()
-        self._wake.clear()
+        self._wake.wait(0)
         self._idle = False
         full_or_old = time.monotonic() + self._delay
         while not (self._closing or self._hurry or len(self._queue) >= self._max_spans):
@@ -201,28 +208,27 @@ class OutboxSpanProcessor(SpanProcessor):
             if left <= 0:
                 return
             self._wake.wait(left)  # whoever saw the thread idle may still wake it
-            self._wake.clear()
 
-    def _take(self) -> list[ReadableSpan | threading.Event]:
+    def _take(self) -> list[ReadableSpan | Bell]:
         self._hurry = False
-        taken: list[ReadableSpan | threading.Event] = []
+        taken: list[ReadableSpan | Bell] = []
         with suppress(IndexError):  # empty, for now
             while len(taken) < GROUPS_AT_ONCE * self._max_spans:
                 taken.append(self._queue.popleft())
-        with self._room:
+        with self._room_lock:
             self._stuck = False
             self._room.notify_all()
         return taken
 
-    def _write(self, taken: Sequence[ReadableSpan | threading.Event]) -> None:
+    def _write(self, taken: Sequence[ReadableSpan | Bell]) -> None:
         if spans := _spans(taken):
             self._writing = len(spans)
             with uninstrumented():
                 self._store(spans)
             self._writing = 0
         for each in taken:
-            if isinstance(each, threading.Event):
-                each.set()
+            if isinstance(each, Bell):
+                each.ring()
 
     def _store(self, spans: Sequence[ReadableSpan]) -> None:
         try:
@@ -262,8 +268,8 @@ class OutboxSpanProcessor(SpanProcessor):
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
-def _spans(taken: Sequence[ReadableSpan | threading.Event]) -> list[ReadableSpan]:
-    return [each for each in taken if not isinstance(each, threading.Event)]
+def _spans(taken: Sequence[ReadableSpan | Bell]) -> list[ReadableSpan]:
+    return [each for each in taken if not isinstance(each, Bell)]
 
 
 _PROCESSORS: WeakSet[OutboxSpanProcessor] = WeakSet()

@@ -19,6 +19,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event
 
+from outbox.bell import Bell
 from outbox.core.lane import LANES, Lane
 from outbox.core.step import Committed
 from outbox.observe import uninstrumented
@@ -126,24 +127,32 @@ class Announcer:
         with self._lock:
             self._tables |= tables
             if self._thread is None and not self._closed.is_set():
-                self._thread = threading.Thread(target=self._run, name="outbox-announcer", daemon=True)
-                self._thread.start()
-        self._some.set()
+                self._start()
+            self._some.ring()
+
+    def _start(self) -> None:
+        self._thread = thread = threading.Thread(target=self._run, name="outbox-announcer", daemon=True)
+        try:
+            thread.start()
+        except BaseException:  # a signal's handler raised, or the system gives no more threads
+            if thread.ident is None:
+                self._thread = None
+            raise
 
     def close(self) -> None:
         """Announce what is left, within two seconds."""
         self._closed.set()
-        self._some.set()
+        self._some.ring()
         thread = self._thread
         if thread is not None and self._pid == os.getpid():
             thread.join(self.CLOSE_SECONDS)
 
     def _forget(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
-        self._some = threading.Event()
+        self._lock = threading.RLock()  # who holds it may be interrupted by a signal's handler that puts
+        self._some = Bell()
         self._closed = threading.Event()
         self._thread, self._tables = None, set()
+        self._pid = os.getpid()  # last: a handler that puts before finds the parent's lock, which somebody may hold
 
     def _run(self) -> None:
         while self._announce():
@@ -163,7 +172,7 @@ class Announcer:
             with self._lock:
                 if worked:
                     self._tables |= tables
-                    self._some.set()
+                    self._some.ring()
                 else:
                     self._thread = None
             return worked
@@ -174,7 +183,7 @@ class Announcer:
         if not self._closed.is_set():
             self._some.wait(self.IDLE_SECONDS)
         with self._lock:
-            self._some.clear()
+            self._some.wait(0)  # of those that are taken now: rung without any, it would be time to end
             tables, self._tables = self._tables, set()
             if not tables:
                 self._thread = None

@@ -19,13 +19,14 @@ ROOMS = {"airgap", "dashboard", "demo", "doctor", "metering", "otel", "simulator
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "boottime": set(),
+    "bell": set(),
     "core": {"errors"},
     "observe": {"core", "errors"},
     "messages": {"core", "errors"},
-    "store": {"core", "errors", "observe", "boottime"},
+    "store": {"core", "errors", "observe", "boottime", "bell"},
     "transport": {"core", "errors", "observe", "boottime"},
     "settings": {"core", "errors"},
-    "news": {"core"},
+    "news": {"core", "bell"},
     "dispatcher": {"news", "core", "errors", "observe", "boottime"},
     "producer": {
         "store",
@@ -36,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "settings",
         "boottime",
     },  # late: see the test of slow imports
-    "worker": {"dispatcher", "core", "errors", "observe"},
+    "worker": {"dispatcher", "core", "errors", "observe", "bell"},
     "wiring": {
         "worker",
         "dispatcher",

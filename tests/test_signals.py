@@ -1,0 +1,131 @@
+"""A signal's handler comes between any two steps of a put: it puts as well, or raises as a time limit does.
+
+A trace function stands in for the handler: it too is called between two steps, and it can be at each of them in turn.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from itertools import count
+from types import FrameType
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+
+from outbox import Outbox
+from outbox.bell import Bell
+from outbox.core.lane import Lane
+from outbox.news import News
+from outbox.store.wake import Announcer
+
+PATIENCE_SECONDS = 10.0
+EVERY_STEP = frozenset({"call", "opcode", "return"})
+BETWEEN_FUNCTIONS = frozenset({"call", "return"})
+"""Where Python itself calls a handler. Not at every step: a ``with`` has taken its lock and promises to give it back."""
+
+
+class SoftTimeLimit(BaseException):
+    """As celery raises it."""
+
+
+def raises() -> None:
+    raise SoftTimeLimit
+
+
+def ends(act: Callable[[], object], why: str = "it waits for ever") -> None:
+    """In a thread that a test can do without."""
+    thread = threading.Thread(target=act, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_SECONDS)
+    assert not thread.is_alive(), why
+
+
+def interrupted(act: Callable[[], object], handler: Callable[[], object], at: int, steps: frozenset[str]) -> bool:
+    """``act`` ends though ``handler`` came before its step ``at``. False: it has not so many."""
+    left = at
+
+    def step(frame: FrameType, event: str, _argument: object) -> Any:
+        nonlocal left
+        frame.f_trace_opcodes = True
+        if event in steps:
+            left -= 1
+            if left == -1:
+                handler()
+        return step
+
+    def acting() -> None:
+        sys.settrace(step)
+        try:
+            act()
+        except SoftTimeLimit:
+            pass
+        finally:
+            sys.settrace(None)
+
+    ends(acting, f"it waits for itself: the handler came before step {at}")
+    return left < 0
+
+
+def at_each_step(act: Callable[[], object], handler: Callable[[], object], steps: frozenset[str] = EVERY_STEP) -> int:
+    """How many there were."""
+    return next(at for at in count() if not interrupted(act, handler, at, steps))
+
+
+def test_a_handler_may_tell_of_a_commit_at_any_step_of_who_tells_of_one() -> None:
+    news = News()
+    tell = lambda: news.tell(entries=True)  # noqa: E731 - as the two who do it
+    assert at_each_step(tell, tell) > 10
+    ends(lambda: news.wait(None))
+    assert news.entries
+
+
+def test_where_a_handler_raised_while_it_was_told_of_a_commit_others_tell_of_theirs() -> None:
+    """At each step, and the lane hears of the next commit."""
+    news = News()
+    assert at_each_step(lambda: news.tell(entries=True), raises) > 10
+    news.take()
+    ends(lambda: news.tell(entries=True))
+    ends(lambda: news.wait_for_entries(PATIENCE_SECONDS / 2))
+    assert news.entries
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("handler", ["puts", "raises"])
+def test_a_handler_may_come_at_any_step_of_who_announces_a_commit(box: Outbox, engine: Engine, handler: str) -> None:
+    announcer = Announcer(box.store.database)
+    announce = lambda: announcer({Lane.USAGE})  # noqa: E731 - as the two who do it
+    announce()  # so that its thread is there
+    if handler == "puts":
+        assert at_each_step(announce, announce) > 10
+    else:
+        assert at_each_step(announce, raises, BETWEEN_FUNCTIONS) > 3
+    with engine.connect() as connection:
+        driver = connection.connection.driver_connection
+        driver.autocommit = True
+        driver.execute("LISTEN outbox")
+        ends(announce)
+        assert [told.payload for told in driver.notifies(timeout=10, stop_after=1)] == ["outbox_usage"]
+    ends(announcer.close)
+
+
+def test_a_bell_that_many_ring_is_waited_for_once_and_does_not_grow() -> None:
+    bell = Bell()
+    for _ in range(1000):
+        bell.ring()
+    assert bell._rung.qsize() == 1
+    assert bell.wait(0)
+    assert not bell.wait(0)
+    assert not bell.wait(-1), "the time was over before it began"
+
+
+def test_who_waits_for_a_bell_hears_it_in_another_thread() -> None:
+    bell = Bell()
+    waiting = threading.Thread(target=bell.wait, daemon=True)
+    waiting.start()
+    bell.ring()
+    waiting.join(PATIENCE_SECONDS)
+    assert not waiting.is_alive()
+    assert not bell.rung
