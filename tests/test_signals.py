@@ -24,7 +24,7 @@ from outbox.store.wake import Announcer
 PATIENCE_SECONDS = 10.0
 EVERY_STEP = frozenset({"call", "opcode", "return"})
 BETWEEN_FUNCTIONS = frozenset({"call", "return"})
-"""Where Python itself calls a handler. Not at every step: a ``with`` has taken its lock and promises to give it back."""
+"""Where Python itself calls a handler. Not at every step: a ``with`` that has its lock gives it back."""
 
 
 class SoftTimeLimit(BaseException):
