@@ -7,8 +7,10 @@ APScheduler drops a wake while the job runs, so wakes are the dispatcher's ``new
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
+import os
 import signal
 import threading
 import time
@@ -17,6 +19,7 @@ from datetime import UTC, datetime
 from functools import partial
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -27,7 +30,7 @@ from outbox.core.lane import Lane
 from outbox.core.policy import Bounds, Retention
 from outbox.core.step import Committed
 from outbox.dispatcher import LOOK_DUE_SECONDS, Dispatcher, Transport
-from outbox.errors import OutboxError
+from outbox.errors import DatabaseUnavailable, OutboxError, OutcomeUnknown
 
 if TYPE_CHECKING:
     from outbox.producer import Outbox
@@ -64,8 +67,11 @@ class Worker:
         self._transport = transport
         self._stop = threading.Event()
         self._called = Bell()
-        """To who runs it: a signal came, or somebody stopped it. Whoever waits for ``_stop`` in the main thread holds its
-        lock now and then, where a signal's handler that sets it would wait for itself."""
+        """Rung by ``stop()`` and by signals, for ``run()``: a handler that sets what its thread waits for may wait for
+        itself."""
+        self._begun = False
+        """The database was there: its schema is this one's, and the lanes are switched."""
+        self._pid = os.getpid()
         self._scheduler: BackgroundScheduler | None = None
         self._started = False
         self._listening = ExitStack()
@@ -73,12 +79,18 @@ class Worker:
         """How far the wall clock is ahead of the monotonic one."""
 
     def start(self) -> None:
-        """Begin to deliver. Raises ``SchemaOutOfDate`` without tables, ``RuntimeError`` for one that was started."""
+        """Begin to deliver. Raises ``SchemaOutOfDate`` without tables, ``RuntimeError`` for one that was started.
+
+        While the database is away it says so in the log, and delivers when it is back.
+        """
         if self._started:
             raise RuntimeError("this worker was started before: make another, Worker(box, transport)")
-        self.box.store.require_schema()
-        self._switch_lanes()
+        try:
+            self._begin()
+        except (DatabaseUnavailable, OutcomeUnknown) as error:
+            logger.error("%s The worker begins when the database is there.", error)
         self._started = True
+        self._pid = os.getpid()
         lanes = self.dispatcher.lanes
         self._scheduler = BackgroundScheduler(
             executors={"default": ThreadPoolExecutor(len(lanes)), "upkeep": ThreadPoolExecutor(1)},
@@ -95,6 +107,7 @@ class Worker:
         late, early = partial(self._woken, elsewhere=True), partial(self._woken, soon=True, elsewhere=True)
         self._listening.callback(self.box.store.watch(late, early))
         self._scheduler.start()
+        _RUNNING.add(self)
 
     def stop(self) -> None:
         """Claim no more, let the wire finish, settle. Waits at most two request timeouts."""
@@ -105,10 +118,11 @@ class Worker:
     def close(self) -> None:
         self.stop()
         self._listening.close()
-        if self._scheduler is not None:
-            self._scheduler.shutdown(wait=True)
-            self._scheduler = None
+        scheduler, self._scheduler = self._scheduler, None  # taken: who ends the process may close it meanwhile
+        if scheduler is not None:
+            scheduler.shutdown(wait=True)
         self.dispatcher.close()
+        _RUNNING.discard(self)
 
     def run(self) -> None:
         """Deliver until ``stop()``, SIGTERM or SIGINT; then finish what is on the wire."""
@@ -157,11 +171,19 @@ class Worker:
             self._keep_ticking()
             self._stop.wait(self.box.settings.poll_seconds)
 
+    def _begin(self) -> None:
+        """At start, or whoever is the first to find the database when it was away then. Twice is nothing."""
+        if not self._begun:
+            self.box.store.require_schema()
+            self._switch_lanes()
+            self._begun = True
+
     def _keep_ticking(self) -> None:
         """Where the wall clock was set back, the scheduler's next ticks are now."""
         before, self._clock = self._clock, time.time() - time.monotonic()
-        if self._clock < before - SET_BACK_SECONDS and self._scheduler is not None:
-            for job in self._scheduler.get_jobs():
+        scheduler = self._scheduler
+        if self._clock < before - SET_BACK_SECONDS and scheduler is not None:
+            for job in scheduler.get_jobs():
                 job.modify(next_run_time=datetime.now(UTC))
 
     def _drain(self, lane: Lane) -> None:
@@ -169,6 +191,7 @@ class Worker:
 
         In a pause wakes are not heard: each commit of a producer would cause a look in vain.
         """
+        self._begin()
         news = self.dispatcher.news[lane]
         pause, rested, found_at, looked_at, untold = FIRST_PAUSE_SECONDS, math.inf, -math.inf, -math.inf, False
         in_vain = False
@@ -221,6 +244,7 @@ class Worker:
             logger.log(level, "lane %s: %s; %d entries discarded", lane, reason, discarded)
 
     def _keep_within_bounds(self) -> None:
+        self._begin()
         self.box.save_removed()
         for lane in set(Lane) - set(self.dispatcher.lanes):
             status = self.box.store.lane_status(lane)
@@ -234,11 +258,13 @@ class Worker:
                 logger.warning("lane %s: %d of the oldest entries shed, beyond OUTBOX_TELEMETRY_MAX_*", lane, shed)
 
     def _upkeep(self) -> None:
+        self._begin()
         for lane in Lane:
             self.box.store.audit(lane, newest=AUDITED_OFTEN)
             self.box.store.purge(lane, self._retention(lane))
 
     def _audit(self) -> None:
+        self._begin()
         for lane in Lane:
             self.box.store.audit(lane)
 
@@ -267,3 +293,21 @@ def _quiet() -> logging.Logger:
     quiet = logging.getLogger("outbox.worker.scheduler")
     quiet.setLevel(logging.ERROR)
     return quiet
+
+
+_RUNNING: WeakSet[Worker] = WeakSet()
+
+
+def _close_at_exit() -> None:
+    for worker in list(_RUNNING):
+        if worker._pid == os.getpid():  # a child has none of its parent's threads
+            logger.warning("the process ends and this worker still runs: it is closed now. Call close() at the end")
+            try:
+                worker.close()
+            except Exception:
+                logger.exception("the worker could not be closed")
+
+
+# Python joins the threads of executors before it calls what atexit has, and a lane's thread ends when it is told to.
+# What is registered here, as concurrent.futures does, is called before that, the last one first.
+getattr(threading, "_register_atexit", atexit.register)(_close_at_exit)
