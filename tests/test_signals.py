@@ -19,7 +19,9 @@ from outbox import Outbox
 from outbox.bell import Bell
 from outbox.core.lane import Lane
 from outbox.news import News
+from outbox.otel import OutboxSpanProcessor
 from outbox.store.wake import Announcer
+from tests.otel.spanning import ended
 
 PATIENCE_SECONDS = 10.0
 EVERY_STEP = frozenset({"call", "opcode", "return"})
@@ -109,6 +111,24 @@ def test_a_handler_may_come_at_any_step_of_who_announces_a_commit(box: Outbox, e
         ends(announce)
         assert [told.payload for told in driver.notifies(timeout=10, stop_after=1)] == ["outbox_usage"]
     ends(announcer.close)
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("handler", ["ends a span", "raises"])
+def test_a_handler_may_come_at_any_step_of_who_ends_a_span(box: Outbox, handler: str) -> None:
+    """Here it finds no room, and is counted: what the thread that writes and those who end spans share is all used."""
+    [span] = ended("order")
+    processor = OutboxSpanProcessor(box, max_spans=1, max_queue=1, max_block_millis=0)
+    end = lambda: processor.on_end(span)  # noqa: E731 - as the two who do it
+    end()  # so that its thread is there
+    assert processor.force_flush()
+    if handler == "raises":
+        assert at_each_step(end, raises, BETWEEN_FUNCTIONS) > 3
+    else:
+        assert at_each_step(end, end) > 10
+    ends(processor.force_flush)
+    ends(processor.shutdown)
+    assert box.status().lanes["traces"].pending
 
 
 def test_a_bell_that_many_ring_is_waited_for_once_and_does_not_grow() -> None:
