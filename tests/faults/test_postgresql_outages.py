@@ -129,6 +129,20 @@ def test_commits_in_other_processes_are_told_again_after_a_crash(server: Postgre
         wait_until(lambda: _put(producer) and {Lane.USAGE} in told, message="nobody announces any more")
 
 
+def test_an_announcement_waits_for_no_standby(url: str, box: Outbox, administrator: Operator) -> None:
+    told: list[set[Lane]] = []
+    stop = box.store.watch(told.append)
+    administrator.do(f"ALTER DATABASE {make_url(url).database} SET synchronous_commit = on")
+    with ExitStack() as stack:
+        stack.callback(stop)
+        producer = stack.enter_context(Outbox(url, settings=Settings()))
+        announcing = producer.store.database.dialect.announcing(producer.engine)
+        announce = stack.enter_context(announcing)
+        wait_until(lambda: set(Lane) in told, message="nobody listens")
+        announce(["outbox_usage"])  # a COMMIT that waits would do so for ever
+        wait_until(lambda: {Lane.USAGE} in told)
+
+
 def _put(box: Outbox) -> bool:
     try:
         return bool(box.put(interval()))

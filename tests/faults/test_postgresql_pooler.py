@@ -97,6 +97,11 @@ def connected(box: Outbox) -> Iterator[list[Any]]:
     event.remove(box.engine, "checkout", note)
 
 
+def put_often(box: Outbox) -> None:
+    for _ in range(OFTEN):
+        box.put(interval())
+
+
 def stored(engine: Engine) -> dict[str, set[str]]:
     with engine.connect() as connection:
         ids = {name: connection.exec_driver_sql(f"SELECT id FROM outbox_{name}") for name in ("usage", "metrics")}
@@ -154,6 +159,7 @@ def test_a_worker_behind_a_pooler_finds_by_its_poll_what_other_processes_put(
         wait_until(lambda: beacon.received.ids() == dict.fromkeys(ids, 1))
 
 
+@EACH_MODE
 def test_a_pooler_is_named_in_one_warning_of_the_process(
     pooled: str, pooler: PgBouncer, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -173,29 +179,11 @@ def test_a_session_of_ones_own_is_set_up_and_prepares_and_nothing_is_warned_of(
 ) -> None:
     caplog.set_level(logging.WARNING, "outbox")
     with Outbox(database.url, settings=Settings(notify=False)) as box, connected(box) as made:
-        for _ in range(OFTEN):
-            box.put(interval())
+        put_often(box)
         [connection] = made
         assert connection.execute("SHOW lock_timeout").fetchone() == ("5s",)
         assert connection.execute("SELECT count(*) > 0 FROM pg_prepared_statements").fetchone() == (True,)
     assert caplog.messages == []
-
-
-def test_an_announcement_is_one_message_to_the_server(migrated: str, database: Database, tmp_path: Path) -> None:
-    trace = tmp_path / "trace"
-    with (
-        trace.open("w") as file,
-        Outbox(database.url, settings=Settings()) as box,
-        connected(box) as made,
-        box.store.database.dialect.announcing(box.engine) as announce,
-    ):
-        [connection] = made
-        connection.pgconn.trace(file.fileno())
-        for _ in range(OFTEN):
-            announce(["outbox_traces", "outbox_usage"])
-        connection.pgconn.untrace()
-    said = [line.split("\t")[1:4:2] for line in trace.read_text().splitlines()]
-    assert [kind.split()[0] for by, kind in said if by == "F"] == ["Query"] * OFTEN
 
 
 @pytest.mark.parametrize("theirs", ["none of that name", "one of that name", "one that is in the way"])
@@ -207,8 +195,7 @@ def test_an_error_that_only_another_clients_statements_explain_says_so(
         box.put(interval())
         [connection] = made
         if theirs != "one that is in the way":
-            for _ in range(OFTEN):
-                box.put(interval())
+            put_often(box)
             connection.pgconn.exec_(b"DEALLOCATE ALL")
         if theirs != "none of that name":
             connection.pgconn.exec_("; ".join(f'PREPARE "{name}" AS SELECT 1' for name in NAMES).encode())
