@@ -201,8 +201,3 @@ def test_an_error_that_only_another_clients_statements_explain_says_so(
             connection.pgconn.exec_("; ".join(f'PREPARE "{name}" AS SELECT 1' for name in NAMES).encode())
         with pytest.raises(DatabaseUnavailable, match="connection pooler"):
             put_often(box)
-
-
-def put_often(box: Outbox) -> None:
-    for _ in range(OFTEN):
-        box.put(interval())
