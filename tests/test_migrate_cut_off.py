@@ -145,29 +145,17 @@ def test_a_reader_who_comes_while_columns_are_dropped_finds_all_of_them_gone(box
 
 
 @mariadb
+@pytest.mark.parametrize("again", [True, False], ids=["the same command", "an upgrade"])
 @pytest.mark.parametrize("revision", [SECOND, FIRST, "base"])
-def test_a_downgrade_that_is_killed_anywhere_is_finished_by_the_same_command(
-    box: Outbox, engine: Engine, revision: str
+def test_what_a_downgrade_that_is_killed_anywhere_has_left_is_finished_by_the_same_command_or_repaired_by_an_upgrade(
+    box: Outbox, engine: Engine, revision: str, again: bool
 ) -> None:
     changes = 0
     while killed(box, revision, after=changes):
-        box.migrate(revision)
-        assert (box.store.schema().current or "base") == revision
-        assert revision != "base" or tables(engine) == set()
-        box.migrate()
-        must_be_whole(box, engine)
-        changes += 1
-    assert changes >= 2, "at least what is dropped, and the revision"
-    box.migrate()
-
-
-@mariadb
-@pytest.mark.parametrize("revision", [SECOND, FIRST, "base"])
-def test_an_upgrade_repairs_what_a_downgrade_that_was_killed_anywhere_has_left(
-    box: Outbox, engine: Engine, revision: str
-) -> None:
-    changes = 0
-    while killed(box, revision, after=changes):
+        if again:
+            box.migrate(revision)
+            assert (box.store.schema().current or "base") == revision
+            assert revision != "base" or tables(engine) == set()
         box.migrate()
         must_be_whole(box, engine)
         changes += 1

@@ -40,9 +40,9 @@ T = TypeVar("T")
 _NOTHING = nullcontext()
 
 NOTHING_WRITTEN = "Nothing was written by this call."
-
 RUN_AGAIN = "Run it again, as a worker does: what holds is not done twice."
 PUT_AGAIN = "Enqueue the same messages again: an id that is there already is not added twice."
+"""What a person is told of an error: what holds, and what to do."""
 TURN_PAUSE_SECONDS = 2 * LOCK_PAUSE_SECONDS
 """Between two turns at SQLite's write lock: whoever waits for it has looked by then."""
 

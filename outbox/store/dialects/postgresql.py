@@ -22,9 +22,8 @@ logger = logging.getLogger("outbox.store")
 COPIED_AT_ONCE = 100
 """Rows in a write of COPY."""
 
-
-_TAKEN = "23505 of a log's number"
-_ANOTHERS = "08P01 of a prepared statement"
+_TAKEN, _ANOTHERS = "23505 of a log's number", "08P01 of a prepared statement"
+"""SQLSTATEs that say so much only together with what they are about."""
 _POOLED = (
     "A connection pooler hands each transaction to another session (PgBouncer in transaction mode), where a prepared"
     " statement is somebody else's: name the server itself in OUTBOX_DATABASE_URL, or give the engine"
