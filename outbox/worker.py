@@ -101,8 +101,9 @@ class Worker:
         for lane in lanes:
             self._every(self.box.settings.poll_seconds, self._drain_on, lane)
         self._every(BOUNDS_SECONDS, self._keep_within_bounds, executor="upkeep")
-        self._every(UPKEEP_SECONDS, self._upkeep, executor="upkeep")
-        self._every(3600, self._audit, executor="upkeep")
+        for lane in Lane:  # a job each: the trouble of one lane does not keep the others from theirs
+            self._every(UPKEEP_SECONDS, self._upkeep, lane, executor="upkeep")
+            self._every(3600, self._audit, lane, executor="upkeep")
         self._listening.callback(self.box.wake.listen(self._woken, partial(self._woken, soon=True)))
         late, early = partial(self._woken, elsewhere=True), partial(self._woken, soon=True, elsewhere=True)
         self._listening.callback(self.box.store.watch(late, early))
@@ -257,16 +258,14 @@ class Worker:
             if shed:
                 logger.warning("lane %s: %d of the oldest entries shed, beyond OUTBOX_TELEMETRY_MAX_*", lane, shed)
 
-    def _upkeep(self) -> None:
+    def _upkeep(self, lane: Lane) -> None:
         self._begin()
-        for lane in Lane:
-            self.box.store.audit(lane, newest=AUDITED_OFTEN)
-            self.box.store.purge(lane, self._retention(lane))
+        self.box.store.audit(lane, newest=AUDITED_OFTEN)
+        self.box.store.purge(lane, self._retention(lane))
 
-    def _audit(self) -> None:
+    def _audit(self, lane: Lane) -> None:
         self._begin()
-        for lane in Lane:
-            self.box.store.audit(lane)
+        self.box.store.audit(lane)
 
     def _retention(self, lane: Lane) -> Retention:
         settings = self.box.settings

@@ -169,6 +169,24 @@ def test_upkeep_goes_on_when_the_wall_clock_was_set_back(short_poll: Outbox, mon
         wait_until(lambda: len(purged) > len(Lane))
 
 
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_a_lane_that_cannot_be_audited_keeps_no_other_from_its_upkeep(
+    box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    purged: set[Lane] = set()
+    audit, purge = box.store.audit, box.store.purge
+
+    def broken(lane: Lane, **options: Any) -> Any:
+        if lane is Lane.USAGE:
+            raise DatabaseUnavailable("this lane's lock is somebody's")
+        return audit(lane, **options)
+
+    monkeypatch.setattr(box.store, "audit", broken)
+    monkeypatch.setattr(box.store, "purge", lambda lane, rules: (purge(lane, rules), purged.add(lane)))
+    with Worker(box, Held()):
+        wait_until(lambda: purged == set(Lane) - {Lane.USAGE})
+
+
 def test_what_is_committed_into_a_lane_that_was_stopped_causes_no_steps(
     box: Outbox, silent: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

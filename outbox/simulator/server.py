@@ -9,6 +9,7 @@ import socket
 import threading
 from collections.abc import Callable, Collection
 from concurrent.futures import Future
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -128,16 +129,15 @@ class Simulator:
         """Listen. Raises ConfigError if the port cannot be had, or the journal not be kept."""
         if self._thread is not None:
             raise RuntimeError("this simulator was started before; make another")
-        self._journal = None
-        if self._journal_path is not None:
-            self._journal = Journal(self._journal_path, self.received.restore)
-        control = listen(self._host, 0)
-        self._control_port: int = control.getsockname()[1]
-        try:
+        with ExitStack() as undo:
+            self._journal = None
+            if self._journal_path is not None:
+                self._journal = Journal(self._journal_path, self.received.restore)
+                undo.callback(self._journal.close)
+            control = undo.enter_context(listen(self._host, 0))
+            self._control_port: int = control.getsockname()[1]
             self._place = Place(self._host, self._port)
-        except BaseException:
-            control.close()
-            raise
+            undo.pop_all()
         self._port = self._place.port
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(control, started), name="beacon-simulator", daemon=True)
