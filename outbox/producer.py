@@ -26,15 +26,15 @@ from outbox.core.privacy import Removed
 from outbox.core.step import Committed
 from outbox.errors import OutboxError, OutboxFull
 from outbox.messages import Message
-from outbox.producer_door import Door
-from outbox.producer_given import joined, joined_async, not_all_messages
+from outbox.producer_arguments import joined, joined_async, not_all_messages
+from outbox.producer_privacy import Door
 from outbox.store import bounds, migrate
 from outbox.store.audit import AuditReport
 from outbox.store.database import PUT_AGAIN, Database
 from outbox.store.dialects import Inserted, Row, dialect_of
 from outbox.store.ledger import Clock
 from outbox.store.operate import Window
-from outbox.store.reading import at_once
+from outbox.store.read_ahead import at_once
 from outbox.store.store import Store
 from outbox.store.wake import Announcer, Wake
 
@@ -217,7 +217,7 @@ class Outbox:
         if inserted.first is None:
             return None
         [(lane, fresh)] = rows.items()
-        here, table, last = self.store.told_here, LANES[lane].table, inserted.first + len(fresh) - 1
+        here, table, last = self.store.notified_here, LANES[lane].table, inserted.first + len(fresh) - 1
         here[table] = max(last, here.get(table, 0))  # a thread that committed later may have been here before
         return Committed(inserted.first, [payload for _, payload, _ in fresh], boottime())
 

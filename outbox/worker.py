@@ -2,7 +2,7 @@
 
 The scheduler only starts things and is their supervisor: upkeep that raises (the database is down) runs again at its
 next tick. A lane's job drains until nothing is due, and then waits; it goes on by itself, after an error too.
-APScheduler drops a wake while the job runs, so wakes are the dispatcher's ``news``.
+APScheduler drops a wake while the job runs, so wake-ups are the dispatcher's ``LaneSignal``.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from weakref import WeakSet
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from outbox.bell import Bell
+from outbox.autoreset import AutoResetEvent
 from outbox.core.health import LaneState
 from outbox.core.lane import Lane
 from outbox.core.policy import Bounds, Retention
 from outbox.core.step import Committed
-from outbox.dispatcher import LOOK_DUE_SECONDS, Dispatcher, Transport
+from outbox.dispatcher import Dispatcher, Transport
 from outbox.errors import DatabaseUnavailable, OutboxError, OutcomeUnknown
+from outbox.flight import LOOK_DUE_SECONDS
 
 if TYPE_CHECKING:
     from outbox.producer import Outbox
@@ -51,7 +52,7 @@ CLOSE_PAUSE_SECONDS, CLOSE_SHARE = 0.0005, 1 / 8
 FOUND_SECONDS = 1.0
 """So long after it found one there it claims what comes next without a look."""
 TOLD_PAUSE_SECONDS = 0.05
-"""The first of these pauses after news: for a number that is missing, too."""
+"""The first of these pauses after a notification: for a number that is missing, too."""
 
 
 class Worker:
@@ -66,7 +67,7 @@ class Worker:
         self.dispatcher = Dispatcher(box, transport)
         self._transport = transport
         self._stop = threading.Event()
-        self._called = Bell()
+        self._called = AutoResetEvent()
         """Rung by ``stop()`` and by signals, for ``run()``: a handler that sets what its thread waits for may wait for
         itself."""
         self._begun = False
@@ -104,8 +105,8 @@ class Worker:
         for lane in Lane:  # a job each: the trouble of one lane does not keep the others from theirs
             self._every(UPKEEP_SECONDS, self._upkeep, lane, executor="upkeep")
             self._every(3600, self._audit, lane, executor="upkeep")
-        self._listening.callback(self.box.wake.listen(self._woken, partial(self._woken, soon=True)))
-        late, early = partial(self._woken, elsewhere=True), partial(self._woken, soon=True, elsewhere=True)
+        self._listening.callback(self.box.wake.listen(self._woken, partial(self._woken, early=True)))
+        late, early = partial(self._woken, other_process=True), partial(self._woken, early=True, other_process=True)
         self._listening.callback(self.box.store.watch(late, early))
         self._scheduler.start()
         _RUNNING.add(self)
@@ -113,8 +114,8 @@ class Worker:
     def stop(self) -> None:
         """Claim no more, let the wire finish, settle. Waits at most two request timeouts."""
         self._stop.set()
-        self._called.ring()
-        self._woken(set(self.dispatcher.news))
+        self._called.set()
+        self._woken(set(self.dispatcher.signals))
 
     def close(self) -> None:
         self.stop()
@@ -193,20 +194,20 @@ class Worker:
         In a pause wakes are not heard: each commit of a producer would cause a look in vain.
         """
         self._begin()
-        news = self.dispatcher.news[lane]
+        lane_signal = self.dispatcher.signals[lane]
         pause, rested, found_at, looked_at, untold = FIRST_PAUSE_SECONDS, math.inf, -math.inf, -math.inf, False
         in_vain = False
         while not self._stop.is_set():
             self._keep_ticking()
-            woken, told = news.entries, news.told
+            woken, notified = lane_signal.entries, lane_signal.notified
             if untold and time.monotonic() - looked_at < LOOK_DUE_SECONDS and self.box.store.claims_by_reading(lane):
-                news.entries = True  # as if told: it reads the log, and not the lane
+                lane_signal.entries = True  # as if told: it reads the log, and not the lane
             elif not woken:
                 looked_at = time.monotonic()
-            report = self.dispatcher.run_lane(lane, stop=self._stop, told=True)
-            if report.batches and not woken and news.told == told:
+            report = self.dispatcher.run_lane(lane, stop=self._stop, notified=True)
+            if report.batches and not woken and lane_signal.notified == notified:
                 found_at, rested = time.monotonic(), 0.0
-            untold = not self.box.store.tells and time.monotonic() - found_at < FOUND_SECONDS
+            untold = not self.box.store.notifies and time.monotonic() - found_at < FOUND_SECONDS
             was_in_vain, in_vain = in_vain, report.more and not report.batches  # it is another's, or not there yet
             if report.batches or (woken and not report.paused) or (in_vain and not was_in_vain):
                 pause = TOLD_PAUSE_SECONDS
@@ -218,18 +219,20 @@ class Worker:
                 self._stop.wait(min(pause, due))
             else:
                 # Of what was about to be committed: after 1, 2, 4 ms, as long ago as it was told of.
-                soon = max(time.monotonic() - news.soon_at, FIRST_PAUSE_SECONDS)
-                close = pause if self.box.store.tells else max(rested * CLOSE_SHARE, CLOSE_PAUSE_SECONDS)
+                soon = max(time.monotonic() - lane_signal.early_at, FIRST_PAUSE_SECONDS)
+                close = pause if self.box.store.notifies else max(rested * CLOSE_SHARE, CLOSE_PAUSE_SECONDS)
                 began, wait = time.monotonic(), min(pause, due, soon, close)
-                news.wait_for_entries(wait)
+                lane_signal.wait_for_entries(wait)
                 rested += min(time.monotonic() - began, wait)
             pause = min(2 * pause, self.box.settings.poll_seconds)
 
     def _woken(
-        self, lanes: set[Lane], committed: Committed | None = None, *, soon: bool = False, elsewhere: bool = False
+        self, lanes: set[Lane], committed: Committed | None = None, *, early: bool = False, other_process: bool = False
     ) -> None:
-        for lane in lanes & self.dispatcher.news.keys():
-            self.dispatcher.news[lane].tell(entries=True, soon=soon, elsewhere=elsewhere, committed=committed)
+        for lane in lanes & self.dispatcher.signals.keys():
+            self.dispatcher.signals[lane].notify(
+                entries=True, early=early, other_process=other_process, committed=committed
+            )
 
     def _switch_lanes(self) -> None:
         for lane in Lane:
@@ -282,7 +285,7 @@ class Worker:
 
         def on_signal(number: int, _frame: FrameType | None) -> None:
             caught.append(number)
-            self._called.ring()
+            self._called.set()
 
         return {number: signal.signal(number, on_signal) for number in (signal.SIGTERM, signal.SIGINT)}
 

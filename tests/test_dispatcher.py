@@ -169,8 +169,8 @@ def test_two_429s_with_deliveries_between_them_give_a_lane_a_pace_and_the_log_sa
 
 def woken(dispatcher: Dispatcher) -> DispatchReport:
     """As a worker that was told of a commit."""
-    dispatcher.news[Lane.USAGE].tell(entries=True)
-    return dispatcher.run_lane(Lane.USAGE, told=True)
+    dispatcher.signals[Lane.USAGE].notify(entries=True)
+    return dispatcher.run_lane(Lane.USAGE, notified=True)
 
 
 def test_a_wake_in_an_outage_writes_nothing(new: New, beacon: Simulator, engine: Engine) -> None:

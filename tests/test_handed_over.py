@@ -19,12 +19,12 @@ from sqlalchemy.orm import Session
 from outbox import BeaconTransport, Dispatcher, Outbox, Settings, TelemetryEnvelope, UsageInterval, Worker
 from outbox.core.lane import LANES, Lane
 from outbox.core.step import Committed
-from outbox.news import HANDED_OVER, News
+from outbox.lanesignal import HANDED_OVER, LaneSignal
 from outbox.producer import HANDED_OVER_BYTES
 from outbox.simulator import Simulator
-from outbox.store import joined
-from outbox.store.plain import PlainSteps
-from outbox.store.reading import Ahead
+from outbox.store import optimistic_write
+from outbox.store.optimistic import OptimisticSteps
+from outbox.store.read_ahead import ReadAhead
 from outbox.store.schema import LOGS
 from outbox.store.watch import Watch
 from tests.store.driving import DELIVERED
@@ -108,15 +108,15 @@ def test_numbers_with_gaps_are_not_handed_over(database: Database, box: Outbox, 
 def test_who_was_told_of_first_does_not_hide_who_was_told_of_last(box: Outbox, told: list[Committed | None]) -> None:
     """Two threads may commit in one order, and tell in the other."""
     box.put(interval())
-    box.store.told_here["outbox_usage"] = 100
+    box.store.notified_here["outbox_usage"] = 100
     box.put(interval())
-    assert box.store.told_here == {"outbox_usage": 100}
+    assert box.store.notified_here == {"outbox_usage": 100}
     assert len(told) == 2
 
 
 def test_without_a_worker_nothing_is_kept(box: Outbox) -> None:
     box.put(interval())
-    assert box.store.told_here == {}
+    assert box.store.notified_here == {}
 
 
 # --- until it is claimed -------------------------------------------------------------------------------------
@@ -127,9 +127,9 @@ def committed(first: int, *payloads: str) -> Committed:
 
 
 def test_commits_without_a_gap_are_taken_as_one_in_whatever_order_they_are_told_of() -> None:
-    news = News()
+    news = LaneSignal()
     for part in (committed(7, "c"), committed(5, "a", "b"), committed(8, "d")):
-        news.tell(entries=True, committed=part)
+        news.notify(entries=True, committed=part)
     taken = news.take()
     assert taken is not None
     assert (taken.first, list(taken.payloads)) == (5, ["a", "b", "c", "d"])
@@ -138,9 +138,9 @@ def test_commits_without_a_gap_are_taken_as_one_in_whatever_order_they_are_told_
 
 def test_with_a_gap_or_beside_what_is_not_known_nothing_is_taken() -> None:
     for other in (committed(9, "later"), None):
-        news = News()
-        news.tell(entries=True, committed=committed(5, "a"))
-        news.tell(entries=True, committed=other)
+        news = LaneSignal()
+        news.notify(entries=True, committed=committed(5, "a"))
+        news.notify(entries=True, committed=other)
         assert news.take() is None
 
 
@@ -152,9 +152,9 @@ def test_the_age_of_the_oldest_counts() -> None:
 
 
 def test_of_a_lane_that_does_not_keep_up_no_more_than_a_few_are_kept() -> None:
-    news = News()
+    news = LaneSignal()
     for number in range(10 * HANDED_OVER):
-        news.tell(entries=True, committed=committed(number, "payload"))
+        news.notify(entries=True, committed=committed(number, "payload"))
         assert len(news._committed) <= HANDED_OVER
     assert news.entries
     assert news.take() is None, "some of them are to be looked for"
@@ -166,9 +166,9 @@ def test_of_a_lane_that_does_not_keep_up_no_more_than_a_few_are_kept() -> None:
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """A lane or a connection for each time that a plain step reads entries."""
-    monkeypatch.setattr("outbox.store.plain.FRESH_SECONDS", 3600)
+    monkeypatch.setattr("outbox.store.optimistic.FRESH_SECONDS", 3600)
     reads: list[object] = []
-    for owner, name in ((Ahead, "look"), (joined, "look_and_write")):
+    for owner, name in ((ReadAhead, "look"), (optimistic_write, "look_and_write")):
         reading = getattr(owner, name)
 
         def noted(*arguments: Any, reading: Any = reading, **options: Any) -> Any:
@@ -199,7 +199,7 @@ def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever watches a file may see a commit a moment before it is told of here, and so may a worker that looks again
     after a pause: then it is looked for."""
     monkeypatch.setattr(Watch, "start", lambda _: None)
-    monkeypatch.setattr("outbox.dispatcher.LOOK_DUE_SECONDS", 3600)
+    monkeypatch.setattr("outbox.flight.LOOK_DUE_SECONDS", 3600)
     monkeypatch.setattr("outbox.worker.TOLD_PAUSE_SECONDS", 3600)
 
 
@@ -231,7 +231,7 @@ class Scene:
     def __init__(self, box: Outbox) -> None:
         self.box, self.beacon = box, Beacon()
         self.dispatcher = Dispatcher(box, self.beacon)
-        self.news = self.dispatcher.news[Lane.USAGE]
+        self.signal = self.dispatcher.signals[Lane.USAGE]
         self.box.wake.listen(self.tell)
         self.given: list[Committed | None] = []
         for _ in range(3):
@@ -240,7 +240,7 @@ class Scene:
 
     def tell(self, lanes: set[Lane], committed: Committed | None = None, /) -> None:
         self.given.append(committed)
-        self.news.tell(entries=True, committed=committed)
+        self.signal.notify(entries=True, committed=committed)
 
     def put(self, *messages: UsageInterval) -> list[UUID]:
         return self.box.put(*messages)
@@ -249,7 +249,7 @@ class Scene:
         """What was sent by one flight, which beacon answers at once."""
         for _ in range(FEW):
             self.beacon.answers.put(DELIVERED)
-        return self.dispatcher.run_lane(Lane.USAGE, told=True).sent
+        return self.dispatcher.run_lane(Lane.USAGE, notified=True).sent
 
     def left(self) -> list[list[int]]:
         """The numbers of each batch that left since the last time."""
@@ -324,9 +324,9 @@ def test_what_was_handed_over_long_ago_is_read(
 ) -> None:
     """Meanwhile somebody may have deleted or restored rows by hand."""
     scene.put(interval())
-    [old] = scene.news._committed
+    [old] = scene.signal._committed
     assert old is not None
-    scene.news._committed[0] = old._replace(at=time.monotonic() - 3601, payloads=["not what the log has"])
+    scene.signal._committed[0] = old._replace(at=time.monotonic() - 3601, payloads=["not what the log has"])
     assert scene.deliver() == 1
     assert scene.left() == [[4]]
     assert reads
@@ -334,9 +334,9 @@ def test_what_was_handed_over_long_ago_is_read(
 
 def test_a_payload_of_several_lines_is_cut_as_the_log_has_it(scene: Scene) -> None:
     scene.put(interval())
-    [known] = scene.news._committed
+    [known] = scene.signal._committed
     assert known is not None
-    scene.news._committed[0] = known._replace(payloads=["a\nb"])
+    scene.signal._committed[0] = known._replace(payloads=["a\nb"])
     assert scene.deliver() == 1
     assert scene.left() == [[4]]
 
@@ -346,8 +346,8 @@ def test_puts_beside_all_others_are_delivered_once_each_with_what_they_say(
 ) -> None:
     """By several threads, by another outbox, by transactions of a host, of which some are rolled back."""
     given: list[bool] = []
-    known = PlainSteps._given
-    monkeypatch.setattr(PlainSteps, "_given", lambda *a: given.append((row := known(*a)) is not None) or row)
+    known = OptimisticSteps._handed_over
+    monkeypatch.setattr(OptimisticSteps, "_handed_over", lambda *a: given.append((row := known(*a)) is not None) or row)
     committed: list[UUID] = []
     end = Event()
 
@@ -402,7 +402,7 @@ def test_who_watches_the_file_is_not_told_of_what_this_process_told_itself(
 ) -> None:
     store, stop = box.store, threading.Event()
     tables = {spec.table: str(lane) for lane, spec in LANES.items()}
-    with store.database.dialect.news(store.database.engine, tables, store.told_here) as look:
+    with store.database.dialect.watch_commits(store.database.engine, tables, store.notified_here) as look:
         stop.set()  # it does not wait
         box.put(interval())
         assert look(stop) == []

@@ -16,9 +16,9 @@ import pytest
 from sqlalchemy import Engine
 
 from outbox import Outbox
-from outbox.bell import Bell
+from outbox.autoreset import AutoResetEvent
 from outbox.core.lane import Lane
-from outbox.news import News
+from outbox.lanesignal import LaneSignal
 from outbox.otel import OutboxSpanProcessor
 from outbox.store.wake import Announcer
 from tests.otel.spanning import ended
@@ -77,8 +77,8 @@ def at_each_step(act: Callable[[], object], handler: Callable[[], object], steps
 
 
 def test_a_handler_may_tell_of_a_commit_at_any_step_of_who_tells_of_one() -> None:
-    news = News()
-    tell = lambda: news.tell(entries=True)  # noqa: E731 - as the two who do it
+    news = LaneSignal()
+    tell = lambda: news.notify(entries=True)  # noqa: E731 - as the two who do it
     assert at_each_step(tell, tell) > 10
     ends(lambda: news.wait(None))
     assert news.entries
@@ -86,10 +86,10 @@ def test_a_handler_may_tell_of_a_commit_at_any_step_of_who_tells_of_one() -> Non
 
 def test_where_a_handler_raised_while_it_was_told_of_a_commit_others_tell_of_theirs() -> None:
     """At each step, and the lane hears of the next commit."""
-    news = News()
-    assert at_each_step(lambda: news.tell(entries=True), raises) > 10
+    news = LaneSignal()
+    assert at_each_step(lambda: news.notify(entries=True), raises) > 10
     news.take()
-    ends(lambda: news.tell(entries=True))
+    ends(lambda: news.notify(entries=True))
     ends(lambda: news.wait_for_entries(PATIENCE_SECONDS / 2))
     assert news.entries
 
@@ -132,20 +132,20 @@ def test_a_handler_may_come_at_any_step_of_who_ends_a_span(box: Outbox, handler:
 
 
 def test_a_bell_that_many_ring_is_waited_for_once_and_does_not_grow() -> None:
-    bell = Bell()
+    event = AutoResetEvent()
     for _ in range(1000):
-        bell.ring()
-    assert bell._rung.qsize() == 1
-    assert bell.wait(0)
-    assert not bell.wait(0)
-    assert not bell.wait(-1), "the time was over before it began"
+        event.set()
+    assert event._signals.qsize() == 1
+    assert event.wait(0)
+    assert not event.wait(0)
+    assert not event.wait(-1), "the time was over before it began"
 
 
 def test_who_waits_for_a_bell_hears_it_in_another_thread() -> None:
-    bell = Bell()
-    waiting = threading.Thread(target=bell.wait, daemon=True)
+    event = AutoResetEvent()
+    waiting = threading.Thread(target=event.wait, daemon=True)
     waiting.start()
-    bell.ring()
+    event.set()
     waiting.join(PATIENCE_SECONDS)
     assert not waiting.is_alive()
-    assert not bell.rung
+    assert not event.is_set()

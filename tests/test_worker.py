@@ -108,7 +108,7 @@ def test_where_nobody_tells_of_commits_elsewhere_they_are_claimed_without_a_look
 def test_who_claims_without_a_look_looks_now_and_then_for_what_another_process_does_to_the_lane(
     slow_poll: Outbox, database: Database, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for seconds in ("worker.FOUND_SECONDS", "dispatcher.LOOK_DUE_SECONDS"):
+    for seconds in ("worker.FOUND_SECONDS", "flight.LOOK_DUE_SECONDS"):
         monkeypatch.setattr(f"outbox.{seconds}", 3600)
     refused = interval()
     beacon.faults.refuse_ids = {str(refused.id)}
@@ -153,7 +153,7 @@ def test_what_is_committed_between_a_claim_in_vain_and_the_look_after_it_does_no
         monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", 0.001)
         armed.set()
         worker.dispatcher.looked_at[Lane.USAGE] = -math.inf  # as after a while: its claim takes the lock
-        worker.dispatcher.news[Lane.USAGE].tell(entries=True, soon=True)
+        worker.dispatcher.signals[Lane.USAGE].notify(entries=True, early=True)
         beacon.wait_for("usage", 2)
 
 
@@ -167,8 +167,8 @@ def test_a_commit_that_was_about_to_be_is_looked_for_though_another_was_told_of_
         Worker(slow_poll, transport) as worker,
         Outbox(database.url, settings=Settings(notify=False)) as silent,
     ):
-        worker.dispatcher.news[Lane.USAGE].tell(entries=True, soon=True)
-        wait_until(lambda: not worker.dispatcher.news[Lane.USAGE].entries)
+        worker.dispatcher.signals[Lane.USAGE].notify(entries=True, early=True)
+        wait_until(lambda: not worker.dispatcher.signals[Lane.USAGE].entries)
         slow_poll.put(interval())
         wait_until(lambda: slow_poll.status().lanes["usage"].sent == 1)
         silent.put(interval())

@@ -127,7 +127,7 @@ class DispatchStore(Protocol):
     policy: Policy
 
     @property
-    def tells(self) -> bool: ...
+    def notifies(self) -> bool: ...
     def step(
         self,
         lane: Lane,

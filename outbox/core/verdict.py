@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass, replace
 
+from outbox.core.answer_body import Body, Reading, excerpt_of, read, retry_after
 from outbox.core.lane import LANES, Lane
-from outbox.core.reading import Body, Reading, excerpt_of, read, retry_after
 from outbox.core.receipt import Answer, Failure, Receipt, Verdict
 
 __all__ = ["TABLE", "Answer", "Failure", "Receipt", "Rule", "Verdict", "judge", "verdict_table_markdown"]

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import jwt
 
-from outbox.core.reading import printable
+from outbox.core.answer_body import printable
 from outbox.core.receipt import Answer, Failure, Receipt, Verdict
 from outbox.doctor.exchange import Exchange, ask
 from outbox.doctor.finding import Finding, ok, parted, problem, problem_of, skipped, warning

@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from outbox.core.reading import printable
+from outbox.core.answer_body import printable
 from outbox.core.receipt import Answer, Failure, Receipt
 from outbox.settings import Settings
 from outbox.transport.answer import failure_of, read_answer

@@ -14,7 +14,7 @@ from outbox.core.lifecycle import BatchState
 from outbox.doctor.finding import Finding, ok, parted, problem, warning
 from outbox.doctor.patient import Check, Need, Patient
 from outbox.settings import Settings
-from outbox.store import audit, views
+from outbox.store import audit, queries
 from outbox.store.dialects import now_us
 from outbox.store.schema import BATCH
 
@@ -68,7 +68,7 @@ def _backlog(patient: Patient) -> Iterator[Finding]:
             for lane in Lane
             if patient.settings.lane_enabled(lane)
             for each in judge_backlog(
-                lane, views.lane_status(connection, lane), _overdue_seconds(connection, lane), patient.settings
+                lane, queries.lane_status(connection, lane), _overdue_seconds(connection, lane), patient.settings
             )
         ]
     yield from found or [ok("nothing waits for long")]
@@ -141,7 +141,7 @@ def _rows(numbers: Any) -> int:
 
 def _statuses(patient: Patient) -> Iterator[tuple[Lane, LaneStatus]]:
     with patient.read() as connection:
-        yield from [(lane, views.lane_status(connection, lane)) for lane in Lane]
+        yield from [(lane, queries.lane_status(connection, lane)) for lane in Lane]
 
 
 CHECKS = (

@@ -24,9 +24,9 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from outbox.core.lane import Lane
 from outbox.errors import DatabaseUnavailable, InheritedConnection, OutboxError, OutcomeUnknown
 from outbox.messages.otlp import TelemetryEnvelope
-from outbox.observe import uninstrumented
 from outbox.otel.envelopes import Packed, of_logs, of_metrics, of_spans
 from outbox.producer import Outbox
+from outbox.uninstrumented import uninstrumented
 
 if TYPE_CHECKING:
     # Renamed in SDK 1.39, with its result.

@@ -23,13 +23,13 @@ from weakref import WeakSet
 
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor
 
-from outbox.bell import Bell
+from outbox.autoreset import AutoResetEvent
 from outbox.core.lane import Lane
 from outbox.errors import ConfigError, InheritedConnection, InvalidMessage, OutboxError
 from outbox.messages.otlp import TelemetryEnvelope
-from outbox.observe import uninstrumented
 from outbox.otel.envelopes import of_spans
 from outbox.producer import Outbox
+from outbox.uninstrumented import uninstrumented
 
 logger = logging.getLogger("outbox.otel")
 
@@ -76,11 +76,11 @@ class OutboxSpanProcessor(SpanProcessor):
         """As new. In a child process too: what its parent had queued is the parent's, and the thread stayed there."""
         self.dropped = 0
         """Spans given up so far."""
-        self._queue: deque[ReadableSpan | Bell] = deque()
-        """A Bell is rung when what stands before it is settled."""
+        self._queue: deque[ReadableSpan | AutoResetEvent] = deque()
+        """An AutoResetEvent is set when everything before it is settled."""
         self._idle = True
         """The thread waits for a first span, or is not there yet."""
-        self._wake = Bell()
+        self._wake = AutoResetEvent()
         self._hurry = self._stuck = False
         self._writing = 0
         """Spans of the group that is being written."""
@@ -136,7 +136,7 @@ class OutboxSpanProcessor(SpanProcessor):
         """Commit what has ended by now; whether that was done in time."""
         if self._off:
             return True
-        done = Bell()
+        done = AutoResetEvent()
         self._queue.append(done)
         self._hurry = True
         self._call_writer()
@@ -151,7 +151,7 @@ class OutboxSpanProcessor(SpanProcessor):
                 return
             self._deadline = time.monotonic() + timeout_millis / 1000
             self._closing = True
-        self._wake.ring()
+        self._wake.set()
         with self._room_lock:
             self._room.notify_all()
         if self._thread is None:  # nothing ended, or the interpreter starts no threads any more
@@ -167,7 +167,7 @@ class OutboxSpanProcessor(SpanProcessor):
     def _call_writer(self) -> None:
         if self._thread is None:
             self._start()
-        self._wake.ring()
+        self._wake.set()
 
     def _start(self) -> None:
         with self._lock:
@@ -209,9 +209,9 @@ class OutboxSpanProcessor(SpanProcessor):
                 return
             self._wake.wait(left)  # whoever saw the thread idle may still wake it
 
-    def _take(self) -> list[ReadableSpan | Bell]:
+    def _take(self) -> list[ReadableSpan | AutoResetEvent]:
         self._hurry = False
-        taken: list[ReadableSpan | Bell] = []
+        taken: list[ReadableSpan | AutoResetEvent] = []
         with suppress(IndexError):  # empty, for now
             while len(taken) < GROUPS_AT_ONCE * self._max_spans:
                 taken.append(self._queue.popleft())
@@ -220,15 +220,15 @@ class OutboxSpanProcessor(SpanProcessor):
             self._room.notify_all()
         return taken
 
-    def _write(self, taken: Sequence[ReadableSpan | Bell]) -> None:
+    def _write(self, taken: Sequence[ReadableSpan | AutoResetEvent]) -> None:
         if spans := _spans(taken):
             self._writing = len(spans)
             with uninstrumented():
                 self._store(spans)
             self._writing = 0
         for each in taken:
-            if isinstance(each, Bell):
-                each.ring()
+            if isinstance(each, AutoResetEvent):
+                each.set()
 
     def _store(self, spans: Sequence[ReadableSpan]) -> None:
         try:
@@ -268,8 +268,8 @@ class OutboxSpanProcessor(SpanProcessor):
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
-def _spans(taken: Sequence[ReadableSpan | Bell]) -> list[ReadableSpan]:
-    return [each for each in taken if not isinstance(each, Bell)]
+def _spans(taken: Sequence[ReadableSpan | AutoResetEvent]) -> list[ReadableSpan]:
+    return [each for each in taken if not isinstance(each, AutoResetEvent)]
 
 
 _PROCESSORS: WeakSet[OutboxSpanProcessor] = WeakSet()

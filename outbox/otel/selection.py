@@ -32,8 +32,8 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.trace import StatusCode
 
 from outbox.errors import ConfigError
-from outbox.observe import uninstrumented
 from outbox.otel.slowness import Percentile, slowness
+from outbox.uninstrumented import uninstrumented
 
 logger = logging.getLogger("outbox.otel")
 

@@ -19,7 +19,7 @@ from outbox.simulator.endpoints import Endpoints, Licenses
 from outbox.simulator.exchange import BASE_PATH, Reply, Request
 from outbox.simulator.faults import Faults
 from outbox.simulator.journal import Journal
-from outbox.simulator.place import Place, listen
+from outbox.simulator.port import Place, listen
 from outbox.simulator.protocol import Connection
 from outbox.simulator.received import Received
 from outbox.simulator.tokens import Mint

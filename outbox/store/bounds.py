@@ -132,7 +132,7 @@ def require_room(connection: Connection, lane: Lane, entries: int, bound: int) -
     ).one()
     if max(row.newest - row.cursor, 0) + int(row.live) + entries <= bound:
         return
-    # In order, so by the index: as in views.py.
+    # In order, so by the index: as in queries.py.
     above = select(log.c.seq).where(log.c.seq > row.cursor).order_by(log.c.seq).limit(bound + 1).subquery()
     counted = connection.execute(select(func.count()).select_from(above), execution_options=UNTRANSLATED)
     held = counted.scalar_one() + int(row.live)

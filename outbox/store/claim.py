@@ -21,10 +21,10 @@ from outbox.core.policy import MICROSECONDS, Policy
 from outbox.core.runs import Runs
 from outbox.core.transition import Move, after_crash
 from outbox.store import holes
+from outbox.store.compiled import CompiledStatement
 from outbox.store.dialects import dialect_of
 from outbox.store.ledger import IS_LIVE, Inside, LockedLane, add_to_totals, backoff, batch_columns, new_id, waiting_of
-from outbox.store.prepared import Prepared
-from outbox.store.reading import RUN, at_once, whole
+from outbox.store.read_ahead import RUN, at_once, whole
 from outbox.store.schema import BATCH, LOGS
 from outbox.store.settle import halve
 
@@ -62,9 +62,9 @@ def _leasing_again() -> Any:
     return update(BATCH).where(BATCH.c.id == bindparam("batch")).values({n: bindparam(f"new_{n}") for n in names})
 
 
-_SIZES = {lane: Prepared(_sizes_of(log)) for lane, log in LOGS.items()}
-_DUE = {probe: Prepared(_due_of(probe)) for probe in (True, False)}
-_LEASE_AGAIN = Prepared(_leasing_again())
+_SIZES = {lane: CompiledStatement(_sizes_of(log)) for lane, log in LOGS.items()}
+_DUE = {probe: CompiledStatement(_due_of(probe)) for probe in (True, False)}
+_LEASE_AGAIN = CompiledStatement(_leasing_again())
 
 
 def claim(lane: LockedLane, policy: Policy, *, want: int, look_due: bool, eager_holes: bool = False) -> Sequence[Batch]:
@@ -231,7 +231,7 @@ def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
         return None
     first = lane.cursor + 1
     row = lane.ahead.get(first)
-    if row is None or (row.entries != most and not lane.plain):
+    if row is None or (row.entries != most and not lane.optimistic):
         row = lane.look(first) if lane.look else _run(lane, first, most)
         newest = row.newest
     else:
@@ -345,7 +345,11 @@ def lease_columns() -> dict[str, Any]:
 
 
 def _lease(lane: LockedLane, policy: Policy, found: Entries) -> Batch:
-    ends = {"lease_us": policy.lease_us, "clock": lane.clock} if lane.plain else {"due_at": lane.now + policy.lease_us}
+    ends = (
+        {"lease_us": policy.lease_us, "clock": lane.clock}
+        if lane.optimistic
+        else {"due_at": lane.now + policy.lease_us}
+    )
     lease = lease_columns() | ends
     columns = batch_columns(lane, found.members, found.count, found.size, **lease)
     lane.leases.append(columns)

@@ -26,14 +26,14 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from outbox.errors import DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
-from outbox.observe import uninstrumented
+from outbox.store.compiled import CompiledStatement, Values, has_listeners, translated
 from outbox.store.connections import Connections
 from outbox.store.dialects import Inserted, Row
 from outbox.store.engines import dialect_for, engine_for, parsed
 from outbox.store.forks import ForkGuard, told_of_forks
 from outbox.store.ledger import Inside
 from outbox.store.one_lock import LOCK_PAUSE_SECONDS, READS, when_free
-from outbox.store.prepared import Prepared, Values, heard, translated
+from outbox.uninstrumented import uninstrumented
 
 T = TypeVar("T")
 
@@ -141,7 +141,7 @@ class Database:
         One statement commits itself where it can, and may then hold or not when it fails. ``in_turn``, ``again`` and
         what is raised: as :meth:`write`.
         """
-        if heard(self.engine):
+        if has_listeners(self.engine):
             return None
         dialect, many = self.engine.dialect, statements > 1 or not self.dialect.autocommits
         may_hold = False
@@ -180,9 +180,9 @@ class Database:
             except dialect.loaded_dbapi.Error as error:  # while it connected
                 raise self._in_words(error) from error
 
-    def look(self, statement: Prepared, values: Values) -> Sequence[Any]:
+    def look(self, statement: CompiledStatement, values: Values) -> Sequence[Any]:
         """The rows of one SELECT. Raises as :meth:`read`."""
-        if heard(self.engine):
+        if has_listeners(self.engine):
             with self.read() as connection:
                 return statement.rows(connection, values)
         dialect = self.engine.dialect

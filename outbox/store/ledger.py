@@ -20,8 +20,8 @@ from outbox.core.lifecycle import LIVE
 from outbox.core.policy import Policy
 from outbox.core.runs import Runs, encode
 from outbox.errors import SchemaOutOfDate
+from outbox.store.compiled import CompiledStatement
 from outbox.store.dialects import now_us
-from outbox.store.prepared import Prepared
 from outbox.store.schema import BATCH, HOLE, LANE
 
 Clock = Callable[[], int]
@@ -36,7 +36,7 @@ class LostClaim(Inside):
     """Another worker changed the lane in between."""
 
 
-class NotPlain(Inside):
+class NeedsLock(Inside):
     """It takes the lane's lock: see ``plain.py``."""
 
 
@@ -60,7 +60,7 @@ class LockedLane:
     untouched: bool = False
     """Nothing was written under the lock: nothing is to be saved."""
     ahead: Mapping[int, Any] = field(default_factory=dict)
-    """Full batches that were read before the lock, by their first number: see ``reading.py``."""
+    """Full batches that were read before the lock, by their first number: see ``read_ahead.py``."""
     leases: list[dict[str, Any]] = field(default_factory=list)
     """Batches to insert, all at once, when the lane's row is saved."""
     look: Callable[[int], Any] | None = None
@@ -71,7 +71,7 @@ class LockedLane:
     """Of a plain step in tests: ``now``. None: what it writes has the time of the database."""
 
     @property
-    def plain(self) -> bool:
+    def optimistic(self) -> bool:
         return self.look is not None
 
     @property
@@ -84,18 +84,18 @@ class LockedLane:
         return str(self.lane)
 
 
-_LOCK = Prepared(select(LANE, now_us().label("now")).where(LANE.c.lane == bindparam("key")).with_for_update())
+_LOCK = CompiledStatement(select(LANE, now_us().label("now")).where(LANE.c.lane == bindparam("key")).with_for_update())
 _INSERT_BATCH = insert(BATCH)
 
 
 @cache
-def leasing(names: tuple[str, ...]) -> Prepared:
-    return Prepared(_INSERT_BATCH, *names)
+def leasing(names: tuple[str, ...]) -> CompiledStatement:
+    return CompiledStatement(_INSERT_BATCH, *names)
 
 
 @cache
-def save_lane(names: tuple[str, ...]) -> Prepared:
-    return Prepared(saved_lane(names))
+def save_lane(names: tuple[str, ...]) -> CompiledStatement:
+    return CompiledStatement(saved_lane(names))
 
 
 def saved_lane(names: Iterable[str]) -> Update:
@@ -121,8 +121,8 @@ def leased_batch(names: Iterable[str], prefix: str = "") -> Update:
 
 
 @cache
-def settling(names: tuple[str, ...]) -> Prepared:
-    return Prepared(leased_batch(names))
+def settling(names: tuple[str, ...]) -> CompiledStatement:
+    return CompiledStatement(leased_batch(names))
 
 
 @contextmanager
@@ -194,9 +194,9 @@ def add_to_totals(lane: LockedLane, **amounts: int) -> None:
 
 
 @cache
-def _adding(names: tuple[str, ...]) -> Prepared:
+def _adding(names: tuple[str, ...]) -> CompiledStatement:
     more = {name: LANE.c[name] + bindparam(f"add_{name}") for name in names}
-    return Prepared(update(LANE).where(LANE.c.lane == bindparam("key")).values(more))
+    return CompiledStatement(update(LANE).where(LANE.c.lane == bindparam("key")).values(more))
 
 
 def new_id() -> UUID:
@@ -265,7 +265,7 @@ def _waiting() -> Any:
     return select(batches, holes).join_from(batches, holes, true())
 
 
-_WAITING = Prepared(_waiting())
+_WAITING = CompiledStatement(_waiting())
 
 
 def waiting_of(lane: LockedLane, max_wait_us: int) -> Waiting:

@@ -19,10 +19,10 @@ from outbox.core import runs
 from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import Retention
+from outbox.store.compiled import CompiledStatement
 from outbox.store.dialects import dialect_of
 from outbox.store.ledger import IS_LIVE, LockedLane, add_to_totals
 from outbox.store.mend import CLOCK_ERROR
-from outbox.store.prepared import Prepared
 from outbox.store.schema import BATCH, HOLE, LANE
 
 ROWS_A_BATCH = 10
@@ -44,8 +44,8 @@ def _purgeable() -> Any:
     )
 
 
-_PURGEABLE = Prepared(_purgeable())
-_MARK = Prepared(
+_PURGEABLE = CompiledStatement(_purgeable())
+_MARK = CompiledStatement(
     update(BATCH).where(BATCH.c.id == bindparam("batch")).values(purged_at=bindparam("now"), due_at=null())
 )
 

@@ -111,7 +111,7 @@ def _deliver(lane: LockedLane, group: Sequence[Settlement]) -> frozenset[UUID]:
     ids = {one.batch.id for one in group}
     if len(ids) < len(group):  # two leases of one batch: only one at a time tells which of them still held
         return frozenset(row["token"] for row in rows if _update_leased(lane, [row]) == 1)
-    if lane.plain:
+    if lane.optimistic:
         lane.arrivals = rows
         return frozenset(row["token"] for row in rows)
     if not group or _update_leased(lane, rows) == len(group):

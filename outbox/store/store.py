@@ -21,15 +21,15 @@ from outbox.core.policy import MICROSECONDS, Bounds, Policy, Retention
 from outbox.core.privacy import Removal, Removed
 from outbox.core.step import Committed, Outlook, Settled, Settlement, Step
 from outbox.errors import DatabaseUnavailable, LaneStopped, OutcomeUnknown
-from outbox.store import bounds, migrate, operate, removed, retention, views
+from outbox.store import bounds, migrate, operate, queries, removed, retention
 from outbox.store.audit import AuditReport
 from outbox.store.auditor import Auditor
 from outbox.store.claim import MembersMissing, claim
 from outbox.store.database import NOTHING_WRITTEN, Database
 from outbox.store.ledger import Clock, Inside, LockedLane, LostClaim, locked, no_row
 from outbox.store.operate import Window
-from outbox.store.plain import PlainSteps
-from outbox.store.reading import Ahead
+from outbox.store.optimistic import OptimisticSteps
+from outbox.store.read_ahead import ReadAhead
 from outbox.store.settle import settle
 from outbox.store.wake import Listener
 from outbox.store.watch import Watch
@@ -63,10 +63,10 @@ class Store:
         self.database = database
         self.policy = policy
         self.clock = clock
-        self._ahead = Ahead(database)
-        self._plain = PlainSteps(database, self._ahead)
+        self._ahead = ReadAhead(database)
+        self._optimistic = OptimisticSteps(database, self._ahead)
         self._timers: dict[Lane, _Timer] = {}
-        self.told_here: dict[str, int] = {}
+        self.notified_here: dict[str, int] = {}
         """The last number in each table that was told of to this process, by itself."""
 
     def close(self) -> None:
@@ -92,7 +92,7 @@ class Store:
         """
 
         if not look_due:
-            plain = self._plain.step(lane, self.policy, settlements, want, self.clock, committed)
+            plain = self._optimistic.step(lane, self.policy, settlements, want, self.clock, committed)
             if plain is not None:
                 return plain
         ahead = self._ahead.ready(lane, self.policy, want)
@@ -116,7 +116,7 @@ class Store:
                 raise
         else:
             if not left.untouched:
-                self._plain.left(left, self.policy)
+                self._optimistic.remember(left, self.policy)
             return step
         done = self._on(lane, lambda row: settle(row, self.policy, settlements)) if settlements else Settled()
         return Step(settled=done)
@@ -143,13 +143,13 @@ class Store:
         were plain and the last one left no entry that was known of, the answer is that of before, and is not read.
         """
         before = self._timers.pop(lane, None)
-        if stepped and before is not None and self._plain.only_since(lane, before.version):
+        if stepped and before is not None and self._optimistic.only_since(lane, before.version):
             left = before.left(time.monotonic() if self.clock is None else self.clock() / MICROSECONDS)
             if left is None or left > 0:
                 self._timers[lane] = before
                 return Outlook(False, left)
         row, now, health = self._something_to_do(lane)
-        self._plain.saw(lane, row.version, row.cursor)
+        self._optimistic.check_against(lane, row.version, row.cursor)
         if health.state is LaneState.OFF or health.stopped:
             return Outlook(False, None, paused=True)
         times = [time for time in (row.due_at, row.hole_at) if time is not None]
@@ -168,11 +168,11 @@ class Store:
 
     def claims_by_reading(self, lane: Lane) -> bool:
         """Where the database tells of no commits elsewhere: whether a step in vain only reads."""
-        return self._plain.is_alone(lane)
+        return self._optimistic.is_alone(lane)
 
     def _something_to_do(self, lane: Lane) -> tuple[Any, int, Health]:
         """A row of ``views.something_to_do``, what time it is (µs), and the lane's state in it."""
-        rows = self.database.look(views.something_to_do(lane), {})
+        rows = self.database.look(queries.something_to_do(lane), {})
         if not rows:
             raise no_row(lane)
         [row] = rows
@@ -180,13 +180,13 @@ class Store:
         return row, now, Health(LaneState(row.state), None, row.next_probe_at)
 
     @property
-    def tells(self) -> bool:
+    def notifies(self) -> bool:
         """Whether ``watch`` is told."""
-        return self.database.dialect.tells
+        return self.database.dialect.notifies
 
-    def watch(self, tell: Listener, soon: Listener | None = None) -> Callable[[], None]:
-        """Call ``tell`` when another process commits entries, ``soon`` just before; returns what ends that."""
-        watch = Watch(self.database, tell, soon or tell, self.told_here)
+    def watch(self, tell: Listener, early: Listener | None = None) -> Callable[[], None]:
+        """Call ``tell`` when another process commits entries, ``early`` just before; returns what ends that."""
+        watch = Watch(self.database, tell, early or tell, self.notified_here)
         watch.start()
         return watch.close
 
@@ -317,11 +317,11 @@ class Store:
 
     def find(self, entry_id: UUID) -> EntryView | None:
         with self.database.read() as connection:
-            return views.find(connection, entry_id)
+            return queries.find(connection, entry_id)
 
     def lane_status(self, lane: Lane) -> LaneStatus:
         with self.database.read(snapshot=True) as connection:
-            return views.lane_status(connection, lane, self.clock)
+            return queries.lane_status(connection, lane, self.clock)
 
     def version(self, lane: Lane) -> int:
         """Of now: what is settled later has a higher one."""
@@ -331,16 +331,16 @@ class Store:
 
     def dead(self, lane: Lane, window: Window) -> list[DeadLetter]:
         with self.database.read(snapshot=True) as connection:
-            return list(views.iterate_dead(connection, lane, window))
+            return list(queries.iterate_dead(connection, lane, window))
 
     def dead_batches(self, entry_ids: Iterable[UUID]) -> list[UUID]:
         """The batches of those of the entries that are dead, as a ``Window`` takes them."""
         with self.database.read(snapshot=True) as connection:
-            return views.dead_batches(connection, entry_ids)
+            return queries.dead_batches(connection, entry_ids)
 
     def dead_counts(self, lane: Lane, window: Window) -> DeadCounts:
         with self.database.read(snapshot=True) as connection:
-            return views.count_dead(connection, lane, window)
+            return queries.count_dead(connection, lane, window)
 
     def schema(self) -> SchemaStatus:
         with self.database.read() as connection:

@@ -19,11 +19,11 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy import Connection, Engine, event
 
-from outbox.bell import Bell
+from outbox.autoreset import AutoResetEvent
 from outbox.core.lane import LANES, Lane
 from outbox.core.step import Committed
-from outbox.observe import uninstrumented
 from outbox.store.dialects import SOON
+from outbox.uninstrumented import uninstrumented
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -50,9 +50,9 @@ class Wake:
         self._waiting: WeakKeyDictionary[Any, Lanes] = WeakKeyDictionary()
         self._hooked: WeakKeyDictionary[Engine, bool] = WeakKeyDictionary()
 
-    def listen(self, listener: Listener, soon: Listener | None = None) -> Callable[[], None]:
-        """Call ``listener`` at each wake, or ``soon`` where the COMMIT is only about to be; returns what ends that."""
-        both = listener, soon or listener
+    def listen(self, listener: Listener, early: Listener | None = None) -> Callable[[], None]:
+        """Call ``listener`` at each wake, or ``early`` where the COMMIT is only about to be; returns what ends that."""
+        both = listener, early or listener
         self._listeners.append(both)
         return lambda: self._listeners.remove(both)
 
@@ -61,10 +61,10 @@ class Wake:
         """Somebody in this process listens."""
         return bool(self._listeners)
 
-    def set(self, lanes: Iterable[Lane], committed: Committed | None = None, *, soon: bool = False) -> None:
+    def set(self, lanes: Iterable[Lane], committed: Committed | None = None, *, early: bool = False) -> None:
         woken = set(lanes)
         for listener, before in self._told() if woken else ():
-            (before if soon else listener)(woken, committed)
+            (before if early else listener)(woken, committed)
 
     def after_commit(self, where: Session | Connection, lanes: Lanes) -> None:
         """Wake when the transaction of ``where`` commits; forget it when it rolls back."""
@@ -82,7 +82,7 @@ class Wake:
     def _told(self) -> tuple[tuple[Listener, Listener], ...]:
         if self._listeners or self._announce is None:
             return tuple(self._listeners)
-        return ((self._announce, self._announce.soon),)
+        return ((self._announce, self._announce.early),)
 
     def _session_committed(self, session: Session) -> None:
         if session.in_nested_transaction():
@@ -91,7 +91,7 @@ class Wake:
         self._waiting.get(session, set()).clear()
 
     def _connection_commits(self, connection: Connection) -> None:
-        self.set(self._waiting.pop(connection, ()), soon=True)
+        self.set(self._waiting.pop(connection, ()), early=True)
 
 
 class Announcer:
@@ -116,7 +116,7 @@ class Announcer:
     def __call__(self, lanes: Lanes, _committed: Committed | None = None, /) -> None:
         self._tell({LANES[lane].table for lane in lanes})
 
-    def soon(self, lanes: Lanes, _committed: Committed | None = None, /) -> None:
+    def early(self, lanes: Lanes, _committed: Committed | None = None, /) -> None:
         """Before the COMMIT: whoever is told looks now, and again a moment later."""
         self(lanes)
         self._tell({LANES[lane].table + SOON for lane in lanes})
@@ -128,7 +128,7 @@ class Announcer:
             self._tables |= tables
             if self._thread is None and not self._closed.is_set():
                 self._start()
-            self._some.ring()
+            self._some.set()
 
     def _start(self) -> None:
         self._thread = thread = threading.Thread(target=self._run, name="outbox-announcer", daemon=True)
@@ -142,14 +142,14 @@ class Announcer:
     def close(self) -> None:
         """Announce what is left, within two seconds."""
         self._closed.set()
-        self._some.ring()
+        self._some.set()
         thread = self._thread
         if thread is not None and self._pid == os.getpid():
             thread.join(self.CLOSE_SECONDS)
 
     def _forget(self) -> None:
         self._lock = threading.RLock()  # who holds it may be interrupted by a signal's handler that puts
-        self._some = Bell()
+        self._some = AutoResetEvent()
         self._closed = threading.Event()
         self._thread, self._tables = None, set()
         self._pid = os.getpid()  # last: a handler that puts before finds the parent's lock, which somebody may hold
@@ -172,7 +172,7 @@ class Announcer:
             with self._lock:
                 if worked:
                     self._tables |= tables
-                    self._some.ring()
+                    self._some.set()
                 else:
                     self._thread = None
             return worked

@@ -1,4 +1,4 @@
-"""News from other processes, for a worker that is idle: a thread that asks the database what was committed."""
+"""Notifications from other processes, for an idle worker: a thread that asks the database what was committed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import threading
 from collections.abc import Mapping
 
 from outbox.core.lane import LANES, Lane
-from outbox.observe import uninstrumented
 from outbox.store.database import Database
 from outbox.store.dialects import SOON
 from outbox.store.wake import Listener
+from outbox.uninstrumented import uninstrumented
 
 logger = logging.getLogger("outbox.wake")
 
@@ -18,19 +18,19 @@ _RETRY_SECONDS = 1.0
 
 
 class Watch:
-    """Calls ``tell`` when another process commits entries, or ``soon`` where it is about to. Where the database cannot
-    tell, it does nothing. ``here``: see ``Dialect.news``."""
+    """Calls ``tell`` when another process commits entries, or ``early`` where it is about to. Where the database cannot
+    tell, it does nothing. ``here``: see ``Dialect.watch_commits``."""
 
-    def __init__(self, database: Database, tell: Listener, soon: Listener, here: Mapping[str, int]) -> None:
+    def __init__(self, database: Database, tell: Listener, early: Listener, here: Mapping[str, int]) -> None:
         self._database = database
         self._here = here
         self._tell = tell
-        self._soon = soon
+        self._early = early
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="outbox-watch")
 
     def start(self) -> None:
-        if self._database.dialect.tells:
+        if self._database.dialect.notifies:
             self._thread.start()
 
     def close(self) -> None:
@@ -42,13 +42,13 @@ class Watch:
         lanes = {spec.table: lane for lane, spec in LANES.items()}
         while not self._stop.is_set():
             try:
-                news = self._database.dialect.news(self._database.engine, lanes, self._here)
-                with uninstrumented(), news as look:
+                watching = self._database.dialect.watch_commits(self._database.engine, lanes, self._here)
+                with uninstrumented(), watching as look:
                     self._tell(set(Lane))  # what came while nobody looked
                     while not self._stop.is_set():
                         told = set(look(self._stop))
                         self._tell({lanes[table] for table in told & lanes.keys()})
-                        self._soon({lane for table, lane in lanes.items() if table + SOON in told})
+                        self._early({lane for table, lane in lanes.items() if table + SOON in told})
             except Exception as error:  # noqa: BLE001 - of the driver, whichever it is; the poll goes on meanwhile
                 logger.info("not told of commits in other processes for now, the poll finds them: %s", error)
                 self._stop.wait(_RETRY_SECONDS)

@@ -22,13 +22,12 @@ from typing import Self
 import httpx
 
 from outbox.boottime import boottime
+from outbox.core.answer_body import printable
 from outbox.core.batch import Batch
 from outbox.core.lane import LANES
-from outbox.core.reading import printable
 from outbox.core.receipt import Answer, Failure, Receipt, Verdict
 from outbox.core.verdict import judge
 from outbox.errors import ConfigError, LicenseRefused, Offline
-from outbox.observe import uninstrumented
 from outbox.transport.answer import failure_of, read_answer
 from outbox.transport.client import Client, build_client, tls_context
 from outbox.transport.compression import CONTENT_ENCODING, Compression
@@ -45,6 +44,7 @@ from outbox.transport.request import WireRequest, build_request, build_verify
 from outbox.transport.secret import Secret, mask
 from outbox.transport.token import TokenSource
 from outbox.transport.verify import read_verify
+from outbox.uninstrumented import uninstrumented
 
 __all__ = ["BeaconTransport", "LicenseState", "build_request", "read_answer"]
 

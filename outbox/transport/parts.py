@@ -22,8 +22,8 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
+from outbox.core.answer_body import printable
 from outbox.core.batch import Batch
-from outbox.core.reading import printable
 from outbox.core.receipt import Receipt, Verdict
 from outbox.core.telemetry import leaves, part, place
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from outbox.core.answer_body import json_object
 from outbox.core.lane import Lane
-from outbox.core.reading import json_object
 from outbox.core.receipt import Answer, Failure, Receipt, Verdict
 from outbox.core.verdict import judge
 from outbox.transport.secret import Secret

@@ -6,9 +6,9 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
+from outbox.core.answer_body import RETRY_AFTER_MAX_SECONDS
 from outbox.core.lane import LANES, Lane
 from outbox.core.policy import MAX_RETRY_AFTER_SECONDS, Bounds, Policy, Retention
-from outbox.core.reading import RETRY_AFTER_MAX_SECONDS
 
 
 @pytest.mark.parametrize("lane", Lane)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from outbox.core import receipt as receipt_module
 from outbox.core import verdict as verdict_module
+from outbox.core.answer_body import Body, Reading, read, retry_after
 from outbox.core.lane import Lane
-from outbox.core.reading import Body, Reading, read, retry_after
 from outbox.core.verdict import TABLE, Answer, Failure, Receipt, Verdict, judge, verdict_table_markdown
 
 ROWS = 3

@@ -286,14 +286,14 @@ def _run(plan: Plan, say: Callable[..., None]) -> None:
         say(committed=ids)
 
     def tell(lanes: set[Lane], committed: Committed | None = None, /) -> None:
-        for lane in lanes & dispatcher.news.keys():
-            dispatcher.news[lane].tell(entries=True, committed=committed if hands_over else None)
+        for lane in lanes & dispatcher.signals.keys():
+            dispatcher.signals[lane].notify(entries=True, committed=committed if hands_over else None)
 
     listening_ends = box.wake.listen(tell)
     for number, ids in enumerate(plan.first):
         hands_over = number >= LOOKED_FOR
         put(ids)
-        dispatcher.run_lane(Lane.USAGE, told=True)
+        dispatcher.run_lane(Lane.USAGE, notified=True)
     listening_ends()
     for number, ids in enumerate([plan.committed[0], plan.rolled_back, *plan.committed[1:]]):
         with Session(host) as session:

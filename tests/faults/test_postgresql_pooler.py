@@ -124,7 +124,7 @@ def test_who_waits_for_news_leaves_no_channel_to_the_others(pooled: str, host: E
     tables, stop = {spec.table: str(lane) for lane, spec in LANES.items()}, Event()
     with Outbox(pooled, settings=Settings()) as box:
         before = of_session(host)
-        with box.store.database.dialect.news(box.engine, tables, {}) as look:
+        with box.store.database.dialect.watch_commits(box.engine, tables, {}) as look:
             assert of_session(host) == before
             stop.set()
             assert look(stop) == set()

@@ -167,7 +167,7 @@ class Pair:
     def outlook_must_hold(self, remembered: list[bool]) -> None:
         """After steps that left nothing: what the store remembers of its last outlook is what it would read."""
         known = self.store._timers.get(self.lane)
-        remembered.append(known is not None and self.store._plain.only_since(self.lane, known.version))
+        remembered.append(known is not None and self.store._optimistic.only_since(self.lane, known.version))
         stepped, read = self.store.outlook(self.lane, stepped=True), self.store.outlook(self.lane)
         assert (stepped.ready, stepped.paused) == (read.ready, read.paused)
         # What is due was moved by microseconds, see above.

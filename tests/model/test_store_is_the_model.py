@@ -186,4 +186,4 @@ def test_any_sequence_of_moves_ends_the_same_in_the_store_and_in_the_model(
             suppress_health_check=list(HealthCheck),
         ),
     )
-    assert not box.store.database.dialect.plain_steps or any(REMEMBERED), "each outlook was read again"
+    assert not box.store.database.dialect.optimistic_write or any(REMEMBERED), "each outlook was read again"

@@ -44,26 +44,26 @@ EQUIVALENT = {
     ("runs.intersect", "if a[i][1] <= b[j][1]:"): (
         "of two runs that end together either may be left first: the other overlaps nothing that follows"
     ),
-    ("reading.json_object", 'document = json.loads(answer.body.decode("UTF-8-SIG"))'): (
+    ("answer_body.json_object", 'document = json.loads(answer.body.decode("UTF-8-SIG"))'): (
         "Python takes the name of a codec in either case"
     ),
-    ("reading.retry_after", 'text = (value or "XXXX").strip()'): "neither digits nor a date: absent stays absent",
+    ("answer_body.retry_after", 'text = (value or "XXXX").strip()'): "neither digits nor a date: absent stays absent",
     (
-        "reading.retry_after",
+        "answer_body.retry_after",
         'seconds = float(text.lstrip("XX0XX")[:5] or 0)  # five digits are above the clamp already',
     ): "what is stripped is a set of characters, and the text is known to be digits",
     (
-        "reading.retry_after",
+        "answer_body.retry_after",
         'seconds = float(text.lstrip("0")[:6] or 0)  # five digits are above the clamp already',
     ): "so are six",
-    ("reading.excerpt_of", 'return printable(body[: 5 * EXCERPT_CHARS].decode("utf-8", "replace"))'): (
+    ("answer_body.excerpt_of", 'return printable(body[: 5 * EXCERPT_CHARS].decode("utf-8", "replace"))'): (
         "four bytes a character are enough for the excerpt; five decode more than it keeps"
     ),
-    ("reading.excerpt_of", 'return printable(body[: 4 * EXCERPT_CHARS].decode("UTF-8", "replace"))'): (
+    ("answer_body.excerpt_of", 'return printable(body[: 4 * EXCERPT_CHARS].decode("UTF-8", "replace"))'): (
         "Python takes the name of a codec in either case"
     ),
     (
-        "reading._says_duplicate",
+        "answer_body._says_duplicate",
         'if answer.truncated or "html" in answer.headers.get("content-type", "XXXX").lower():',
     ): "neither names HTML",
     ("verdict.judge", "return _receipt(lane, None, answer, Reading(Body.OTHER))"): (

@@ -18,7 +18,7 @@ FIRST = {
     "outbox": "import outbox, outbox.producer, outbox.transport.beacon\ninstrument()",
 }
 
-SEEN = "import contextlib, outbox.observe\noutbox.observe.uninstrumented = contextlib.nullcontext\n"
+SEEN = "import contextlib, outbox.uninstrumented\noutbox.observe.uninstrumented = contextlib.nullcontext\n"
 """Makes the outbox visible, to prove that the test would see it."""
 
 PROGRAM = """

@@ -19,25 +19,26 @@ ROOMS = {"airgap", "dashboard", "demo", "doctor", "metering", "otel", "simulator
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "boottime": set(),
-    "bell": set(),
+    "autoreset": set(),
     "core": {"errors"},
-    "observe": {"core", "errors"},
+    "uninstrumented": {"core", "errors"},
     "messages": {"core", "errors"},
-    "store": {"core", "errors", "observe", "boottime", "bell"},
-    "transport": {"core", "errors", "observe", "boottime"},
+    "store": {"core", "errors", "uninstrumented", "boottime", "autoreset"},
+    "transport": {"core", "errors", "uninstrumented", "boottime"},
     "settings": {"core", "errors"},
-    "news": {"core", "bell"},
-    "dispatcher": {"news", "core", "errors", "observe", "boottime"},
+    "lanesignal": {"core", "autoreset"},
+    "flight": {"core"},
+    "dispatcher": {"flight", "lanesignal", "core", "errors", "uninstrumented", "boottime"},
     "producer": {
         "store",
         "messages",
         "core",
         "errors",
-        "observe",
+        "uninstrumented",
         "settings",
         "boottime",
     },  # late: see the test of slow imports
-    "worker": {"dispatcher", "core", "errors", "observe", "bell"},
+    "worker": {"dispatcher", "flight", "core", "errors", "uninstrumented", "autoreset"},
     "wiring": {
         "worker",
         "dispatcher",
@@ -48,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "messages",
         "core",
         "errors",
-        "observe",
+        "uninstrumented",
     },
     "migrations": {"store", "core", "errors"},
 }
@@ -56,8 +57,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 OUTERMOST = {"outbox", "cli", "__main__"}
 
-FOR_TYPE_CHECKING = {("worker", "producer")}
-"""Imports a layer may make for annotations only, because the imported module is slow to load."""
+FOR_TYPE_CHECKING = {("worker", "producer"), ("flight", "dispatcher")}
+"""Imports a layer may make for annotations only."""
 
 ONLY_IN: dict[str, set[str]] = {
     "alembic": {"store", "producer", "wiring", "testing", "migrations"},

@@ -1,4 +1,4 @@
-"""Workers: the decisions of `outbox.dispatcher.Flight`, a turn at a time, in processes that crash and stall."""
+"""Workers: the decisions of `outbox.flight.Flight`, a turn at a time, in processes that crash and stall."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from outbox.core.lane import Lane
 from outbox.core.pace import Pace
 from outbox.core.receipt import Receipt, Verdict
 from outbox.core.step import Settlement
-from outbox.dispatcher import CLAIMED_AT_ONCE, LOOK_DUE_SECONDS
+from outbox.flight import CLAIMED_AT_ONCE, LOOK_DUE_SECONDS
 from tests.simulation.beacon import Beacon
 from tests.simulation.checks import Watched
 from tests.simulation.scenario import Scenario

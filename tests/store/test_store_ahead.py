@@ -15,9 +15,9 @@ from outbox import DatabaseUnavailable, Outbox
 from outbox.core.batch import Batch
 from outbox.core.lane import Lane
 from outbox.store import claim as store_claim
-from outbox.store import reading
+from outbox.store import read_ahead
+from outbox.store.compiled import CompiledStatement
 from outbox.store.database import Database
-from outbox.store.prepared import Prepared
 from outbox.store.schema import LOGS
 from tests.store.driving import Worker, usage
 from tests.support.databases import Database as Place
@@ -47,19 +47,19 @@ def _small(box: Outbox) -> Worker:
 def reads(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How many batches were read, and where."""
     counts = {"without the lock": 0, "under the lock": 0}
-    look, rows = Database.look, Prepared.rows
+    look, rows = Database.look, CompiledStatement.rows
     batches = {id(each) for each in store_claim.RUN.values()}
 
-    def looking(database: Database, statement: Prepared, values: dict[str, int]) -> Sequence[object]:
+    def looking(database: Database, statement: CompiledStatement, values: dict[str, int]) -> Sequence[object]:
         counts["without the lock"] += id(statement) in batches
         return look(database, statement, values)
 
-    def reading(statement: Prepared, connection: object, values: dict[str, int]) -> Sequence[object]:
+    def reading(statement: CompiledStatement, connection: object, values: dict[str, int]) -> Sequence[object]:
         counts["under the lock"] += id(statement) in batches
         return rows(statement, connection, values)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Database, "look", looking)
-    monkeypatch.setattr(Prepared, "rows", reading)
+    monkeypatch.setattr(CompiledStatement, "rows", reading)
     return counts
 
 
@@ -156,7 +156,7 @@ def test_rows_that_were_replaced_by_hand_are_not_sent_as_they_were(
     worker.put(6 * ROWS)
     assert [*claimed(worker), *claimed(worker)]
     reading_is_over(worker)
-    monkeypatch.setattr(reading, "FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(read_ahead, "FRESH_SECONDS", 0.0)
     put = replaced(worker, 3)
     assert ids(claimed(worker))[3] == put
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, bindparam, event, select, update
 from outbox import Outbox
 from outbox.core.lane import Lane
 from outbox.simulator import Simulator
-from outbox.store.prepared import Prepared
+from outbox.store.compiled import CompiledStatement
 from outbox.store.schema import LANE, LOGS
 from outbox.testing import drain
 from tests.support.intervals import interval, intervals
@@ -75,20 +75,20 @@ def test_whoever_listens_to_the_engine_hears_every_statement(box: Outbox, beacon
 def test_rows_are_the_same_whether_somebody_listens_or_not(box: Outbox) -> None:
     ids = box.put(*intervals(3))
     log = LOGS[Lane.USAGE]
-    above = Prepared(
+    above = CompiledStatement(
         select(log.c.seq, log.c.size, log.c.payload).where(log.c.seq > bindparam("after")).order_by(log.c.seq)
     )
     with box.store.database.write() as connection:
         alone = above.rows(connection, {"after": 1})
     with listening(box) as said, box.store.database.write() as connection:
-        heard = above.rows(connection, {"after": 1})
+        has_listeners = above.rows(connection, {"after": 1})
     assert said
-    assert [tuple(row) for row in heard] == [tuple(row) for row in alone]
+    assert [tuple(row) for row in has_listeners] == [tuple(row) for row in alone]
     assert [str(id) in row.payload for id, row in zip(ids[1:], alone, strict=True)] == [True, True]
 
 
 def test_as_many_changes_are_counted_as_there_are(box: Outbox) -> None:
-    named = Prepared(update(LANE).where(LANE.c.lane == bindparam("key")).values(reason=bindparam("why")))
+    named = CompiledStatement(update(LANE).where(LANE.c.lane == bindparam("key")).values(reason=bindparam("why")))
     rows = [{"key": "usage", "why": "a"}, {"key": "traces", "why": "b"}, {"key": "none", "why": "c"}]
     with undone(box) as connection:
         assert named.changed(connection, rows) == 2

@@ -37,10 +37,10 @@ def first_of(returned: Sequence[tuple[int]]) -> int | None:
 
 SOON = " soon"
 """After a table's name, in what is announced and looked for: rows are about to be committed."""
-PlainSteps = Literal["joined", "triggered", "apart"]
-"""As one statement: parts of a WITH, or rows for a view with a trigger; or as a transaction of a few (joined.py)."""
+OptimisticWrite = Literal["joined", "triggered", "apart"]
+"""How ``optimistic_write.py`` writes: one WITH statement, rows for a view with a trigger, or a short transaction."""
 Announce = Callable[[Sequence[str]], None]
-"""Tells whoever looks for news of the tables in which rows were committed."""
+"""Announces to watchers the tables in which rows were committed."""
 Look = Callable[[Event], Iterable[str]]
 """The tables in which rows were committed since the last look; waits for some, but not once the event is set."""
 
@@ -79,13 +79,13 @@ class Dialect(ABC):
     """One transaction writes at a time: numbers commit in order, so there are no holes."""
     autocommits: ClassVar[bool] = False
     """A statement can be a transaction of its own, without a word to the server about it."""
-    plain_steps: ClassVar[PlainSteps | None] = None
-    """How a worker that is alone, and decides without the lane's lock (store/plain.py), writes what it decided."""
+    optimistic_write: ClassVar[OptimisticWrite | None] = None
+    """How a worker that is alone, and decides without the lane's lock (store/optimistic.py), writes what it decided."""
     reads_ahead: ClassVar[Literal["before", "beside"] | None] = None
-    """Whether to read a full batch before its claim has the lane, or beside the one before it (store/reading.py)."""
-    asks_as_it_writes: ClassVar[bool] = False
+    """Whether to read a full batch before its claim has the lane, or beside the one before it (store/read_ahead.py)."""
+    reads_while_writing: ClassVar[bool] = False
     """The one statement that a plain step writes reads the entries too."""
-    joins_slowly: ClassVar[bool] = False
+    aggregates_slowly: ClassVar[bool] = False
     """Joining payloads takes longer than reading a few row by row."""
     purge_chunk: ClassVar[int] = 2_000
     """Rows deleted in one transaction. Producers feel it on servers too: their COMMIT waits for what it writes."""
@@ -197,8 +197,8 @@ class Dialect(ABC):
     def advance_sequence_sql(self, table: str, beyond: int) -> str:
         """The statement that an operator types to do the same."""
 
-    tells: ClassVar[bool] = False
-    """``news`` learns of commits in other processes."""
+    notifies: ClassVar[bool] = False
+    """``watch_commits`` learns of commits in other processes."""
     announces: ClassVar[bool] = False
     """It does so only of those that ``announcing`` told."""
 
@@ -206,7 +206,9 @@ class Dialect(ABC):
         """A connection that tells other processes of commits."""
         return nullcontext(lambda _tables: None)
 
-    def news(self, engine: Engine, lanes: Mapping[str, str], here: Mapping[str, int]) -> AbstractContextManager[Look]:
+    def watch_commits(
+        self, engine: Engine, lanes: Mapping[str, str], here: Mapping[str, int]
+    ) -> AbstractContextManager[Look]:
         """A connection that learns of commits in other processes. ``lanes``: the lane of each table. ``here``: the last
         number in a table that this process has told of itself."""
         return nullcontext(lambda _stop: ())

@@ -49,8 +49,8 @@ class MySQL(Dialect):
     read_only_codes = (1290, 1792, 1836)
     duplicate_key = 1062
     autocommits = True
-    plain_steps = "apart"
-    joins_slowly = True
+    optimistic_write = "apart"
+    aggregates_slowly = True
     """GROUP_CONCAT makes a table on disk: 0.7 ms, however little it joins."""
 
     def session_setup(self, *, synchronous: str) -> Sequence[str]:

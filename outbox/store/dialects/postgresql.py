@@ -94,8 +94,8 @@ class PostgreSQL(Dialect):
     }
     read_isolation = "AUTOCOMMIT"  # one round trip for three, BEGIN and ROLLBACK being the others
     autocommits = True
-    plain_steps = "joined"
-    asks_as_it_writes = True
+    optimistic_write = "joined"
+    reads_while_writing = True
     reads_ahead = "beside"
     copy_from_rows = 1000
     """From here COPY is faster than one INSERT of arrays (measured: 116k against 60k rows/s)."""
@@ -237,10 +237,10 @@ class PostgreSQL(Dialect):
     def advance_sequence_sql(self, table: str, beyond: int) -> str:
         return f"SELECT setval(pg_get_serial_sequence('{table}', 'seq'), {beyond})"
 
-    tells = announces = True
+    notifies = announces = True
     channel = "outbox"
     listen_seconds = 0.2
-    """How soon ``news`` sees that it shall stop."""
+    """How soon ``watch_commits`` sees that it shall stop."""
 
     @contextmanager
     def announcing(self, engine: Engine) -> Iterator[Announce]:
@@ -255,7 +255,7 @@ class PostgreSQL(Dialect):
             yield announce
 
     @contextmanager
-    def news(self, engine: Engine, lanes: Mapping[str, str], here: Mapping[str, int]) -> Iterator[Look]:
+    def watch_commits(self, engine: Engine, lanes: Mapping[str, str], here: Mapping[str, int]) -> Iterator[Look]:
         with self._own_connection(engine) as connection:
             listens = pooler_of(connection) is None
             if listens:

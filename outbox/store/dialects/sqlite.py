@@ -35,7 +35,7 @@ class SQLite(Dialect):
     worker_isolation = None  # one isolation level: serializable
     snapshot_isolation = None  # a deferred transaction reads one snapshot in WAL mode
     single_writer = autocommits = True
-    plain_steps = "triggered"
+    optimistic_write = "triggered"
     reads_ahead = "before"
     waits_ms = 30_000
     """So long a transaction waits for a lock."""
@@ -132,9 +132,9 @@ class SQLite(Dialect):
             f"INSERT INTO sqlite_sequence (name, seq) VALUES ('{table}', {beyond})"
         )
 
-    tells = True
+    notifies = True
     listen_seconds = 0.05
-    """How soon ``news`` sees that it shall stop, or what the system did not tell of."""
+    """How soon ``watch_commits`` sees that it shall stop, or what the system did not tell of."""
     look_seconds = 0.005
     """How often it looks at the file's version where the system tells of no writes, or this process alone writes: a few
     microseconds each, and a turn of the processor."""
@@ -145,7 +145,7 @@ class SQLite(Dialect):
     time then."""
 
     @contextmanager
-    def news(self, engine: Engine, lanes: Mapping[str, str], here: Mapping[str, int]) -> Iterator[Look]:
+    def watch_commits(self, engine: Engine, lanes: Mapping[str, str], here: Mapping[str, int]) -> Iterator[Look]:
         pooled = engine.raw_connection()
         pooled.detach()
         with closing(pooled) as connection, closing(connection.cursor()) as cursor:

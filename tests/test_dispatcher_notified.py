@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, Select, delete, select, update
 
-from outbox import Dispatcher, DispatchReport, Outbox, Receipt, Settings, dispatcher
+from outbox import Dispatcher, DispatchReport, Outbox, Receipt, Settings, dispatcher, flight
 from outbox.core.batch import Batch
 from outbox.core.concurrency import AT_ONCE_ANSWERS, Concurrency
 from outbox.core.lane import Lane
 from outbox.core.pace import Pace
 from outbox.core.step import Step
-from outbox.dispatcher import LOOK_DUE_SECONDS
+from outbox.flight import LOOK_DUE_SECONDS
 from outbox.store.schema import BATCH, LANE
 from tests.store.driving import DELIVERED
 from tests.support import ledger
@@ -38,7 +38,9 @@ class Scene:
         dispatcher.transport = self.beacon
         dispatcher.concurrency[Lane.USAGE] = Concurrency(limit=2)
         box.put(interval())
-        self.report: Future[DispatchReport] = thread.submit(dispatcher.run_lane, Lane.USAGE, stop=self.stop, told=True)
+        self.report: Future[DispatchReport] = thread.submit(
+            dispatcher.run_lane, Lane.USAGE, stop=self.stop, notified=True
+        )
         self.left()
 
     def left(self) -> int:
@@ -48,12 +50,12 @@ class Scene:
     def commit(self, entries: int = 1) -> None:
         for _ in range(entries):
             self.box.put(interval())
-        self.dispatcher.news[Lane.USAGE].tell(entries=True)
+        self.dispatcher.signals[Lane.USAGE].notify(entries=True)
 
     def end(self) -> int:
         """What was sent."""
         self.stop.set()
-        self.dispatcher.news[Lane.USAGE].tell(entries=True)
+        self.dispatcher.signals[Lane.USAGE].notify(entries=True)
         return self.report.result(PATIENCE_SECONDS).sent
 
     @property
@@ -109,7 +111,7 @@ def test_news_of_what_is_not_there_cause_one_claim_until_something_lands(
 
     monkeypatch.setattr(scene.box.store, "step", counted)
     for _ in range(3):
-        scene.dispatcher.news[Lane.USAGE].tell(entries=True)
+        scene.dispatcher.signals[Lane.USAGE].notify(entries=True)
         wait_until(lambda: made)
     scene.beacon.answers.put(DELIVERED)
     assert scene.report.result(PATIENCE_SECONDS).sent == 1
@@ -129,7 +131,7 @@ class Told:
     """A dispatcher in whose process all entries are committed, and what each of its steps wanted and told."""
 
     def __init__(self, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.dispatcher, self.news = dispatcher, dispatcher.news[Lane.USAGE]
+        self.dispatcher, self.signal = dispatcher, dispatcher.signals[Lane.USAGE]
         self.steps: list[tuple[int, Step]] = []
         step = dispatcher.box.store.step
 
@@ -145,12 +147,12 @@ class Told:
         self.put(tell=tell)
         self.steps.clear()
         self.dispatcher.transport = Meanwhile(meanwhile)
-        self.dispatcher.run_lane(Lane.USAGE, told=True)
+        self.dispatcher.run_lane(Lane.USAGE, notified=True)
 
     def put(self, *, tell: bool = True) -> None:
         self.dispatcher.box.put(interval())  # type: ignore[attr-defined]
         if tell:
-            self.news.tell(entries=True)
+            self.signal.notify(entries=True)
 
     @property
     def looked_after_sending(self) -> bool:
@@ -184,9 +186,9 @@ def test_it_looks_where_entries_were_found_that_nobody_told_of(told: Told) -> No
     assert told.looked_after_sending
 
 
-@pytest.mark.parametrize("how", ["soon", "elsewhere"])
+@pytest.mark.parametrize("how", ["early", "other_process"])
 def test_it_looks_where_there_may_be_more_than_was_told_of(told: Told, how: str) -> None:
-    told.deliver(meanwhile=lambda: told.news.tell(entries=False, **{how: True}))
+    told.deliver(meanwhile=lambda: told.signal.notify(entries=False, **{how: True}))
     assert told.looked_after_sending
 
 
@@ -216,7 +218,8 @@ def test_due_batches_are_not_looked_for_under_the_lock_where_an_outlook_said_tha
     told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(dispatcher, "time", SimpleNamespace(monotonic=lambda: now))
+    for module in (dispatcher, flight):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     looked: list[bool] = []
     step = told.dispatcher.box.store.step
 
@@ -230,7 +233,7 @@ def test_due_batches_are_not_looked_for_under_the_lock_where_an_outlook_said_tha
         told.deliver()
         now += 0.9 * LOOK_DUE_SECONDS
     looked_first, *later = looked
-    assert looked_first is told.dispatcher.box.store.tells
+    assert looked_first is told.dispatcher.box.store.notifies
     assert len(later) >= 4
     assert not any(later)
 
@@ -250,7 +253,7 @@ def test_what_is_above_the_cursor_is_sent_though_the_server_lost_what_the_worker
         connection.execute(update(LANE).where(LANE.c.lane == "usage").values(**before))
         connection.execute(delete(BATCH).where(BATCH.c.id.not_in(kept)))
     told.steps.clear()
-    told.dispatcher.run_lane(Lane.USAGE, told=True)
+    told.dispatcher.run_lane(Lane.USAGE, notified=True)
     assert told.delivered == 2
 
 
@@ -281,7 +284,7 @@ def test_what_has_landed_is_settled_before_the_thread_of_the_lane_sends_again(to
     for _ in range(3):
         told.put()
     with ThreadPoolExecutor(1) as thread:
-        flight = thread.submit(told.dispatcher.run_lane, Lane.USAGE, told=True)
+        flight = thread.submit(told.dispatcher.run_lane, Lane.USAGE, notified=True)
         first = beacon.left.get(timeout=PATIENCE_SECONDS)
         beacon.answers.put(DELIVERED)
         beacon.left.get(timeout=PATIENCE_SECONDS)
@@ -332,7 +335,7 @@ def test_at_a_limited_pace_entries_leave_when_their_time_has_come_whatever_else_
     beacon = told.dispatcher.transport = Beacon()
     told.put()
     with ThreadPoolExecutor(1) as thread:
-        flight = thread.submit(told.dispatcher.run_lane, Lane.USAGE, told=True)
+        flight = thread.submit(told.dispatcher.run_lane, Lane.USAGE, notified=True)
         beacon.left.get(timeout=PATIENCE_SECONDS)
         told.put()
         beacon.left.get(timeout=PATIENCE_SECONDS)

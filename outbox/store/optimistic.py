@@ -26,15 +26,15 @@ from outbox.core.lane import Lane
 from outbox.core.policy import MICROSECONDS, Policy
 from outbox.core.step import Committed, Settlement, Step
 from outbox.errors import OutboxError
-from outbox.store import joined
+from outbox.store import optimistic_write
 from outbox.store.claim import Entries, claim, lease_columns, new_batch, newest_seen
+from outbox.store.compiled import has_listeners
 from outbox.store.database import Database
-from outbox.store.ledger import Clock, LockedLane, NotPlain, new_columns, saving
-from outbox.store.prepared import heard
-from outbox.store.reading import BATCHES_AHEAD, FRESH_SECONDS, RUN, Ahead, at_once
+from outbox.store.ledger import Clock, LockedLane, NeedsLock, new_columns, saving
+from outbox.store.read_ahead import BATCHES_AHEAD, FRESH_SECONDS, RUN, ReadAhead, at_once
 from outbox.store.settle import settle
 
-ODD_STEPS = 10
+LOCKED_STEPS = 10
 """After one that was not plain: where numbers are missing now and then, it is not read in vain each time."""
 
 
@@ -42,20 +42,20 @@ class _NoConnection:
     """Of a lane that is not locked."""
 
     def __getattr__(self, name: str) -> Any:
-        raise NotPlain(name)
+        raise NeedsLock(name)
 
 
 _NO_CONNECTION = cast(Connection, _NoConnection())
 
 
-class PlainSteps:
+class OptimisticSteps:
     """Of one worker: each lane as it left it."""
 
-    def __init__(self, database: Database, ahead: Ahead) -> None:
+    def __init__(self, database: Database, ahead: ReadAhead) -> None:
         self._database = database
         self._ahead = ahead
         self._left: dict[Lane, LockedLane] = {}
-        self._odd: dict[Lane, int] = {}
+        self._locked_steps: dict[Lane, int] = {}
         """How many more steps of a lane take its lock, since one was not plain."""
         self._saw_all: set[Lane] = set()
         """Lanes that the last step left ``emptied``."""
@@ -82,29 +82,29 @@ class PlainSteps:
         left = self._left.get(lane)
         if left is None or want > BATCHES_AHEAD or len(settlements) > BATCHES_AHEAD or not (want or settlements):
             return None
-        if heard(self._database.engine):
+        if has_listeners(self._database.engine):
             return None
-        given = self._given(left, policy, committed) if want else None
-        asks = want > 0 and given is None and self._asks(left)
+        handed_over = self._handed_over(left, policy, committed) if want else None
+        reads_while_writing = want > 0 and handed_over is None and self._reads_while_writing(left)
         try:
-            row = self._read(left, policy, 0 if asks else want, clock, given)
+            row = self._read(left, policy, 0 if reads_while_writing else want, clock, handed_over)
             settled = settle(row, policy, settlements)
-            batches = () if asks else claim(row, policy, want=want, look_due=False)
-        except (NotPlain, OutboxError, DBAPIError):  # what the database has to say it says under the lock
-            return self._odd_one(lane)
-        look = self._look(row, policy, clock) if asks else None
+            batches = () if reads_while_writing else claim(row, policy, want=want, look_due=False)
+        except (NeedsLock, OutboxError, DBAPIError):  # what the database has to say it says under the lock
+            return self._fall_back(lane)
+        look = self._read_and_lease(row, policy, clock) if reads_while_writing else None
         if not (settlements or batches or look):
             return self._in_vain(row)
         if row.health != left.health:
             return None
-        began, statements = boottime(), joined.statements(self._database.dialect.plain_steps)
+        began, statements = boottime(), optimistic_write.statements(self._database.dialect.optimistic_write)
         arrived = self._database.alone(
             lambda pooled: self._write(pooled, left, row, look), statements=statements, in_turn=True
         )
         if look is not None and look.found is not None:
             batches = self._took(row, policy, look)
             if not (batches or row.emptied):
-                return self._odd_one(lane)
+                return self._fall_back(lane)
             if not (batches or settlements):
                 return self._in_vain(row)
             self._looked_at[lane] = began
@@ -119,11 +119,11 @@ class PlainSteps:
                 settled.sent -= batch.rows
                 settled.lost.append(batch.id)
         saw_all = row.emptied if want else lane in self._saw_all
-        self.left(row, policy, plain=True)
+        self.remember(row, policy, optimistic=True)
         if saw_all:
             self._saw_all.add(lane)
         done = Step(batches, settled, row.emptied)
-        if asks and want > 1 and batches and not row.emptied:
+        if reads_while_writing and want > 1 and batches and not row.emptied:
             with suppress(OutboxError, DBAPIError):  # what is leased so far is to be sent, whatever becomes of the rest
                 self._add_more(done, policy, want - 1, clock)
         return done
@@ -134,9 +134,9 @@ class PlainSteps:
         if more is not None:
             done.batches, done.emptied = [*done.batches, *more.batches], more.emptied
 
-    def _odd_one(self, lane: Lane) -> Step | None:
+    def _fall_back(self, lane: Lane) -> Step | None:
         """It takes the lock, and some steps after it."""
-        self._odd[lane] = ODD_STEPS
+        self._locked_steps[lane] = LOCKED_STEPS
         self._left.pop(lane, None)
         return None
 
@@ -145,7 +145,7 @@ class PlainSteps:
             self._saw_all.add(row.lane)
         return Step(emptied=row.emptied)
 
-    def saw(self, lane: Lane, version: int, cursor: int) -> None:
+    def check_against(self, lane: Lane, version: int, cursor: int) -> None:
         """The lane's row as it was read. It may be behind: a server that fails over can lose what it committed last."""
         left = self._left.get(lane)
         if left is not None and (left.version, left.cursor) != (version, cursor):
@@ -160,22 +160,22 @@ class PlainSteps:
         left = self._left.get(lane)
         return left is not None and lane in self._saw_all and self._since[lane] <= version <= left.version
 
-    def left(self, row: LockedLane, policy: Policy, *, plain: bool = False) -> None:
+    def remember(self, row: LockedLane, policy: Policy, *, optimistic: bool = False) -> None:
         """After the commit of a step that left the lane so, locked or not."""
         self._saw_all.discard(row.lane)
-        if not plain:
+        if not optimistic:
             self._since[row.lane], self._looked_at[row.lane] = row.version, row.at
-        lane, odd = row.lane, self._odd.pop(row.lane, 0)
-        alone = self._ahead.plan(row, policy) and self._database.dialect.plain_steps is not None
-        if alone and at_once(lane, policy) and not odd and row.health.state is LaneState.OPEN:
+        lane, locked_steps = row.lane, self._locked_steps.pop(row.lane, 0)
+        alone = self._ahead.plan(row, policy) and self._database.dialect.optimistic_write is not None
+        if alone and at_once(lane, policy) and not locked_steps and row.health.state is LaneState.OPEN:
             row.connection, row.look, row.ahead, row.leases, row.arrivals = _NO_CONNECTION, None, {}, [], []
             self._left[lane] = row
         else:
             self._left.pop(lane, None)
-        if odd > 1:
-            self._odd[lane] = odd - 1
+        if locked_steps > 1:
+            self._locked_steps[lane] = locked_steps - 1
 
-    def _given(self, left: LockedLane, policy: Policy, committed: Committed | None) -> Any:
+    def _handed_over(self, left: LockedLane, policy: Policy, committed: Committed | None) -> Any:
         """What would be read, if it is known: a row of ``RUN``."""
         if committed is None or committed.first != left.cursor + 1 or len(committed.payloads) > policy.batch_max_rows:
             return None
@@ -188,18 +188,20 @@ class PlainSteps:
     def _knows_time(self, lane: Lane) -> bool:
         return boottime() - self._looked_at[lane] < FRESH_SECONDS
 
-    def _read(self, left: LockedLane, policy: Policy, want: int, clock: Clock | None, given: Any = None) -> LockedLane:
+    def _read(
+        self, left: LockedLane, policy: Policy, want: int, clock: Clock | None, handed_over: Any = None
+    ) -> LockedLane:
         """The lane as it was left, and what is above its cursor."""
         version, at = left.version + 1, boottime()
         kept = (left.floor, left.cursor, version, left.folded_version, left.health)
-        if given is not None or (not want and self._knows_time(left.lane)):
+        if handed_over is not None or (not want and self._knows_time(left.lane)):
             now = left.now + int((at - left.at) * MICROSECONDS) if clock is None else clock()
             lane = LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, look=self._nothing)
             lane.clock = None if clock is None else now
-            if given is None:
+            if handed_over is None:
                 lane.newest = left.newest
             else:
-                lane.ahead, lane.look = {left.cursor + 1: given}, self._looking(left.lane, policy)
+                lane.ahead, lane.look = {left.cursor + 1: handed_over}, self._looking(left.lane, policy)
             return lane
         ahead, first = self._ahead.ready(left.lane, policy, want), left.cursor + 1
         rows, times = dict(ahead.rows), dict(ahead.times)
@@ -215,19 +217,19 @@ class PlainSteps:
         look, now_of_tests = self._looking(left.lane, policy), None if clock is None else now
         return LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, ahead=rows, look=look, clock=now_of_tests)
 
-    def _asks(self, left: LockedLane) -> bool:
+    def _reads_while_writing(self, left: LockedLane) -> bool:
         """Whether the statement that writes is asked for the entries too: there are few, and the time is known."""
-        return self._database.dialect.asks_as_it_writes and left.emptied and self._knows_time(left.lane)
+        return self._database.dialect.reads_while_writing and left.emptied and self._knows_time(left.lane)
 
     @staticmethod
-    def _look(row: LockedLane, policy: Policy, clock: Clock | None) -> joined.Look:
+    def _read_and_lease(row: LockedLane, policy: Policy, clock: Clock | None) -> optimistic_write.ReadAndLease:
         columns = new_columns(row) | lease_columns()
         now = None if clock is None else row.now
         most, max_bytes = policy.batch_max_rows, policy.max_batch_bytes(row.lane)
-        return joined.Look(row.lane, columns, most, max_bytes, policy.lease_us, now)
+        return optimistic_write.ReadAndLease(row.lane, columns, most, max_bytes, policy.lease_us, now)
 
     @staticmethod
-    def _took(row: LockedLane, policy: Policy, look: joined.Look) -> Sequence[Batch]:
+    def _took(row: LockedLane, policy: Policy, look: optimistic_write.ReadAndLease) -> Sequence[Batch]:
         """The batch that was leased as it was found, unless somebody else has changed the lane."""
         found = look.found
         if not found.fit:
@@ -238,16 +240,20 @@ class PlainSteps:
         return [new_batch(row, policy, entries, look.lease)]
 
     def _nothing(self, _first: int) -> Any:
-        raise NotPlain("it only settles")
+        raise NeedsLock("it only settles")
 
     def _looking(self, lane: Lane, policy: Policy) -> Callable[[int], Any]:
         return lambda first: self._ahead.look(lane, first, policy.batch_max_rows)[0]
 
     def _write(
-        self, pooled: PoolProxiedConnection, left: LockedLane, row: LockedLane, look: joined.Look | None
+        self,
+        pooled: PoolProxiedConnection,
+        left: LockedLane,
+        row: LockedLane,
+        look: optimistic_write.ReadAndLease | None,
     ) -> Sequence[bool] | None:
-        driver, how = self._database.engine.dialect, self._database.dialect.plain_steps
-        saved = saving(row.lane, left, {name: getattr(row, name) for name in joined.SAVED})
+        driver, how = self._database.engine.dialect, self._database.dialect.optimistic_write
+        saved = saving(row.lane, left, {name: getattr(row, name) for name in optimistic_write.SAVED})
         if look is not None:
-            return joined.look_and_write(pooled, driver, saved, row.arrivals, look)
-        return joined.write(pooled, driver, how, saved, row.arrivals, row.leases)
+            return optimistic_write.look_and_write(pooled, driver, saved, row.arrivals, look)
+        return optimistic_write.write(pooled, driver, how, saved, row.arrivals, row.leases)

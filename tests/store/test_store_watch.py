@@ -70,7 +70,7 @@ def watching(box: Outbox, stop: Stop) -> Watching:
     @contextmanager
     def watching() -> Iterator[Looking]:
         store = box.store
-        news = store.database.dialect.news(store.database.engine, TABLES, store.told_here)
+        news = store.database.dialect.watch_commits(store.database.engine, TABLES, store.notified_here)
         with news as look, ThreadPoolExecutor(1) as thread:
             try:
                 yield Looking(look, stop, thread)
@@ -183,7 +183,7 @@ def test_what_this_process_does_itself_is_looked_at_no_more_often_than_each_few_
     """Its own worker and producers write all the time, and need the interpreter then."""
     box.wake.listen(lambda *_: None)  # so this process tells itself
     store = box.store
-    with store.database.dialect.news(store.database.engine, TABLES, store.told_here) as look:
+    with store.database.dialect.watch_commits(store.database.engine, TABLES, store.notified_here) as look:
         for by, told in ((box, []), (box, []), (elsewhere, USAGE), (box, []), (box, [])):
             by.put(interval())
             assert look(stop) == told

@@ -35,11 +35,11 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Dialect
 
 from outbox.core.lane import Lane
+from outbox.store.compiled import CompiledStatement
 from outbox.store.dialects import now_us
-from outbox.store.dialects.base import PlainSteps
+from outbox.store.dialects.base import OptimisticWrite
 from outbox.store.ledger import LEASED, NEW, leased_batch, save_lane, saved_lane, settling
-from outbox.store.prepared import Prepared
-from outbox.store.reading import run_of
+from outbox.store.read_ahead import run_of
 from outbox.store.schema import BATCH, LANE, LOGS
 
 Names = tuple[str, ...]
@@ -50,7 +50,7 @@ SAVED = ("version", "cursor")
 _ARRIVED, _LEASED = "arrived", "leased"
 
 
-def statements(how: PlainSteps | None) -> int:
+def statements(how: OptimisticWrite | None) -> int:
     """As how many it is written at most, whatever it writes."""
     return 3 if how == "apart" else 1
 
@@ -58,7 +58,7 @@ def statements(how: PlainSteps | None) -> int:
 def write(
     pooled: PoolProxiedConnection,
     dialect: Dialect,
-    how: PlainSteps | None,
+    how: OptimisticWrite | None,
     saved: Values,
     arrivals: Sequence[Values],
     leases: Sequence[Values],
@@ -90,14 +90,14 @@ def _numbered(what: str, rows: Sequence[Values]) -> dict[str, Any]:
 
 
 @cache
-def _joined(of_arrival: Names, arrivals: int, of_lease: Names, leases: int) -> Prepared:
+def _joined(of_arrival: Names, arrivals: int, of_lease: Names, leases: int) -> CompiledStatement:
     """Its row: how many rows of the lane were ``saved``, without which nothing else is written, and of each batch
     whether it had arrived."""
     saved = saved_lane(SAVED).returning(LANE.c.lane).cte("saved")
     still = select(saved).exists()
     settled = _settled(still, of_arrival, arrivals)
     inserted = [_lease_if(still, of_lease, f"{_LEASED}{at}_").cte(f"{_LEASED}{at}") for at in range(leases)]
-    return Prepared(select(*_counts(saved, *settled)).add_cte(*settled, *inserted))
+    return CompiledStatement(select(*_counts(saved, *settled)).add_cte(*settled, *inserted))
 
 
 def _settled(still: Any, names: Names, count: int) -> Sequence[CTE]:
@@ -125,7 +125,7 @@ def _lease_end(now: Any, prefix: str = "") -> Any:
 
 
 @dataclass
-class Look:
+class ReadAndLease:
     """For a batch of the next entries, in the statement that leases it. ``lease``: what is known of the batch before.
     Its lease of ``lease_us`` begins when the statement looks, see ``write``.
 
@@ -144,7 +144,7 @@ class Look:
 
 
 def look_and_write(
-    pooled: PoolProxiedConnection, dialect: Dialect, saved: Values, arrivals: Sequence[Values], look: Look
+    pooled: PoolProxiedConnection, dialect: Dialect, saved: Values, arrivals: Sequence[Values], look: ReadAndLease
 ) -> Sequence[bool] | None:
     """As ``write``, and leases what is found. None, and nothing is written, also where it does not fit, or is nothing
     while nothing has arrived. The lane's cursor is not taken from ``saved``."""
@@ -159,7 +159,7 @@ def look_and_write(
 
 
 @cache
-def _looking(lane: Lane, of_arrival: Names, arrivals: int, of_lease: Names) -> Prepared:
+def _looking(lane: Lane, of_arrival: Names, arrivals: int, of_lease: Names) -> CompiledStatement:
     run, cursor = run_of(LOGS[lane]).cte("run"), bindparam("read_cursor", type_=LANE.c.cursor.type)
     found, first = run.c, bindparam("first", type_=BATCH.c.first_seq.type)
     length = func.length(found.lines)
@@ -191,7 +191,7 @@ def _looking(lane: Lane, of_arrival: Names, arrivals: int, of_lease: Names) -> P
     leased = select(*columns.values()).select_from(run.join(saved, saved.c.cursor > cursor))
     still = select(saved.c.cursor).exists()
     settled = _settled(still, of_arrival, arrivals)
-    return Prepared(
+    return CompiledStatement(
         select(found, func.coalesce(fits, false()).label("fit"), *_counts(saved, *settled)).add_cte(
             insert(BATCH).from_select(list(columns), leased, include_defaults=False).cte("leased"), *settled
         )
@@ -213,8 +213,8 @@ def _one_by_one(
 
 
 @cache
-def _leasing(names: Names) -> Prepared:
-    return Prepared(_lease_if(true(), names, f"{_LEASED}_"))
+def _leasing(names: Names) -> CompiledStatement:
+    return CompiledStatement(_lease_if(true(), names, f"{_LEASED}_"))
 
 
 # --- SQLite ---------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from outbox import BeaconTransport, InvalidMessage, Outbox, Settings, TelemetryE
 from outbox.core.lane import LANES, Lane, Signal
 from outbox.core.privacy import OTHER, Place, Removal, Removed, Why
 from outbox.messages import Message
-from outbox.producer_door import KEPT_APART, Door
+from outbox.producer_privacy import KEPT_APART, Door
 from outbox.simulator import Simulator
 from outbox.store import removed as counts_of
 from outbox.testing import drain

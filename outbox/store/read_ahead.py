@@ -20,10 +20,10 @@ from sqlalchemy import Table, bindparam, func, literal_column, select
 from outbox.boottime import boottime
 from outbox.core.lane import LANES, Lane
 from outbox.core.policy import Policy
+from outbox.store.compiled import CompiledStatement
 from outbox.store.database import Database
 from outbox.store.dialects import lines_of, now_us
 from outbox.store.ledger import LockedLane
-from outbox.store.prepared import Prepared
 from outbox.store.schema import LOGS
 
 _READ_AT_ONCE_BYTES = 8 * 1024 * 1024
@@ -57,9 +57,9 @@ def _few_of(log: Table) -> Any:
     return few.where(above).order_by(log.c.seq).limit(literal_column(str(FEW)))
 
 
-RUN = {lane: Prepared(run_of(log)) for lane, log in LOGS.items()}
-_FEW = {lane: Prepared(_few_of(log)) for lane, log in LOGS.items()}
-_NOW = Prepared(select(now_us().label("now")))
+RUN = {lane: CompiledStatement(run_of(log)) for lane, log in LOGS.items()}
+_FEW = {lane: CompiledStatement(_few_of(log)) for lane, log in LOGS.items()}
+_NOW = CompiledStatement(select(now_us().label("now")))
 
 
 def at_once(lane: Lane, policy: Policy) -> bool:
@@ -98,7 +98,7 @@ class Found:
     times: Mapping[int, float]
 
 
-class Ahead:
+class ReadAhead:
     """The next full batches of each lane, by the number of their first entry.
 
     What is read holds for the lane as this worker left it. Beside another worker nothing is read.
@@ -156,7 +156,7 @@ class Ahead:
         """A row of ``RUN``, and when reading it began, in ``boottime``. ``few``: likely so.
         ``untimed``: its ``now`` may be None."""
         began = boottime()
-        if few and self._database.dialect.joins_slowly:
+        if few and self._database.dialect.aggregates_slowly:
             found = self._database.look(_FEW[lane], {"first": first})
             if len(found) < FEW and len(found) <= rows:
                 return self._joined(lane, found, untimed), began

@@ -20,7 +20,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 Values = Mapping[str, Any]
 
 
-class Prepared:
+class CompiledStatement:
     """A SELECT, INSERT or UPDATE whose parameters are all bound by name. ``columns``: of an INSERT.
 
     Values and errors are SQLAlchemy's own.
@@ -36,14 +36,14 @@ class Prepared:
 
     def rows(self, connection: Connection, values: Values) -> Sequence[Any]:
         """The rows, as named tuples."""
-        if heard(connection):
+        if has_listeners(connection):
             return connection.execute(self.statement, values).all()
         with _translating(connection) as pooled:
             return self.fetched(pooled, connection.dialect, values)
 
     def changed(self, connection: Connection, rows: Sequence[Values]) -> int:
         """Run for each of ``rows``; how many rows of the table that changed."""
-        if heard(connection):
+        if has_listeners(connection):
             return connection.execute(self.statement, list(rows)).rowcount
         with _translating(connection) as pooled:
             return self.on(pooled, connection.dialect, rows)
@@ -128,7 +128,7 @@ def _text_of(statement: Any, columns: Sequence[str], selected: Sequence[Any], di
     return _Text(str(compiled), compiled.positiontup or (), compiled.positional, constants, conversions, results)
 
 
-def heard(by: Connection | Engine) -> bool:
+def has_listeners(by: Connection | Engine) -> bool:
     """Somebody listens to statements: a test that strikes at one, a host that logs them."""
     told = by.dispatch
     return bool(told.before_cursor_execute or told.after_cursor_execute or by.dialect.dispatch.handle_error)

@@ -18,10 +18,10 @@ from outbox.core.batch import Batch
 from outbox.core.lane import Lane
 from outbox.core.step import Committed, Outlook, Settlement, Step
 from outbox.store import claim as store_claim
-from outbox.store import plain as store_plain
+from outbox.store import optimistic as store_optimistic
 from outbox.store.database import Database
 from outbox.store.dialects import now_us
-from outbox.store.reading import FEW, Ahead
+from outbox.store.read_ahead import FEW, ReadAhead
 from outbox.store.schema import BATCH, LANE
 from tests.store.driving import DELIVERED, INTERRUPTED, REFUSED, UNAVAILABLE, Worker
 from tests.support.databases import Database as Place
@@ -144,7 +144,7 @@ def test_a_lease_lasts_by_the_databases_clock_whatever_this_machine_thinks_of_th
     for _ in range(3):
         worker.put(ROWS)
         step(worker, leased(worker))
-    box.store._plain._left[worker.lane].now -= 2 * box.store.policy.lease_us
+    box.store._optimistic._left[worker.lane].now -= 2 * box.store.policy.lease_us
     locks.clear()
     told: list[Committed | None] = []
     box.wake.listen(lambda _lanes, committed=None, /: told.append(committed))
@@ -208,8 +208,8 @@ def test_a_look_in_vain_is_one_statement_and_now_and_then_asks_for_the_time(
     assert step(worker) == Step(emptied=True)
     assert len(looks) == 1
     with monkeypatch.context() as patched:
-        patched.setattr(store_plain, "FRESH_SECONDS", 0)
-        box.store._plain._left[worker.lane].now -= 2 * box.store.policy.lease_us  # as after its host was suspended
+        patched.setattr(store_optimistic, "FRESH_SECONDS", 0)
+        box.store._optimistic._left[worker.lane].now -= 2 * box.store.policy.lease_us  # as after its host was suspended
         assert step(worker) == Step(emptied=True)
     [[before]] = worker.rows(select(now_us()))
     step(worker, [batch], want=0)
@@ -350,7 +350,7 @@ def test_a_post_under_a_lease_ends_before_it_wherever_the_step_stalls(
         while time.monotonic() < until:
             pass
 
-    for name, module in (("look", Ahead), ("settle", store_plain), ("_lease", store_claim)):
+    for name, module in (("look", ReadAhead), ("settle", store_optimistic), ("_lease", store_claim)):
         stalling(monkeypatch, module, name, stall)
     began = boottime()
     [batch] = step(alone, leased(alone)).batches
@@ -449,7 +449,7 @@ def test_entries_that_the_last_step_did_not_claim_are_told(alone: Worker) -> Non
 
 def _alone_again(worker: Worker) -> None:
     """Steps until the lane's lock is not taken any more, and nothing is left."""
-    for _ in range(store_plain.ODD_STEPS + 2):
+    for _ in range(store_optimistic.LOCKED_STEPS + 2):
         _deliver_one(worker)
 
 
@@ -479,7 +479,7 @@ def test_its_clock_is_the_databases_and_is_asked_again(
 ) -> None:
     """However many steps only settle, one after the other."""
     box.store.clock = None
-    monkeypatch.setattr(store_plain, "FRESH_SECONDS", 0.05)
+    monkeypatch.setattr(store_optimistic, "FRESH_SECONDS", 0.05)
     for _ in range(3):
         worker.put(ROWS)
         step(worker, leased(worker))

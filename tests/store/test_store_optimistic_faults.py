@@ -16,7 +16,7 @@ from outbox import DatabaseUnavailable, OutcomeUnknown
 from outbox.core.batch import Batch
 from outbox.core.lane import Lane
 from outbox.core.step import Settlement, Step
-from outbox.store.plain import PlainSteps
+from outbox.store.optimistic import OptimisticSteps
 from outbox.store.schema import BATCH, LANE
 from tests.store.driving import DELIVERED, Worker
 from tests.support.databases import Database as Place
@@ -52,15 +52,15 @@ def came_through(worker: Worker, batch: Batch, put: Sequence[object]) -> None:
 def before_it_writes(monkeypatch: pytest.MonkeyPatch, strike: Callable[[Any], object]) -> Iterator[list[object]]:
     """Between what a plain step has read and what it writes, once; what ``strike`` returned."""
     struck: list[object] = []
-    write = PlainSteps._write
+    write = OptimisticSteps._write
 
-    def writing(steps: PlainSteps, pooled: Any, *rows: Any) -> Sequence[bool] | None:
+    def writing(steps: OptimisticSteps, pooled: Any, *rows: Any) -> Sequence[bool] | None:
         if not struck:
             struck.append(strike(pooled))
         return write(steps, pooled, *rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PlainSteps, "_write", writing)
+        patch.setattr(OptimisticSteps, "_write", writing)
         yield struck
     assert struck
 
@@ -71,15 +71,15 @@ def write_raises(
 ) -> Iterator[None]:
     """The driver's error, after all of it was executed, and ``first``."""
     error = worker.box.engine.dialect.loaded_dbapi.OperationalError(words)
-    write = PlainSteps._write
+    write = OptimisticSteps._write
 
-    def failing(steps: PlainSteps, pooled: Any, *rows: Any) -> Sequence[bool] | None:
+    def failing(steps: OptimisticSteps, pooled: Any, *rows: Any) -> Sequence[bool] | None:
         assert write(steps, pooled, *rows) == [True]
         first(pooled)
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(PlainSteps, "_write", failing)
+        patch.setattr(OptimisticSteps, "_write", failing)
         yield
 
 

@@ -20,10 +20,10 @@ from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, mom
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import BatchState, Ending, Status, status_of
 from outbox.store import operate
+from outbox.store.compiled import CompiledStatement
 from outbox.store.dialects import now_us
 from outbox.store.ledger import IS_LIVE, Clock
 from outbox.store.operate import Window, chunks, dead_letters
-from outbox.store.prepared import Prepared
 from outbox.store.schema import BATCH, HOLE, LANE, LOGS, REMOVED
 
 PENDING_COUNTED_EXACTLY = 10_000
@@ -266,7 +266,7 @@ def _pending(connection: Connection, lane: Lane, cursor: int) -> tuple[int, int 
 
 
 @cache
-def something_to_do(lane: Lane) -> Prepared:
+def something_to_do(lane: Lane) -> CompiledStatement:
     """A query with one row: whether new rows, due batches or due holes wait, and what the lane says of it."""
     log = LOGS[lane]
     key = str(lane)
@@ -276,4 +276,4 @@ def something_to_do(lane: Lane) -> Prepared:
     hole = select(func.min(HOLE.c.next_check_at)).where(HOLE.c.lane == key).scalar_subquery()
     says = (LANE.c.state, LANE.c.next_probe_at, LANE.c.version, LANE.c.cursor)
     waits = (newer.label("newer"), due.label("due_at"), hole.label("hole_at"))
-    return Prepared(select(*says, *waits, now_us().label("now")).where(LANE.c.lane == key))
+    return CompiledStatement(select(*says, *waits, now_us().label("now")).where(LANE.c.lane == key))
