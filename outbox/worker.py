@@ -30,7 +30,7 @@ from outbox.core.lane import Lane
 from outbox.core.policy import Bounds, Retention
 from outbox.core.step import Committed
 from outbox.dispatcher import Dispatcher, Transport
-from outbox.errors import DatabaseUnavailable, OutboxError, OutcomeUnknown
+from outbox.errors import DatabaseUnavailable, InheritedConnection, OutboxError, OutcomeUnknown
 from outbox.flight import LOOK_DUE_SECONDS
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ class Worker:
         """How far the wall clock is ahead of the monotonic one."""
 
     def start(self) -> None:
-        """Begin to deliver. Raises ``SchemaOutOfDate`` without tables, ``RuntimeError`` for one that was started.
+        """Begin to deliver. Raises ``SchemaOutOfDate`` without tables, ``InheritedConnection`` in a child of a fork
+        that may not write (SQLite), ``RuntimeError`` for a worker that was started before.
 
         While the database is away it says so in the log, and delivers when it is back.
         """
@@ -88,6 +89,8 @@ class Worker:
             raise RuntimeError("this worker was started before: make another, Worker(box, transport)")
         try:
             self._begin()
+        except InheritedConnection:  # waiting does not mend it
+            raise
         except (DatabaseUnavailable, OutcomeUnknown) as error:
             logger.error("%s The worker begins when the database is there.", error)
         self._started = True

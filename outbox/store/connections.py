@@ -89,13 +89,17 @@ class Connections:
             pooled.close()  # the pool tries it before it hands it out
         pooled = self._engine.raw_connection()
         pooled.info[_OUT_AT] = time.monotonic()
-        if self._switch is not None:
-            try:
+        try:
+            # SQLAlchemy applies it in ``engine.connect()`` only, and a host's engine may default to READ UNCOMMITTED.
+            if (level := self._engine.get_execution_options().get("isolation_level")) is not None:
+                driver: Any = pooled.driver_connection
+                self._engine.dialect.set_isolation_level(driver, level)
+            if self._switch is not None:
                 self._switch(pooled.driver_connection, True)
-            except BaseException:
-                pooled.invalidate()
-                self.distrust()  # it broke with others
-                raise
+        except BaseException:
+            pooled.invalidate()
+            self.distrust()  # it broke with others
+            raise
         return pooled, at_hand
 
     def keep(self, pooled: PoolProxiedConnection, at_hand: AtHand) -> None:

@@ -119,6 +119,15 @@ def test_a_child_forked_beside_a_worker_refuses_and_one_forked_after_it_does_not
     assert is_pending(outbox_box, message.id)
 
 
+def test_a_worker_is_not_started_in_a_child_that_refuses_to_write(outbox_box: Outbox) -> None:
+    with (
+        BeaconTransport(outbox_box.settings) as transport,
+        outbox_box.store.database.read(),
+        forked(Worker(outbox_box, transport).start) as ended,
+    ):
+        assert ended().startswith("InheritedConnection: ")
+
+
 def test_a_connection_in_use_while_the_engine_was_disposed_is_closed_by_the_next_fork(outbox_box: Outbox) -> None:
     """It comes back to a pool that the engine has no longer, as one does that a worker opens during a fork."""
     message = interval()

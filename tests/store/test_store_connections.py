@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,15 +15,17 @@ import pytest
 from pymysql.connections import Connection as PyMySQL
 from sqlalchemy import Engine, QueuePool, create_engine, event, text
 
-from outbox import Outbox, Settings
+from outbox import Dispatcher, Outbox, Settings
 from outbox.core.lane import Lane
 from outbox.errors import DatabaseUnavailable, OutboxError, OutcomeUnknown
 from outbox.store import connections
 from outbox.store.dialects.base import Inserted
 from outbox.store.dialects.mysql import INSERTED_AT_ONCE, MySQL
+from tests.store.driving import DELIVERED
 from tests.support import ledger
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
+from tests.support.waiting import wait_until
 
 SERVERS = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
 SESSION = {"postgresql": "SELECT pg_backend_pid()", "mariadb": "SELECT CONNECTION_ID()"}
@@ -227,6 +229,36 @@ def test_a_put_is_one_transaction_on_the_engine_of_a_host_that_commits_each_stat
         box.put(*intervals(INSERTED_AT_ONCE + 1))
         assert in_transaction == [0, 0, 1], "one statement commits itself"
         assert pending(box) == 2 * INSERTED_AT_ONCE + 2
+    host.dispose()
+
+
+@SERVERS
+@pytest.mark.parametrize("level", ["READ UNCOMMITTED", "SERIALIZABLE"])
+def test_only_what_is_committed_is_sent_whatever_the_isolation_of_a_hosts_engine(
+    database: Database, level: str
+) -> None:
+    host = create_engine(database.url, isolation_level=level)
+    sent: list[str] = []
+    transport = SimpleNamespace(send=lambda batch: sent.append(batch.lines) or DELIVERED)
+    with Outbox(host, settings=Settings(notify=False)) as box, closing(Dispatcher(box, transport)) as dispatcher:
+        box.migrate()
+
+        def deliver() -> str:
+            sent.clear()
+            dispatcher.signals[Lane.USAGE].notify(entries=True)
+            dispatcher.run_lane(Lane.USAGE, notified=True)
+            return "".join(sent)
+
+        for _ in range(3):  # from then on steps are optimistic: the driver's own connection reads
+            box.put(interval())
+            assert deliver()
+        with host.connect() as connection:
+            [uncommitted] = box.enqueue(connection, interval())
+            assert not deliver()
+            connection.rollback()
+        [committed] = box.put(interval())
+        wait_until(lambda: str(committed) in deliver())
+        assert box.find(uncommitted) is None
     host.dispose()
 
 
