@@ -6,6 +6,23 @@ zero to the ceiling spreads a crowd of clients better than any fixed fraction. T
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """The bounds of a wait in seconds, and the random draw (0..1) of one decision."""
+
+    base: float
+    maximum: float
+    draw: float
+    attempts_limited: bool = False
+    """The lane gives a batch up after a number of attempts; each probe of a paused lane is one of them."""
+
+    def wait(self, failures: int) -> float:
+        """Seconds until the next attempt after so many ``failures``: exponential backoff with full jitter."""
+        return full_jitter(failures, self.base, self.maximum, self.draw)
+
 
 def ceiling(failures: float, base: float, maximum: float) -> float:
     """Seconds: ``base * 2**(failures - 1)``, at most ``maximum``. ``failures`` counts from 1, and may be in between."""

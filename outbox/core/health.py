@@ -24,8 +24,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from outbox.core.backoff import equal_jitter
-from outbox.core.verdict import Receipt, Verdict
+from outbox.core.backoff import Backoff, equal_jitter
+from outbox.core.receipt import Receipt, Verdict
 
 FAILURES_TO_OPEN_BREAKER = 3
 DEAD_IN_A_ROW = 8
@@ -74,21 +74,6 @@ class Health:
         if self.state is LaneState.OFF or self.next_probe_at is None:
             return False
         return self.next_probe_at <= now or self.next_probe_at > now + max_pause
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """Bounds in seconds, and this decision's draw (0..1)."""
-
-    base: float
-    maximum: float
-    draw: float
-    attempts_limited: bool = False
-    """A batch is dead after so many attempts, and each probe is one."""
-
-    def wait(self, step: int) -> float:
-        """Seconds until the next probe: half to all of what the ``step`` allows."""
-        return equal_jitter(1 + (step - 1) / DOUBLING, self.base / 8, self.maximum, self.draw)
 
 
 def probing(health: Health, now: int, lease: int) -> Health:
@@ -142,8 +127,13 @@ def _paused(health: Health, receipt: Receipt, now: int, backoff: Backoff) -> Hea
     begun = 0 if health.state is LaneState.OPEN else health.failures  # a pause begins with the first wait
     soon = receipt.unreached and not backoff.attempts_limited
     step = begun + 1 if soon else max(begun + DOUBLING, FIRST_ANSWERED)
-    wait = max(backoff.wait(step), receipt.retry_after_seconds or 0.0)
+    wait = max(_probe_wait(step, backoff), receipt.retry_after_seconds or 0.0)
     return Health(LaneState.PAUSED, receipt.reason, now + _micros(wait), step, health.dead_streak)
+
+
+def _probe_wait(step: int, backoff: Backoff) -> float:
+    """Seconds until the next probe: half to all of what the ``step`` allows."""
+    return equal_jitter(1 + (step - 1) / DOUBLING, backoff.base / 8, backoff.maximum, backoff.draw)
 
 
 def _micros(seconds: float) -> int:

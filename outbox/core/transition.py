@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from outbox.core.backoff import full_jitter
-from outbox.core.verdict import Receipt, Verdict
+from outbox.core.backoff import Backoff
+from outbox.core.receipt import Receipt, Verdict
 
 CRASHES_TO_WAIT = 3
 """A batch whose lease ended this often without an answer may be what kills the worker: others go first."""
@@ -41,12 +41,10 @@ def decide(
     entries: int,
     ambiguous: bool,
     attempts_limit: int | None,
-    backoff_base: float,
-    backoff_max: float,
-    draw: float,
+    backoff: Backoff,
     refusing: bool = False,
 ) -> Transition:
-    """What becomes of a leased batch. ``draw`` in 0..1 is the jitter; ``attempts_limit`` None: no limit.
+    """What becomes of a leased batch. ``attempts_limit`` None: no limit.
 
     ``refusing``: the lane is paused because everything is refused, so a refusal says nothing of this entry.
     """
@@ -59,7 +57,7 @@ def decide(
             # The guilty row is counted once, when it is alone.
             return Transition(Move.HALVE, attempts, ambiguous)
         case Verdict.REFUSED | Verdict.TOO_LARGE if refusing and not receipt.taken_in_part:
-            return Transition(Move.RETRY, attempts, ambiguous, full_jitter(1, backoff_base, backoff_max, draw))
+            return Transition(Move.RETRY, attempts, ambiguous, backoff.wait(1))
         case Verdict.REFUSED | Verdict.TOO_LARGE:
             return Transition(Move.BURY, attempts + 1, ambiguous)
         case Verdict.INTERRUPTED:
@@ -68,14 +66,11 @@ def decide(
             ambiguous = ambiguous or receipt.verdict is Verdict.AMBIGUOUS
             if receipt.counted and attempts_limit is not None and counted >= attempts_limit:
                 return Transition(Move.BURY, counted, ambiguous)
-            wait = full_jitter(max(counted, 1), backoff_base, backoff_max, draw)
-            wait = max(wait, receipt.retry_after_seconds or 0.0)
+            wait = max(backoff.wait(max(counted, 1)), receipt.retry_after_seconds or 0.0)
             return Transition(Move.RETRY, counted, ambiguous, wait)
 
 
-def after_crash(
-    *, attempts: int, crashes: int, entries: int, backoff_base: float, backoff_max: float, draw: float
-) -> Transition:
+def after_crash(*, attempts: int, crashes: int, entries: int, backoff: Backoff) -> Transition:
     """What becomes of a batch whose lease ended without an answer, for the ``crashes``-th time in a row.
 
     ``wait_seconds`` 0: it is sent again at once.
@@ -85,4 +80,4 @@ def after_crash(
         return Transition(Move.HALVE, counted, ambiguous=True)
     if crashes < CRASHES_TO_WAIT:
         return Transition(Move.RETRY, counted, ambiguous=True)
-    return Transition(Move.RETRY, counted, True, full_jitter(crashes, backoff_base, backoff_max, draw))
+    return Transition(Move.RETRY, counted, True, backoff.wait(crashes))

@@ -134,16 +134,8 @@ def _due(lane: LockedLane, policy: Policy, want: int, *, probe: bool = False) ->
 def _again_at_once(lane: LockedLane, policy: Policy, row: Row[Any]) -> bool:
     """Whether a batch whose lease has expired is sent again now; if not, it waits or is halved."""
     add_to_totals(lane, failed_attempts=1)
-    jitter = backoff(policy, lane.lane)
     crashes = row.crash_count + 1
-    crash = after_crash(
-        attempts=row.attempts,
-        crashes=crashes,
-        entries=row.entries,
-        backoff_base=jitter.base,
-        backoff_max=jitter.maximum,
-        draw=jitter.draw,
-    )
+    crash = after_crash(attempts=row.attempts, crashes=crashes, entries=row.entries, backoff=backoff(policy, lane.lane))
     error = f"{crashes} leases in a row ended without an answer: the worker was killed, stalled, or lost the database"
     if crash.move is Move.HALVE:
         halve(lane, row, attempts=crash.attempts, ambiguous=crash.ambiguous, error=error)

@@ -14,7 +14,8 @@ import uuid_utils
 from sqlalchemy import Connection, Update, bindparam, func, insert, or_, select, true, update
 
 from outbox.boottime import boottime
-from outbox.core.health import Backoff, Health, LaneState
+from outbox.core.backoff import Backoff
+from outbox.core.health import Health, LaneState
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import LIVE
 from outbox.core.policy import Policy

@@ -47,9 +47,7 @@ def _settle_one(lane: LockedLane, policy: Policy, one: Settlement, done: Settled
         entries=batch.rows,
         ambiguous=batch.ambiguous,
         attempts_limit=policy.attempts_limit(batch.lane),
-        backoff_base=policy.backoff_base,
-        backoff_max=policy.backoff_max,
-        draw=jitter.draw,
+        backoff=jitter,
         refusing=lane.health.refusing,
     )
     applied = batch.lease_token in delivered or (

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from outbox.core.health import Backoff, Health, LaneState, after, probing
+from outbox.core.backoff import Backoff
+from outbox.core.health import Health, LaneState, after, probing
 from outbox.core.lane import Lane
 from outbox.core.policy import Policy
+from outbox.core.receipt import Answer, Failure, Receipt
 from outbox.core.transition import Move, decide
-from outbox.core.verdict import Answer, Failure, Receipt, judge
+from outbox.core.verdict import judge
 
 SECOND = 1_000_000
 MINUTE = 60 * SECOND
@@ -110,9 +112,7 @@ class LaneOverDays:
             entries=1,
             ambiguous=False,
             attempts_limit=None,
-            backoff_base=backoff.base,
-            backoff_max=backoff.maximum,
-            draw=backoff.draw,
+            backoff=backoff,
             refusing=self.health.refusing,
         )
         return transition.move is Move.BURY

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outbox.core.backoff import Backoff
 from outbox.core.health import (
     DEAD_IN_A_ROW,
     DOUBLING,
     FAILURES_TO_OPEN_BREAKER,
     FIRST_ANSWERED,
-    Backoff,
     Health,
     LaneState,
     after,

@@ -9,13 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from outbox.core.backoff import Backoff
 from outbox.core.receipt import Receipt, Verdict
 from outbox.core.transition import CRASHES_TO_HALVE, Move, Transition, after_crash, decide
 
+BACKOFF = Backoff(1.0, 300.0, 1.0)
 COUNTED = {Verdict.REFUSED, Verdict.UNAVAILABLE, Verdict.AMBIGUOUS}
 
 
-def decided(verdict: Verdict, **changes: Any) -> Transition:
+def decided(verdict: Verdict, *, backoff: Backoff = BACKOFF, **changes: Any) -> Transition:
     receipt = Receipt(
         verdict,
         counted=verdict in COUNTED,
@@ -28,9 +30,7 @@ def decided(verdict: Verdict, **changes: Any) -> Transition:
         "entries": 5,
         "ambiguous": False,
         "attempts_limit": None,
-        "backoff_base": 1.0,
-        "backoff_max": 300.0,
-        "draw": 1.0,
+        "backoff": backoff,
     }
     return decide(receipt, **(known | changes))
 
@@ -67,7 +67,9 @@ def test_a_longer_retry_after_wins_over_the_backoff_and_a_shorter_one_does_not()
 
 def test_a_retry_after_of_no_time_leaves_the_backoff_as_it_is() -> None:
     for retry_after in (None, 0.0):
-        assert decided(Verdict.UNAVAILABLE, retry_after=retry_after, backoff_base=0.1).wait_seconds == 0.4
+        assert (
+            decided(Verdict.UNAVAILABLE, retry_after=retry_after, backoff=Backoff(0.1, 300.0, 1.0)).wait_seconds == 0.4
+        )
 
 
 def test_what_was_never_counted_waits_as_after_the_first_failure() -> None:
@@ -85,9 +87,9 @@ def test_two_entries_are_still_halved_and_one_never(verdict: Verdict) -> None:
 def test_while_everything_is_refused_no_entry_dies_or_is_counted_and_a_batch_is_halved(
     verdict: Verdict, ambiguous: bool
 ) -> None:
-    alone = decided(verdict, entries=1, ambiguous=ambiguous, refusing=True, backoff_base=2.0, backoff_max=3.0, draw=0.5)
+    alone = decided(verdict, entries=1, ambiguous=ambiguous, refusing=True, backoff=Backoff(2.0, 3.0, 0.5))
     assert alone == Transition(Move.RETRY, 2, ambiguous, 1.0)
-    assert decided(verdict, entries=1, refusing=True, backoff_base=5.0, backoff_max=3.0).wait_seconds == 3
+    assert decided(verdict, entries=1, refusing=True, backoff=Backoff(5.0, 3.0, 1.0)).wait_seconds == 3
     assert decided(verdict, ambiguous=ambiguous, refusing=True) == Transition(Move.HALVE, 2, ambiguous)
 
 
@@ -110,14 +112,14 @@ def test_what_is_not_counted_never_buries() -> None:
 def test_attempts_grow_by_one_at_most_and_a_lost_answer_is_never_forgotten(
     verdict: Verdict, attempts: int, entries: int, ambiguous: bool, draw: float
 ) -> None:
-    made = decided(verdict, attempts=attempts, entries=entries, ambiguous=ambiguous, draw=draw)
+    made = decided(verdict, attempts=attempts, entries=entries, ambiguous=ambiguous, backoff=Backoff(1.0, 300.0, draw))
     assert made.attempts - attempts in (0, 1)
     assert made.ambiguous >= ambiguous
     assert made.move is not Move.HALVE or entries > 1
 
 
 def crashed(crashes: int, *, entries: int = 5) -> Transition:
-    return after_crash(attempts=2, crashes=crashes, entries=entries, backoff_base=1.0, backoff_max=300.0, draw=0.5)
+    return after_crash(attempts=2, crashes=crashes, entries=entries, backoff=Backoff(1.0, 300.0, 0.5))
 
 
 def test_a_batch_that_crashed_is_sent_again_at_once_then_waits_then_is_halved() -> None:

@@ -8,8 +8,9 @@ from itertools import count
 from uuid import UUID
 
 from outbox.core import batching, runs
+from outbox.core.backoff import Backoff
 from outbox.core.batch import Batch
-from outbox.core.health import Backoff, LaneState, after, probing
+from outbox.core.health import LaneState, after, probing
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import BatchState
 from outbox.core.policy import MICROSECONDS, Policy
@@ -102,14 +103,11 @@ class Claiming:
     def again_at_once(self, ledger: Ledger, held: Held) -> bool:
         """A lease has expired: whether the batch is leased again now; if not, it waits or is halved."""
         ledger.totals["failed_attempts"] += 1
-        jitter = self.backoff(ledger.lane)
         crash = self.after_crash(
             attempts=held.attempts,
             crashes=held.crashes + 1,
             entries=held.entries,
-            backoff_base=jitter.base,
-            backoff_max=jitter.maximum,
-            draw=jitter.draw,
+            backoff=self.backoff(ledger.lane),
         )
         if crash.move is Move.HALVE:
             self.halve(ledger, held, crash.attempts, crash.ambiguous)

@@ -110,9 +110,7 @@ class ModelStore(Operating):
             entries=batch.rows,
             ambiguous=batch.ambiguous,
             attempts_limit=self.policy.attempts_limit(batch.lane),
-            backoff_base=self.policy.backoff_base,
-            backoff_max=self.policy.backoff_max,
-            draw=jitter.draw,
+            backoff=jitter,
             refusing=ledger.health.refusing,
         )
         held = self.leased(ledger, batch)
