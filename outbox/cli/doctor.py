@@ -12,6 +12,7 @@ import typer
 
 from outbox.cli.context import FAILURE, Globals
 from outbox.cli.output import Form, Output, show_rows, tell
+from outbox.core.text import printable
 
 if TYPE_CHECKING:
     from outbox.doctor import Finding
@@ -52,10 +53,5 @@ def _on_terminal(findings: Sequence[Finding]) -> None:
         table.add_column(name, no_wrap=name in ("status", "check"), overflow="fold")
     for finding in findings:
         status = Text(finding.status, style=STYLES[finding.status])
-        table.add_row(status, finding.check, Text(_printable(finding.found)), Text(_printable(finding.mend or "-")))
+        table.add_row(status, finding.check, Text(printable(finding.found)), Text(printable(finding.mend or "-")))
     Console().print(table)
-
-
-def _printable(text: str) -> str:
-    """What a server answered must not move the cursor."""
-    return "".join(char if char.isprintable() else " " for char in text)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import msgspec
 import typer
 
+from outbox.core.text import printable
 from outbox.errors import OutboxError
 
 if TYPE_CHECKING:
@@ -171,4 +172,4 @@ def _cell(value: object) -> str:
     if isinstance(simple, float):
         return f"{simple:.1f}"
     text = simple if isinstance(simple, str) else json.dumps(simple)
-    return "".join(char if char.isprintable() else " " for char in text)
+    return printable(text)

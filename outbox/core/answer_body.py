@@ -10,10 +10,9 @@ from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
 from outbox.core.lane import LANES, Lane
+from outbox.core.policy import MAX_RETRY_AFTER_SECONDS
 from outbox.core.receipt import Answer
-
-EXCERPT_CHARS = 500
-RETRY_AFTER_MAX_SECONDS = 3600.0
+from outbox.core.text import EXCERPT_CHARS, printable
 
 _MAX_INT64 = 2**63 - 1
 _MOST_REJECTED = 2**31 - 1
@@ -87,17 +86,11 @@ def retry_after(value: str | None, now: float) -> float | None:
             seconds = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() - now
         except (ValueError, OverflowError, TypeError, IndexError):
             return None
-    return min(max(seconds, 0.0), RETRY_AFTER_MAX_SECONDS)
-
-
-def printable(text: str) -> str:
-    """``text`` cut to an excerpt; control characters (NUL, escapes, bidi overrides) become spaces."""
-    text = text[:EXCERPT_CHARS]
-    return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
 
 
 def excerpt_of(body: bytes) -> str:
-    return printable(body[: 4 * EXCERPT_CHARS].decode("utf-8", "replace"))
+    return printable(body[: 4 * EXCERPT_CHARS].decode("utf-8", "replace"), EXCERPT_CHARS)
 
 
 def _read_2xx(lane: Lane, rows: int, answer: Answer) -> Reading:
@@ -123,7 +116,7 @@ def _read_otlp(document: dict[str, object]) -> Reading:
     if not isinstance(partial, dict):
         return Reading(Body.ACCEPTED, warning="partialSuccess is not an object")
     message = partial.get("errorMessage")
-    warning = printable(message) if isinstance(message, str) and message else None
+    warning = printable(message, EXCERPT_CHARS) if isinstance(message, str) and message else None
     counts = [_int64(partial[key]) for key in _REJECTED_KEYS if key in partial]
     if None in counts:
         return Reading(Body.ACCEPTED, warning=warning or "partialSuccess has a count that cannot be read")

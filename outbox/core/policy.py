@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from outbox.core.lane import LANES, Lane
 
 MICROSECONDS = 1_000_000
-MAX_RETRY_AFTER_SECONDS = 3600
-"""delivery.md: a longer Retry-After is clamped."""
+MAX_RETRY_AFTER_SECONDS = 3600.0
+"""A longer Retry-After is clamped to an hour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Policy:
     @property
     def max_wait_us(self) -> int:
         """No lease or retry lies further ahead, unless a clock jumped: then it counts as due."""
-        longest = max(self.lease_seconds, self.backoff_max, float(MAX_RETRY_AFTER_SECONDS))
+        longest = max(self.lease_seconds, self.backoff_max, MAX_RETRY_AFTER_SECONDS)
         return int((longest + 60) * MICROSECONDS)
 
 

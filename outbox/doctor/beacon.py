@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import httpx
 import jwt
 
-from outbox.core.answer_body import printable
 from outbox.core.receipt import Answer, Failure, Receipt, Verdict
+from outbox.core.text import EXCERPT_CHARS, printable
 from outbox.doctor.exchange import Exchange, ask
 from outbox.doctor.finding import Finding, ok, parted, problem, problem_of, skipped, warning
 from outbox.doctor.patient import REQUEST_SECONDS, RESOLVE_SECONDS, Check, Need, Patient
@@ -109,7 +109,7 @@ def judge_answer(exchange: Exchange, url: str) -> Finding:
 
 def _host(location: str) -> str:
     try:
-        return printable(urlsplit(location).netloc.rpartition("@")[2])
+        return printable(urlsplit(location).netloc.rpartition("@")[2], EXCERPT_CHARS)
     except ValueError:
         return ""
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import httpx
 
-from outbox.core.answer_body import printable
 from outbox.core.receipt import Answer, Failure, Receipt
+from outbox.core.text import EXCERPT_CHARS, printable
 from outbox.settings import Settings
 from outbox.transport.answer import failure_of, read_answer
 from outbox.transport.beacon import USAGE_ANSWER_BYTES
@@ -63,7 +63,10 @@ def ask(settings: Settings, license: Secret, seconds: float) -> Exchange:
             failure = failure_of(error)
             if failure is None:
                 raise
-            answer, words = failure, printable(mask(f"{type(error).__name__}: {error}", license, *secrets_of(proxy)))
+            answer, words = (
+                failure,
+                printable(mask(f"{type(error).__name__}: {error}", license, *secrets_of(proxy)), EXCERPT_CHARS),
+            )
     token = read_verify(answer, now=time.time())
     certificate = certificates[-1] if certificates else None
     return Exchange(answer, token, words, certificate, sent_at, time.monotonic() - started)

@@ -22,10 +22,10 @@ from typing import Self
 import httpx
 
 from outbox.boottime import boottime
-from outbox.core.answer_body import printable
 from outbox.core.batch import Batch
 from outbox.core.lane import LANES
 from outbox.core.receipt import Answer, Failure, Receipt, Verdict
+from outbox.core.text import EXCERPT_CHARS, printable
 from outbox.core.verdict import judge
 from outbox.errors import ConfigError, LicenseRefused, Offline
 from outbox.transport.answer import failure_of, read_answer
@@ -267,4 +267,6 @@ def _for_the_operator(receipt: Receipt, outcome: Outcome, *secrets: Secret) -> R
     if warning and masked != body:  # it was cut to an excerpt, and the cut may go through a secret
         warning = "beacon's message is withheld: its answer repeats the licence or the token"
     reason = mask(f"{receipt.reason}: {words[:MASKED_BYTES]}" if words else receipt.reason, *secrets)
-    return replace(receipt, reason=printable(reason), excerpt=printable(masked), warning=warning)
+    return replace(
+        receipt, reason=printable(reason, EXCERPT_CHARS), excerpt=printable(masked, EXCERPT_CHARS), warning=warning
+    )

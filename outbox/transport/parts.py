@@ -22,10 +22,10 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from outbox.core.answer_body import printable
 from outbox.core.batch import Batch
 from outbox.core.receipt import Receipt, Verdict
 from outbox.core.telemetry import leaves, part, place
+from outbox.core.text import EXCERPT_CHARS, printable
 
 REMEMBERED = 1000
 """Envelopes under way in parts; of more the oldest is forgotten and begins again."""
@@ -127,5 +127,5 @@ class _Envelope:
             self._taken[-1],
             reason=f"beacon took it in {len(self._taken)} parts (delivered{detail})",
             rejected=rejected,
-            warning=printable("; ".join(warnings)) or None,
+            warning=printable("; ".join(warnings), EXCERPT_CHARS) or None,
         )

@@ -6,7 +6,6 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from outbox.core.answer_body import RETRY_AFTER_MAX_SECONDS
 from outbox.core.lane import LANES, Lane
 from outbox.core.policy import MAX_RETRY_AFTER_SECONDS, Bounds, Policy, Retention
 
@@ -30,10 +29,6 @@ def test_nothing_waits_longer_than_a_minute_beyond_the_longest_wait_there_is() -
     assert Policy().max_wait_us == (MAX_RETRY_AFTER_SECONDS + 60) * 1_000_000
     assert Policy(lease_seconds=5000).max_wait_us == 5_060_000_000
     assert Policy(backoff_max=6000.0).max_wait_us == 6_060_000_000
-
-
-def test_a_retry_after_is_clamped_to_what_a_wait_may_last() -> None:
-    assert RETRY_AFTER_MAX_SECONDS == MAX_RETRY_AFTER_SECONDS
 
 
 def test_bounds_are_built_once_and_never_change() -> None:

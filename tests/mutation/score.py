@@ -56,12 +56,14 @@ EQUIVALENT = {
         "answer_body.retry_after",
         'seconds = float(text.lstrip("0")[:6] or 0)  # five digits are above the clamp already',
     ): "so are six",
-    ("answer_body.excerpt_of", 'return printable(body[: 5 * EXCERPT_CHARS].decode("utf-8", "replace"))'): (
-        "four bytes a character are enough for the excerpt; five decode more than it keeps"
-    ),
-    ("answer_body.excerpt_of", 'return printable(body[: 4 * EXCERPT_CHARS].decode("UTF-8", "replace"))'): (
-        "Python takes the name of a codec in either case"
-    ),
+    (
+        "answer_body.excerpt_of",
+        'return printable(body[: 5 * EXCERPT_CHARS].decode("utf-8", "replace"), EXCERPT_CHARS)',
+    ): ("four bytes a character are enough for the excerpt; five decode more than it keeps"),
+    (
+        "answer_body.excerpt_of",
+        'return printable(body[: 4 * EXCERPT_CHARS].decode("UTF-8", "replace"), EXCERPT_CHARS)',
+    ): ("Python takes the name of a codec in either case"),
     (
         "answer_body._says_duplicate",
         'if answer.truncated or "html" in answer.headers.get("content-type", "XXXX").lower():',
