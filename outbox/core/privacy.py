@@ -46,11 +46,7 @@ class Removal:
 
 
 @dataclass(frozen=True, slots=True)
-class Removed:
+class Removed(Removal):
     """A removal, and how often it was made."""
 
-    lane: Lane
-    place: Place
-    key: str
-    why: Why
     count: int

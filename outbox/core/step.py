@@ -77,11 +77,6 @@ class Step:
     emptied: bool = False
     """The claim saw that no entry is left above the cursor, or was given all that its caller knew of."""
 
-    @property
-    def batch(self) -> Batch | None:
-        """The first of them."""
-        return self.batches[0] if self.batches else None
-
 
 @dataclass(frozen=True, slots=True)
 class Outlook:

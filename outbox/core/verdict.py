@@ -19,8 +19,6 @@ from outbox.core.answer_body import Body, Reading, excerpt_of, read, retry_after
 from outbox.core.lane import LANES, Lane
 from outbox.core.receipt import Answer, Failure, Receipt, Verdict
 
-__all__ = ["TABLE", "Answer", "Failure", "Receipt", "Rule", "Verdict", "judge", "verdict_table_markdown"]
-
 COUNTED = frozenset({Verdict.REFUSED, Verdict.UNAVAILABLE, Verdict.AMBIGUOUS})
 """The verdicts that count into ``num_failed_send_attempts``; of a refusal only the guilty row ends counted."""
 

@@ -69,11 +69,11 @@ def double(value: float) -> float | str:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def number(value: float, as_int: str = "asInt", as_double: str = "asDouble") -> Json:
+def number(value: float) -> Json:
     """The value of a data point, an exemplar: an integer stays one while it fits."""
     if isinstance(value, int) and -(2**63) <= value < 2**63:
-        return {as_int: str(int(value))}
-    return {as_double: double(float(value))}
+        return {"asInt": str(int(value))}
+    return {"asDouble": double(float(value))}
 
 
 def nanoseconds(value: Any) -> str:

@@ -18,10 +18,10 @@ from outbox.core.batch import Batch
 from outbox.core.health import LaneState, after
 from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import MICROSECONDS, Policy
+from outbox.core.receipt import Receipt, Verdict
 from outbox.core.runs import Runs
 from outbox.core.step import Settled, Settlement
 from outbox.core.transition import Move, Transition, decide
-from outbox.core.verdict import Receipt, Verdict
 from outbox.store.dialects import RUNS_AT_ONCE
 from outbox.store.ledger import NEW, LockedLane, add_to_totals, backoff, insert_batch, settling
 from outbox.store.schema import BATCH, LANE, LOGS

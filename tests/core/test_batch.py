@@ -7,7 +7,6 @@ from uuid import UUID, uuid4
 
 from outbox.core.batch import Batch
 from outbox.core.lane import Lane
-from outbox.core.step import Step
 
 
 def batch_of(*payloads: str) -> Batch:
@@ -35,9 +34,3 @@ def test_the_key_is_the_id_and_the_part() -> None:
     batch = batch_of("{}")
     assert batch.key == str(batch.id)
     assert replace(batch, part="/2/1").key == f"{batch.id}/2/1"
-
-
-def test_the_batch_of_a_step_is_the_first_of_them() -> None:
-    first, second = batch_of("{}"), batch_of("{}")
-    assert Step([first, second]).batch is first
-    assert Step([first]).batch is first

@@ -26,7 +26,7 @@ def test_what_is_added_is_left_as_it_was() -> None:
 
 def test_a_step_that_found_nothing_did_nothing_and_shares_it_with_no_other() -> None:
     step, other = Step(), Step()
-    assert step.batch is None
+    assert not step.batches
     step.settled.add(Settled(sent=1, lost=[uuid4()]))
     assert other.settled == Settled()
 

@@ -14,11 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox.core import receipt as receipt_module
-from outbox.core import verdict as verdict_module
 from outbox.core.answer_body import Body, Reading, read, retry_after
 from outbox.core.lane import Lane
-from outbox.core.verdict import TABLE, Answer, Failure, Receipt, Verdict, judge, verdict_table_markdown
+from outbox.core.receipt import Answer, Failure, Receipt, Verdict
+from outbox.core.verdict import TABLE, judge, verdict_table_markdown
 
 ROWS = 3
 NOW = datetime(2025, 1, 6, 12, 0, tzinfo=UTC).timestamp()
@@ -418,11 +417,6 @@ def test_the_published_table_says_what_differs_on_the_telemetry_lanes_and_what_i
             "yes",
         ),
     }
-
-
-def test_the_types_are_importable_from_the_verdict_module() -> None:
-    for name in ("Answer", "Failure", "Receipt", "Verdict"):
-        assert getattr(verdict_module, name) is getattr(receipt_module, name)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ class Worker:
         return list(self.box.put(*(make() for _ in range(count))))
 
     def claim(self) -> Batch | None:
-        return self.box.store.step(self.lane, [], want=True, look_due=True, eager=True).batch
+        return next(iter(self.box.store.step(self.lane, [], want=True, look_due=True, eager=True).batches), None)
 
     def must_claim(self) -> Batch:
         batch = self.claim()

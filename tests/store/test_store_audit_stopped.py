@@ -66,7 +66,7 @@ def test_others_go_on_while_an_audit_looks_at_all_of_a_stopped_lane(
 
         def go_on(_: int) -> None:
             after.extend(other.put(usage()))
-            assert other.store.step(worker.lane, [], want=1, look_due=False).batch is None, "it is stopped"
+            assert not other.store.step(worker.lane, [], want=1, look_due=False).batches, "it is stopped"
 
         looks = during_looks(monkeypatch, go_on)
         report = audit(worker)

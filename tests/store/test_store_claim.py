@@ -121,7 +121,7 @@ def test_a_lane_cuts_no_batch_beyond_the_live_ones_it_may_have(worker: Worker) -
 
 def test_lanes_do_not_see_each_other(worker: Worker) -> None:
     worker.put(1)
-    assert worker.box.store.step(Lane.TRACES, [], want=True, look_due=True).batch is None
+    assert not worker.box.store.step(Lane.TRACES, [], want=True, look_due=True).batches
 
 
 def test_an_expired_lease_is_leased_again_under_its_key_and_counted(worker: Worker) -> None:
@@ -211,7 +211,7 @@ def test_a_settlement_and_the_next_claim_are_one_step(worker: Worker) -> None:
     first = worker.must_claim()
     version = worker.row.version
     step = worker.box.store.step(worker.lane, [Settlement(first, DELIVERED)], want=True, look_due=False)
-    assert (step.settled.sent, step.batch is not None) == (1, True)
+    assert (step.settled.sent, len(step.batches)) == (1, 1)
     assert worker.row.version == version + 1
     assert worker.statuses(ids) == [Status.SENT, Status.IN_FLIGHT]
 
@@ -228,7 +228,7 @@ def test_a_settlement_survives_a_claim_that_is_lost(worker: Worker, monkeypatch:
     monkeypatch.setattr("outbox.store.store.claim", lose)
     step = worker.box.store.step(worker.lane, [Settlement(batch, DELIVERED)], want=True, look_due=False)
     assert lost, "the planted fault never fired"
-    assert (step.batch, step.settled.sent) == (None, 1)
+    assert (len(step.batches), step.settled.sent) == (0, 1)
     assert worker.statuses(ids) == [Status.SENT]
 
 

@@ -34,8 +34,8 @@ def test_two_workers_never_lease_the_same_entry(worker: Worker, boxes: tuple[Out
     def claim_all(box: Outbox) -> list[int]:
         barrier.wait(30)
         leased: list[int] = []
-        while batch := box.store.step(worker.lane, [], want=True, look_due=True).batch:
-            leased += runs.numbers(batch.members)
+        while batches := box.store.step(worker.lane, [], want=True, look_due=True).batches:
+            leased += runs.numbers(batches[0].members)
         return leased
 
     with ThreadPoolExecutor(2) as pool:
@@ -61,9 +61,9 @@ def test_two_workers_deliver_everything_once_while_a_producer_writes(
         while True:
             step: Step = box.store.step(worker.lane, settlements, want=True, look_due=True, eager=True)
             settlements = []
-            if step.batch is not None:
-                sent += runs.numbers(step.batch.members)
-                settlements = [Settlement(step.batch, DELIVERED)]
+            if step.batches:
+                sent += runs.numbers(step.batches[0].members)
+                settlements = [Settlement(step.batches[0], DELIVERED)]
             elif produced.done() and not box.store.outlook(worker.lane).ready:
                 break
         return sent
@@ -85,6 +85,5 @@ def test_what_one_worker_leased_another_takes_over_when_the_lease_ends(
     crashed = worker.must_claim()
     worker.due_now()
     step = boxes[1].store.step(worker.lane, [], want=True, look_due=True)
-    assert step.batch is not None
-    assert step.batch.id == crashed.id
+    assert [batch.id for batch in step.batches] == [crashed.id]
     assert worker.settle(crashed, DELIVERED).lost == [crashed.id]
