@@ -21,10 +21,10 @@ import logging
 import os
 import threading
 import time
-import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from math import nan
+from weakref import WeakSet
 
 from opentelemetry.context import Context
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
@@ -95,7 +95,7 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         self._clock = clock
         self._closed = False
         self._begin()
-        _begin_again_after_fork(weakref.WeakMethod(self._begin))
+        _PROCESSORS.add(self)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
@@ -272,16 +272,17 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
             return self._next.export(spans) is SpanExportResult.SUCCESS
 
 
-def _begin_again_after_fork(begin: weakref.WeakMethod[Callable[[], None]]) -> None:
-    """The child has no thread that could let go of the lock, and its parent ends the traces that are open."""
+_PROCESSORS: WeakSet[SlowOrFailedSpanProcessor] = WeakSet()
 
-    def in_child() -> None:
-        method = begin()
-        if method is not None:
-            method()
 
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=in_child)
+def _begin_in_child() -> None:
+    """The child has no thread that could release the lock, and the open traces are the parent's to end."""
+    for processor in list(_PROCESSORS):
+        processor._begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_in_child)
 
 
 def _seconds(span: ReadableSpan) -> float:
