@@ -65,9 +65,7 @@ def unfinished(box: Outbox) -> dict[str, LaneStatus]:
 
 def stopped(box: Outbox) -> dict[str, LaneStatus]:
     """The lanes that wait for a person: their log contradicts their ledger, so their counts say little."""
-    return {
-        name: lane for name, lane in _lanes(box) if lane.state == LaneState.PAUSED and lane.next_probe_seconds is None
-    }
+    return {name: lane for name, lane in _lanes(box) if lane.stopped}
 
 
 def _lanes(box: Outbox) -> list[tuple[str, LaneStatus]]:
@@ -78,7 +76,7 @@ def _lanes(box: Outbox) -> list[tuple[str, LaneStatus]]:
 def _why(box: Outbox, status: LaneStatus) -> str:
     if box.settings.offline:
         return "OUTBOX_OFFLINE is true"
-    return f"{status.state}: {status.reason}" if status.reason else "see: outbox status"
+    return status.why if status.reason else "see: outbox status"
 
 
 def _drain(box: Outbox, transport: BeaconTransport, timeout: float) -> None:

@@ -74,5 +74,4 @@ def _next(box: Outbox, lane: Lane, at_most: int) -> Iterator[NextRequest]:
         body = build_request(batch, spec, mask, mask, "").body.decode()
         yield NextRequest(lane, spec.path, batch.rows, len(body), body)
     if not batches:
-        status = box.store.lane_status(lane)
-        tell(f"lane {lane}: nothing leaves now; it is {status.state}{f': {status.reason}' if status.reason else ''}")
+        tell(f"lane {lane}: nothing leaves now; it is {box.store.lane_status(lane).why}")

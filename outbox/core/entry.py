@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from outbox.core.health import LaneState
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
 
@@ -72,6 +73,10 @@ class DeadCounts:
     trace_count: int
 
 
+def state_and_reason(state: str, reason: str | None) -> str:
+    return f"{state}: {reason}" if reason else state
+
+
 @dataclass(frozen=True, slots=True)
 class LaneStatus:
     """Counts of entries; see ``outbox status``."""
@@ -106,6 +111,16 @@ class LaneStatus:
     @property
     def unfinished(self) -> int:
         return self.pending + self.in_flight + self.waiting
+
+    @property
+    def stopped(self) -> bool:
+        """Paused until an operator mends it: the log contradicts the ledger."""
+        return self.state == LaneState.PAUSED and self.next_probe_seconds is None
+
+    @property
+    def why(self) -> str:
+        """The state, and the reason if there is one."""
+        return state_and_reason(self.state, self.reason)
 
 
 @dataclass(frozen=True, slots=True)

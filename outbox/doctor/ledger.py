@@ -38,7 +38,7 @@ def judge_lane(lane: Lane, status: LaneStatus, *, enabled: bool) -> Finding:
     match status.state:
         case LaneState.OFF:
             return warning(f"{lane}: was off ({status.reason}); a worker opens it at its start", "outbox worker")
-        case LaneState.PAUSED if status.next_probe_seconds is None:
+        case LaneState.PAUSED if status.stopped:
             return problem(f"{lane}: stopped, {_before_the_mend(status)}", f"outbox audit --mend --lane {lane}")
         case LaneState.PAUSED:
             found, mend = parted(status.reason or "", "none: the worker tries again by itself")

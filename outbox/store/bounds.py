@@ -11,6 +11,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Connection, func, select
 
 from outbox.core import batching, runs
+from outbox.core.entry import state_and_reason
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import LIVE, BatchState, Ending
 from outbox.core.policy import MICROSECONDS, Bounds
@@ -137,7 +138,7 @@ def require_room(connection: Connection, lane: Lane, entries: int, bound: int) -
     counted = connection.execute(select(func.count()).select_from(above), execution_options=UNTRANSLATED)
     held = counted.scalar_one() + int(row.live)
     if held + entries > bound:
-        why = f"{row.state}: {row.reason}" if row.reason else row.state
+        why = state_and_reason(row.state, row.reason)
         raise OutboxFull(
             f"{held} entries wait in lane {lane} and {entries} more would pass OUTBOX_{lane.upper()}_MAX_ENTRIES"
             f" ({bound}); none was written. The lane is {why}. Let a worker deliver (outbox status says what it waits"

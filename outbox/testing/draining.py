@@ -36,7 +36,7 @@ def drain(box: Outbox, transport_or_beacon: Transport | Simulator, timeout: floa
         dispatcher = Dispatcher(box, transport)
         stack.callback(dispatcher.close)
         total = dispatcher.run_once()
-        while total.more or _unsettled(box):
+        while total.more or box.status().unfinished:
             if time.monotonic() >= deadline:
                 raise TimeoutError(f"the outbox is not empty after {timeout} s: {box.status()}")
             if not total.more:
@@ -45,10 +45,6 @@ def drain(box: Outbox, transport_or_beacon: Transport | Simulator, timeout: floa
             last = dispatcher.run_once()
             total = replace(total + last, more=last.more)
     return total
-
-
-def _unsettled(box: Outbox) -> int:
-    return sum(lane.pending + lane.in_flight + lane.waiting for lane in box.status().lanes.values())
 
 
 def settings_of_tests(**arguments: Any) -> Settings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -52,6 +53,17 @@ def test_a_time_without_a_zone_is_refused_by_name() -> None:
 def test_unfinished_is_what_waits_or_is_on_its_way_and_nothing_that_has_ended() -> None:
     busy = lane_with(pending=1, in_flight=20, waiting=300, sent=4000, dead=50_000, shed=600_000)
     assert busy.unfinished == 321
+
+
+def test_a_lane_is_stopped_when_it_is_paused_and_no_probe_will_open_it() -> None:
+    states = [("paused", None), ("paused", 1.0), ("open", None), ("off", None)]
+    lanes = [replace(lane_with(), state=state, next_probe_seconds=probe) for state, probe in states]
+    assert [lane.stopped for lane in lanes] == [True, False, False, False]
+
+
+def test_why_is_the_state_with_its_reason_if_there_is_one() -> None:
+    assert lane_with().why == "open"
+    assert replace(lane_with(), state="paused", reason="no licence").why == "paused: no licence"
 
 
 def test_the_unfinished_of_an_outbox_are_those_of_all_its_lanes() -> None:

@@ -112,8 +112,7 @@ def _delivery_goes_on(beacon: Simulator) -> None:
 
 
 def _left(box: Outbox) -> int:
-    lane = box.status().lanes["usage"]
-    return lane.pending + lane.in_flight + lane.waiting
+    return box.status().lanes["usage"].unfinished
 
 
 def _stored(box: Outbox) -> set[str]:

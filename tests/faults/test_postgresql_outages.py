@@ -76,8 +76,7 @@ def short_leases(box: Outbox) -> None:
 
 
 def left(box: Outbox) -> int:
-    lane = box.status().lanes["usage"]
-    return lane.pending + lane.in_flight + lane.waiting
+    return box.status().lanes["usage"].unfinished
 
 
 def under_one_key(beacon: Simulator) -> bool:

@@ -146,8 +146,7 @@ class Scene:
         return [(trace, span) for trace, span in pairs]
 
     def left(self) -> int:
-        lane = self.box.status().lanes["traces"]
-        return lane.pending + lane.in_flight + lane.waiting
+        return self.box.status().lanes["traces"].unfinished
 
 
 @contextmanager
