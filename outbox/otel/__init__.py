@@ -8,6 +8,23 @@
 ``OutboxSpanProcessor`` is the durable way for spans: ``BatchSpanProcessor`` drops what its queue cannot hold, and what
 it holds is gone with the process. ``SlowOrFailedSpanProcessor`` before it keeps the traces of slow and failed requests
 only, and ``instrument`` puts all of it on a service. Needs ``beacon-outbox[otel]``.
+
+values       attributes, times and numbers of the SDK as OTLP/JSON
+spans        spans of the SDK as OTLP/JSON
+logs         log records, the same
+metrics      metrics, the same
+documents    items of one signal packed into documents, none larger than an envelope
+envelopes    what an exporter receives, as envelopes
+exporters    exporters for the SDK's own processors and readers
+processor    OutboxSpanProcessor: spans in group commits
+slowness     when a request is slow
+selection    SlowOrFailedSpanProcessor: the traces of slow and failed requests
+trail        the span of the current request
+requests     a request and its response as a span and three metrics
+asgi         requests of an ASGI application
+wsgi         requests of a WSGI application
+database     statements of a SQLAlchemy engine as a metric and spans
+instruments  instrument(): all of it on a service, in one call
 """
 
 from __future__ import annotations
