@@ -37,7 +37,7 @@ FAMILIAR = {
     "BEACON_TRACING_ENABLED": "telemetry_traces",
     "BEACON_LOGGING_ENABLED": "telemetry_logs",
 }
-"""Names that the product's own deployments set (wire.md section 2)."""
+"""Variables that deployments of the product set for their own beacon client, and the settings they stand for."""
 
 _LICENCE = frozenset({"license_key", "license_file"})
 _TEST_PREFIX = "OUTBOX_TEST_"

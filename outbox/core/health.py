@@ -29,7 +29,7 @@ from outbox.core.receipt import Receipt, Verdict
 
 FAILURES_TO_OPEN_BREAKER = 3
 DEAD_IN_A_ROW = 8
-"""delivery.md: every row of a batch of at least eight dead in a row means the endpoint, not the rows."""
+"""So many entries that beacon refuses one after another mean that the endpoint is broken, not the entries."""
 DOUBLING = 5
 """Steps in which the wait doubles; an answer goes so many at once."""
 FIRST_ANSWERED = 1 + 3 * DOUBLING

@@ -1,4 +1,4 @@
-"""A scripted beacon: every kind of answer that delivery.md names, judged by core's own table."""
+"""A scripted beacon: every kind of answer and of silence, judged by core's own table."""
 
 from __future__ import annotations
 

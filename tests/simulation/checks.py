@@ -1,4 +1,4 @@
-"""The invariants of design.md section 2 and of delivery.md, checked as each move is made.
+"""The invariants of the ledger and of delivery, checked as each move is made.
 
 `Watched` stands between the workers and the model. It keeps books of its own by entry (who leases it, what it cost,
 how it ended) and compares: each step costs a little for each entry it touches. The whole ledger is compared at

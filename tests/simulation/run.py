@@ -147,7 +147,7 @@ class Simulation:
         self.world.after(outage.end - outage.start, self._comes_back, outage, before)
 
     def _comes_back(self, outage: Outage, before: int) -> None:
-        """delivery.md: an outage of a day costs a few hundred requests, and probes find its end."""
+        """An outage of a day costs a few hundred requests, and probes find its end."""
         requests = self.beacon.requests[Lane.USAGE] - before
         self.outage_requests = max(self.outage_requests, requests)
         mean_wait = self.scenario.policy.backoff_max * SECOND / 2
