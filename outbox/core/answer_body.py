@@ -1,4 +1,4 @@
-"""What the body and the headers of an answer say, as far as a verdict depends on them. Never raises."""
+"""The parts of an answer's body and headers that a verdict depends on. No function here raises."""
 
 from __future__ import annotations
 
@@ -16,30 +16,31 @@ from outbox.core.text import EXCERPT_CHARS, printable
 
 _MAX_INT64 = 2**63 - 1
 _MOST_REJECTED = 2**31 - 1
-"""No request holds more items. A larger count is cut to it: lanes add them up, in BIGINT columns."""
+"""Upper bound of a count of rejected items; no request holds more. A larger one is clamped, because the counts are
+summed in BIGINT columns."""
 
 _REJECTED_KEYS = ("rejectedSpans", "rejectedDataPoints", "rejectedLogRecords")
 _DUPLICATE = re.compile(rb"(?<![a-z])duplicate", re.IGNORECASE)
-# "Duplicate request in progress" is a lock on the key, not rows in a table: the first one may yet fail.
+# "Duplicate request in progress": the key is locked, the rows are not stored, and the first request may still fail.
 _UNDECIDED = re.compile(rb"progress|processing", re.IGNORECASE)
 
 
 class Body(StrEnum):
-    """What a body says."""
+    """What the body of an answer says."""
 
     ACCEPTED = "accepted"
-    """The endpoint's answer to a request it took."""
+    """The endpoint's response to a request that it accepted."""
     CONTRADICTION = "contradiction"
-    """The endpoint's answer, with an ``inserted_count`` that cannot be."""
+    """The endpoint's response, with an impossible ``inserted_count``."""
     DUPLICATE = "duplicate"
-    """On a 409: beacon has these rows already."""
+    """A 409 that says that beacon has these rows already."""
     OTHER = "other"
-    """Nothing that a verdict may rest on."""
+    """Nothing that a verdict may depend on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A body, read. The numbers are those of a Receipt; ``detail`` completes the reason of its rule."""
+    """The result of reading a body. The numbers are those of a Receipt; ``detail`` completes the reason of the rule."""
 
     body: Body
     detail: str = ""
@@ -49,7 +50,7 @@ class Reading:
 
 
 def read(lane: Lane, rows: int, answer: Answer) -> Reading:
-    """Reads a 2xx and a 409; every other status is judged without its body."""
+    """Read the body of a 2xx or a 409. Every other status is judged without its body."""
     if 200 <= answer.status < 300:
         return _read_2xx(lane, rows, answer)
     if answer.status == 409 and _says_duplicate(answer):
@@ -58,10 +59,10 @@ def read(lane: Lane, rows: int, answer: Answer) -> Reading:
 
 
 def json_object(answer: Answer) -> dict[str, object] | str:
-    """The JSON object of the body; or, as half a sentence, why there is none.
+    """The JSON object of the body; or a str, half a sentence that says why there is none.
 
-    Content type ``application/json`` with or without parameters; absent is tolerated, HTML never is: a
-    captive portal or a load balancer answers 200 too.
+    The content type must be ``application/json``, with or without parameters, or absent. HTML is not accepted: captive
+    portals and load balancers answer 200 too.
     """
     if answer.truncated:
         return "the answer was cut short"
@@ -76,7 +77,7 @@ def json_object(answer: Answer) -> dict[str, object] | str:
 
 
 def retry_after(value: str | None, now: float) -> float | None:
-    """Seconds of a Retry-After header (RFC 9110, 10.2.3), clamped to 0..3600; None: absent or garbage."""
+    """Seconds of a Retry-After header (RFC 9110, 10.2.3), clamped to 0..3600; None: absent or malformed."""
     text = (value or "").strip()
     if text.isascii() and text.isdigit():
         seconds = float(text.lstrip("0")[:5] or 0)  # five digits are above the clamp already
@@ -90,6 +91,7 @@ def retry_after(value: str | None, now: float) -> float | None:
 
 
 def excerpt_of(body: bytes) -> str:
+    """The first ``EXCERPT_CHARS`` characters of the body as printable text."""
     return printable(body[: 4 * EXCERPT_CHARS].decode("utf-8", "replace"), EXCERPT_CHARS)
 
 
@@ -111,7 +113,10 @@ def _read_usage(document: dict[str, object], rows: int) -> Reading:
 
 
 def _read_otlp(document: dict[str, object]) -> Reading:
-    """An Export*ServiceResponse. A populated partialSuccess must not be resent, so a malformed one is a warning."""
+    """Read an Export*ServiceResponse.
+
+    OTLP forbids a retry after a populated partialSuccess, so a malformed one is only a warning.
+    """
     partial = document.get("partialSuccess") or {}
     if not isinstance(partial, dict):
         return Reading(Body.ACCEPTED, warning="partialSuccess is not an object")
@@ -134,7 +139,10 @@ def _int64(value: object) -> int | None:
 
 
 def _says_duplicate(answer: Answer) -> bool:
-    """Errs on the side of no: a wrong "no" is one more attempt, a wrong "yes" is a row never billed."""
+    """Whether a 409 is about rows that beacon already has.
+
+    In doubt False: a wrong False costs one more attempt, a wrong True loses a row that is never billed.
+    """
     if answer.truncated or "html" in answer.headers.get("content-type", "").lower():
         return False
     return bool(_DUPLICATE.search(answer.body)) and not _UNDECIDED.search(answer.body)

@@ -1,7 +1,7 @@
 """How long to wait before the next attempt: exponential, full jitter.
 
 The source of the rule is "Exponential Backoff And Jitter" (AWS Architecture Blog): a wait drawn evenly from
-zero to the ceiling spreads a crowd of clients better than any fixed fraction. The draw arrives as an argument.
+zero to the ceiling spreads many clients better than any fixed fraction. The random draw is an argument.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ class Backoff:
 
 
 def ceiling(failures: float, base: float, maximum: float) -> float:
-    """Seconds: ``base * 2**(failures - 1)``, at most ``maximum``. ``failures`` counts from 1, and may be in between."""
+    """Seconds: ``base * 2**(failures - 1)``, at most ``maximum``. ``failures`` counts from 1 and may be fractional."""
     exponent = min(max(failures - 1, 0), 32)
     return float(min(maximum, base * 2**exponent))
 
 
 def full_jitter(failures: int, base: float, maximum: float, draw: float) -> float:
-    """Seconds to wait: ``draw`` (0..1) of the ceiling, and never under a tenth of ``base``."""
+    """Seconds to wait: ``draw`` (0..1) times the ceiling, but at least a tenth of ``base``."""
     return max(base / 10, draw * ceiling(failures, base, maximum))
 
 
 def equal_jitter(failures: float, base: float, maximum: float, draw: float) -> float:
-    """Seconds to wait: between half of the ceiling and all of it. For what is alone and must not come too often."""
+    """Seconds to wait: between half of the ceiling and all of it. For a single client that must not retry too soon."""
     return (0.5 + draw / 2) * ceiling(failures, base, maximum)

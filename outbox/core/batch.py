@@ -12,7 +12,7 @@ from outbox.core.runs import Runs
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A leased batch: frozen members, one request, one key."""
+    """A leased batch: its members never change, and it is sent as one request under one key."""
 
     id: UUID
     lane: Lane
@@ -23,21 +23,22 @@ class Batch:
     """Counted failures so far: the ``num_failed_send_attempts`` of its entries on the wire."""
     lease_token: UUID
     lease_deadline: float
-    """Of ``boottime``, in this process: no POST starts after it."""
+    """On the clock ``boottime`` of this process: no POST starts after it."""
     ambiguous: bool
     """An earlier attempt may have reached beacon."""
     lines: str
-    """Final JSON text of each entry, in order of seq, a line each: compact JSON holds no line break."""
+    """The final JSON text of each entry, one per line, in order of ``seq``. Compact JSON contains no line break."""
     probe_until: int | None = None
-    """Sent to a paused lane to see whether beacon is back, and how long the lane waits for its answer: its
-    ``next_probe_at``. While that stands this is the lane's probe; None: it is none."""
+    """Set if the batch is the probe of a paused lane: the ``next_probe_at`` that the claim wrote, until which the lane
+    waits for the answer. The batch is the lane's probe as long as the lane's row still has this value; None: not a
+    probe."""
 
     part: str = ""
-    """Of a batch of one envelope that is sent in parts: which of them this is, as in "/2/1"."""
+    """Which part this is, as in "/2/1", of a batch of one envelope that is sent in parts; else empty."""
 
     @property
     def key(self) -> str:
-        """The Idempotency-Key: the same whenever the same is sent."""
+        """The Idempotency-Key: every attempt to send the same content has the same key."""
         return f"{self.id}{self.part}"
 
     @property

@@ -1,4 +1,4 @@
-"""Where a batch is cut, and what the numbers that are missing mean."""
+"""Where a batch is cut, and which sequence numbers are missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from outbox.core.runs import Runs
 
 
 def cut(sizes: Sequence[int], max_bytes: int) -> int:
-    """How many of the leading entries fit ``max_bytes`` together; one at least, or a large entry never leaves."""
+    """How many of the first entries fit into ``max_bytes``; at least one, or a large entry would never be sent."""
     if sum(sizes) <= max_bytes:
         return len(sizes)
     fitting = sum(1 for total in accumulate(sizes) if total <= max_bytes)

@@ -1,15 +1,17 @@
-"""How many requests of a lane may be on the wire at once: as many as beacon takes without slowing down.
+"""Adaptive concurrency limit: as many requests of a lane in flight as beacon answers without slowing down.
 
-    the limit was in use, latency near its mean ──▶ one more for each round of answers
-    no answer, 429, 5xx, or latency far beyond  ──▶ nine tenths
-    the probe of a pause is answered            ──▶ two, then one more for each answer up to nine tenths of what was
+    the limit was reached, latency near its mean ──▶ one more for each round of answers
+    no answer, 429, 5xx, or latency far above    ──▶ nine tenths of the limit
+    the probe of a pause is answered             ──▶ two, then one more for each answer up to nine tenths of the limit
+                                                     before the pause
 
-A probe is alone on the wire: when it fails, that says nothing of how many beacon takes. When it is answered, beacon may
-be another one than before the outage, so its latency is learned anew, and the limit doubles with each round of answers
-as far as is known to be good (the slow start of TCP), which no crowd of workers feels as a blow.
+A probe is the only request in flight, so its failure says nothing about how many beacon can take. After an answered
+probe beacon may be a different server than before the outage: its latency is learned anew. Up to the limit that was
+known to be good the limit doubles with each round of answers (TCP slow start), so that many workers together do not
+overload a beacon that has just come back.
 
-The rules are those of Vector's adaptive request concurrency; mean and deviation are smoothed as in RFC 6298. A worker
-keeps its own limit: it finds its share of beacon beside other workers as TCP connections do.
+The rules are those of Vector's adaptive request concurrency (AIMD); mean and deviation are smoothed as in RFC 6298.
+Each worker has its own limit and finds its share of beacon's capacity as a TCP connection does.
 """
 
 from __future__ import annotations
@@ -21,25 +23,27 @@ from outbox.core.receipt import Receipt, Verdict
 
 DECREASE = 0.9
 FAR_DEVIATIONS = 2.5
+"""Latency this many deviations above the mean counts as overload."""
 LEAST_DEVIATION = 0.2
-"""Of the mean: on a fast line the deviation is noise."""
+"""Lower bound of the deviation, as a share of the mean: on a fast connection the measured one is noise."""
 AT_ONCE_SECONDS, AT_ONCE_ANSWERS = 0.005, 8
+"""This many answers in a row within this time mean that beacon answers at once."""
 _MEAN_GAIN, _DEVIATION_GAIN = 1 / 8, 1 / 4
 
 
 @dataclass(frozen=True, slots=True)
 class Concurrency:
-    """Latencies in seconds. ``limit`` grows by parts of a request; ``allowed`` is what it means now."""
+    """State of the limit. Latencies are in seconds; ``limit`` is fractional, ``allowed`` is its whole part."""
 
     limit: float = 1.0
     mean: float | None = None
     deviation: float = 0.0
     proven: float = 1.0
-    """The limit when an answer last came in time."""
+    """The limit at the last answer whose latency was not far above the mean."""
     known: float = 0.0
-    """Below it the limit grows by one for each answer."""
+    """Slow-start threshold: below it the limit grows by one for each answer."""
     quick: int = 0
-    """Answers in a row within ``AT_ONCE_SECONDS``, as far as they are counted."""
+    """Answers in a row within ``AT_ONCE_SECONDS``, counted up to ``AT_ONCE_ANSWERS``."""
 
     @property
     def allowed(self) -> int:
@@ -47,14 +51,15 @@ class Concurrency:
 
     @property
     def at_once(self) -> bool:
-        """Beacon answers so soon that one may wait for it: at the first answer that comes late or not, no longer."""
+        """Beacon answers so fast that the caller may wait for the answer in its own thread. One late or missing answer
+        ends this."""
         return self.quick == AT_ONCE_ANSWERS
 
 
 def after(
     state: Concurrency, receipt: Receipt, *, seconds: float, reached: bool, maximum: int, probe: bool = False
 ) -> Concurrency:
-    """The limit after one answer that took ``seconds``. ``reached``: as many were on the wire as were allowed."""
+    """The limit after an answer that took ``seconds``. ``reached``: as many requests were in flight as were allowed."""
     if receipt.verdict is Verdict.INTERRUPTED:
         return state
     none = receipt.verdict in (Verdict.UNAVAILABLE, Verdict.AMBIGUOUS)
@@ -81,7 +86,7 @@ def _fewer(state: Concurrency) -> Concurrency:
 
 
 def _bounds(state: Concurrency) -> tuple[float, float]:
-    """Latency up to which it is near the mean, and from which it is far beyond."""
+    """The latency up to which an answer is near the mean, and the one above which it is far from it."""
     if state.mean is None:
         return math.inf, math.inf
     deviation = max(state.deviation, LEAST_DEVIATION * state.mean)

@@ -1,4 +1,4 @@
-"""What a reader of the outbox sees: an entry, a dead letter, a lane."""
+"""Read-only views of the outbox: an entry, a dead letter, the status of a lane."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def moment(micros: int | None) -> datetime | None:
-    """The aware UTC datetime of ``micros`` since the epoch."""
+    """The aware UTC datetime of ``micros`` since the epoch; None for None."""
     return None if micros is None else EPOCH + timedelta(microseconds=micros)
 
 
@@ -34,19 +34,19 @@ class EntryView:
     id: UUID
     lane: Lane
     seq: int
-    """Has meaning only inside one database."""
+    """Sequence number in the lane's log, meaningful only inside one database."""
     status: Status
     num_failed_send_attempts: int
     created_at: datetime
     settled_at: datetime | None
     last_error: str | None
     batch_id: UUID | None
-    """The Idempotency-Key that it travels or travelled under; None while pending."""
+    """The batch's id, which is its Idempotency-Key; None while the entry is pending."""
     maybe_delivered: bool
-    """An answer was lost: beacon may have the entry although it is not sent."""
+    """An answer was lost: beacon may have the entry although its status is not sent."""
     next_attempt_at: datetime | None
     receipt: Mapping[str, Any] | None
-    """What beacon answered last: verdict, status, reason, excerpt, body_sha256."""
+    """Beacon's last answer: verdict, status, reason, excerpt, body_sha256."""
     payload: str
 
 
@@ -62,12 +62,12 @@ class DeadLetter:
     maybe_delivered: bool
     last_error: str | None
     trace_count: int | None
-    """Of a usage entry; None on the telemetry lanes."""
+    """The ``trace_count`` of a usage entry; None on telemetry lanes."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeadCounts:
-    """Dead letters of one lane: how many, and the traces they count."""
+    """The number of dead letters of one lane, and the sum of their ``trace_count``."""
 
     entries: int
     trace_count: int
@@ -79,7 +79,7 @@ def state_and_reason(state: str, reason: str | None) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LaneStatus:
-    """Counts of entries; see ``outbox status``."""
+    """The status of one lane, as ``outbox status`` prints it. Counts are of entries unless said otherwise."""
 
     state: str
     reason: str | None
@@ -91,25 +91,27 @@ class LaneStatus:
     shed: int
     oldest_pending_seconds: float | None
     failed_attempts: int
-    """Attempts counted so far, of all batches."""
+    """Failed attempts counted so far, of all batches."""
     senders: int
-    """Batches that workers hold now: on the wire, or next to leave."""
+    """Batches that workers hold now: in flight, or the next to be sent."""
     strays: int
     """Rows that only the auditor found."""
     next_probe_seconds: float | None
-    """While paused: until a batch may probe. None while paused: it needs mending."""
+    """While paused: seconds until a probe may leave; None: the lane is stopped until it is mended."""
     rejected: int = 0
-    """Spans, data points and log records of delivered batches that beacon says it rejected. They are not sent again."""
+    """Spans, data points and log records of delivered batches that beacon rejected (OTLP partialSuccess). They are not
+    sent again."""
     shortfall: int = 0
-    """Usage rows of delivered batches beyond beacon's ``inserted_count``: it had them already, or did not take them."""
+    """Usage rows of delivered batches beyond ``inserted_count``: beacon had them already or did not store them."""
     last_warning: str | None = None
-    """What beacon said last of a delivered batch that it did not take as a whole, or took with a message."""
+    """Beacon's latest remark on a delivered batch: it did not accept all of it, or added a message."""
     last_warning_at: datetime | None = None
     removed: int = 0
-    """Attributes, fields and parts of them taken out of telemetry before it was stored; see ``outbox preview``."""
+    """Attributes, fields and parts of them removed from telemetry before it was stored; see ``outbox preview``."""
 
     @property
     def unfinished(self) -> int:
+        """Entries that are still to be sent."""
         return self.pending + self.in_flight + self.waiting
 
     @property
@@ -125,13 +127,15 @@ class LaneStatus:
 
 @dataclass(frozen=True, slots=True)
 class SchemaStatus:
+    """Alembic revisions of the database (None: no schema) and of this version of the code."""
+
     current: str | None
     head: str
 
 
 @dataclass(frozen=True, slots=True)
 class LicenseStatus:
-    """Whether a licence is configured, and what is known of its token. Never the licence."""
+    """Whether a licence is configured and whether the process is offline. Never the licence itself."""
 
     present: bool
     offline: bool

@@ -1,22 +1,23 @@
-"""Health of a lane: one state shared by every worker, in the lane's row.
+"""Health of a lane: a circuit breaker, one state shared by every worker, stored in the lane's row.
 
     open ──k failures in a row──▶ paused(reason, next probe) ──probe delivered──▶ open
          ──Retry-After──────────▶ paused until then
          ──misconfigured, licence refused──▶ paused, re-probed with backoff
          ──everything refused──▶ the same, and what is refused meanwhile waits instead of dying
-    paused(no probe): the log contradicts the ledger; only mending opens it
+    paused(no probe): the log contradicts the ledger; only ``outbox audit --mend`` opens it
     off: switched off by configuration
 
-While a lane is paused one batch is on the wire as a probe, and its answer alone moves the lane: requests that left
-before the pause say nothing new. So an outage of a day costs a few hundred requests, a blip with many requests on
-the wire pauses no longer than one failure, and no attempt is burned on rows that were not sent.
+While a lane is paused, one batch is in flight as a probe, and only its answer changes the state: the requests that
+left before the pause carry no new information. So an outage of a day costs a few hundred requests, a short failure
+with many requests in flight pauses the lane no longer than a single failed request, and no attempt is counted for
+entries that were not sent.
 
     beacon answered, or may have      ──▶ the wait doubles, from OUTBOX_BACKOFF_BASE
     beacon was not reached at all     ──▶ it grows by a seventh, from an eighth of that, unless attempts are limited
 
-A connection that comes to nothing costs beacon nothing, so the wait for the next one is an eighth or so of what the
-outage has lasted, and beacon's return is noticed after half of that. What answers is asked less often, and so is what
-is dead after so many attempts: they would be over in seconds.
+A failed connection costs beacon nothing, so the next one is tried after about an eighth of the time that the outage has
+lasted, and beacon's return is noticed after half of that on average. A beacon that answers is probed less often. So is
+any beacon where the number of attempts is limited: frequent probes would use them up in seconds.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ FAILURES_TO_OPEN_BREAKER = 3
 DEAD_IN_A_ROW = 8
 """So many entries that beacon refuses one after another mean that the endpoint is broken, not the entries."""
 DOUBLING = 5
-"""Steps in which the wait doubles; an answer goes so many at once."""
+"""The wait doubles in this many steps; a probe that may have reached beacon takes them all at once."""
 FIRST_ANSWERED = 1 + 3 * DOUBLING
-"""The step whose wait is the base. The first is an eighth of it."""
+"""The step whose wait is the base of the backoff; the wait of step 1 is an eighth of it."""
 
 
 class LaneState(StrEnum):
@@ -44,31 +45,40 @@ class LaneState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Times in microseconds by the database's clock."""
+    """Times are in microseconds of the database's clock."""
 
     state: LaneState = LaneState.OPEN
     reason: str | None = None
     next_probe_at: int | None = None
+    """While paused: when the next probe may leave; None: never."""
     failures: int = 0
-    """Open: in a row. Paused: the step that the wait has come to, from 1."""
+    """While open: failures in a row. While paused: the current step of the backoff, from 1."""
     dead_streak: int = 0
+    """Entries that died in a row of a refusal."""
 
     @property
     def stopped(self) -> bool:
+        """Paused without a probe: only an operator's mend opens the lane again."""
         return self.state is LaneState.PAUSED and self.next_probe_at is None
 
     @property
     def refusing(self) -> bool:
-        """Paused because the endpoint refuses everything: no entry dies of a refusal now."""
+        """Paused because the endpoint refuses everything. A refused entry waits instead of dying."""
         return self.state is LaneState.PAUSED and self.dead_streak >= DEAD_IN_A_ROW
 
     @property
     def fresh_first(self) -> bool:
-        """The next probe takes new entries: those that were refused may be guilty, and would pause it for ever."""
+        """Whether the next probe takes new entries.
+
+        If the entries that were refused are themselves at fault, probing with them alone would pause the lane for ever.
+        """
         return self.refusing and self.failures // DOUBLING % 2 == 0
 
     def may_send(self, now: int, max_pause: int) -> bool:
-        """Open, or a probe is due. A probe further ahead than ``max_pause`` µs is due: the clock was set back."""
+        """Whether the lane is open or a probe is due.
+
+        A probe more than ``max_pause`` µs ahead counts as due: the clock was set back.
+        """
         if self.state is LaneState.OPEN:
             return True
         if self.state is LaneState.OFF or self.next_probe_at is None:
@@ -77,12 +87,13 @@ class Health:
 
 
 def probing(health: Health, now: int, lease: int) -> Health:
-    """A probe leaves: no other one until its answer, or the end of its ``lease`` (µs) when none comes."""
+    """Health once a probe has left: the next one waits for its answer, or for the end of its ``lease`` (µs)."""
     return health if health.state is LaneState.OPEN else replace(health, next_probe_at=now + lease)
 
 
 def after(health: Health, receipt: Receipt, *, died: bool, probe: bool, now: int, backoff: Backoff) -> Health:
-    """Health after one answer. ``died``: a batch of one was buried by it; ``probe``: it was sent to a paused lane."""
+    """Health after one answer. ``died``: the answer made a batch of one dead; ``probe``: the request was the probe of a
+    paused lane."""
     if health.state is LaneState.OFF or health.stopped:
         return health
     if health.state is LaneState.PAUSED and not probe:
@@ -105,16 +116,16 @@ def after(health: Health, receipt: Receipt, *, died: bool, probe: bool, now: int
 
 
 def _held(health: Health, now: int, retry_after_seconds: float | None) -> Health:
-    """An answer to a request from before the pause: only its Retry-After is news."""
+    """Health after the answer to a request from before the pause: only its Retry-After counts."""
     if retry_after_seconds is None or health.next_probe_at is None:
         return health
     return replace(health, next_probe_at=max(health.next_probe_at, now + _micros(retry_after_seconds)))
 
 
 def _after_refusal(health: Health, receipt: Receipt, died: bool, now: int, backoff: Backoff) -> Health:
-    """Beacon answers, so it is there; yet an endpoint that refuses every row must not kill the queue.
+    """Health after a refusal. Beacon is up, but an endpoint that refuses every entry must not make them all dead.
 
-    One that has taken a part of an entry does not refuse everything.
+    An endpoint that has accepted a part of an entry does not refuse everything.
     """
     streak = 0 if receipt.taken_in_part else health.dead_streak + died
     if streak < DEAD_IN_A_ROW:
@@ -124,7 +135,7 @@ def _after_refusal(health: Health, receipt: Receipt, died: bool, now: int, backo
 
 
 def _paused(health: Health, receipt: Receipt, now: int, backoff: Backoff) -> Health:
-    begun = 0 if health.state is LaneState.OPEN else health.failures  # a pause begins with the first wait
+    begun = 0 if health.state is LaneState.OPEN else health.failures  # a new pause begins at the first step
     soon = receipt.unreached and not backoff.attempts_limited
     step = begun + 1 if soon else max(begun + DOUBLING, FIRST_ANSWERED)
     wait = max(_probe_wait(step, backoff), receipt.retry_after_seconds or 0.0)

@@ -29,17 +29,21 @@ class Lane(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class LaneSpec:
-    """What sets one lane apart. ``max_payload_bytes`` bounds one entry, ``max_batch_bytes`` is the default cut."""
+    """The properties of one lane.
+
+    ``max_payload_bytes`` limits one entry; ``max_batch_bytes`` is the default limit of a batch.
+    """
 
     lane: Lane
     path: str
     root_key: str
     """The key of the body's array; telemetry payloads are ``{"<root_key>":[...]}``."""
     billing: bool
+    """Entries are billing data: never shed, never expired."""
     max_payload_bytes: int
     max_batch_bytes: int
     table: str = field(init=False)
-    """Of its log."""
+    """Name of its log table."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", f"outbox_{self.lane}")

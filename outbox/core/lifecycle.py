@@ -40,7 +40,7 @@ class Ending(StrEnum):
 
 
 class Status(StrEnum):
-    """Status of an entry, as ``find``, ``show`` and the view ``outbox_entry_status`` tell it."""
+    """Status of an entry, as ``find``, ``show`` and the view ``outbox_entry_status`` report it."""
 
     PENDING = "pending"
     IN_FLIGHT = "in_flight"

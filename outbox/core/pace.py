@@ -1,19 +1,21 @@
-"""How many requests a second a lane may begin, once beacon has shown that it counts them.
+"""Client-side rate limit: how many requests a second a lane may begin, once beacon's 429s show a limit of its own.
 
-    429, and soon again although some were taken between ──▶ there is a limit: search for it
-    all taken at this pace for a while                   ──▶ proven: half way up to the lowest that was refused
-    429                                                  ──▶ refused: half way down to the highest that was proven
-    the two are close                                    ──▶ hold what is proven; after half a minute try a little more
-    refused what was proven, or nothing refused lately   ──▶ a step down, or up; each three times the one before
-    429 to the first or second step up                   ──▶ hold what is proven, and try again after twice the time
-    three steps up were all taken                        ──▶ there is no limit
+    two 429s in SOON_SECONDS, with deliveries between ──▶ there is a limit: begin the search
+    all delivered at this rate for a while            ──▶ proven: try half way up to the lowest refused rate
+    429                                               ──▶ refused: try half way down to the highest proven rate
+    proven and refused are close                      ──▶ hold the proven rate; after HOLD_SECONDS try a little more
+    the proven rate is refused, or a hold has passed  ──▶ a step down, or up; each step is three times the one before
+    429 at the first or second step up                ──▶ hold the proven rate, and try again after twice the time
+    all delivered at the third step up                ──▶ there is no limit any more
 
-Every 429 costs the pause that it asks for, in which beacon would have taken what it now does not. A pace that rises
-until it is refused and then falls, as a congestion window does, would pay that every few seconds; a bisection pays half
-a dozen times, and then once for each look whether the limit has risen, which come ever more seldom. A 429 to the first
-request after a pause says that the pause was short, and nothing of the pace. A beacon that is strict, and lets nothing
-be saved up for later, refuses the second of two requests that come too close: there few requests prove a pace. Like the
-number of senders, the pace is each worker's own.
+Every 429 costs the pause that it asks for, in which beacon would have accepted requests. Additive increase with
+multiplicative decrease, as in a congestion window, would pay that every few seconds. A bisection pays it half a dozen
+times, and then once for each attempt to find that the limit has risen; those become ever rarer. A 429 to the first
+request after a pause means that the pause was too short, and says nothing about the rate.
+
+Most rate limiters are token buckets and allow a burst after a pause. A strict one allows none and refuses the second of
+two requests that come too close together, so few requests prove a rate there. Like the concurrency limit, the rate is
+each worker's own.
 """
 
 from __future__ import annotations
@@ -25,64 +27,75 @@ from outbox.core.receipt import Receipt, Verdict
 
 TOO_MANY_REQUESTS = 429
 SOON_SECONDS = 30.0
-"""Between two 429s that are taken for a limit."""
+"""Two 429s within this time, with a delivery between them, mean that beacon limits the rate."""
 WIDE = 64.0
-"""The search begins between the mean taken between the first two 429s and so many times as much."""
+"""The search begins between the mean rate delivered between those two 429s and this multiple of it."""
 CLOSE = 1.04
-"""Between proven and refused: close enough to hold."""
+"""The search ends when ``refused`` is at most this multiple of ``proven``."""
 PROOF_REQUESTS, PROOF_SECONDS = 8, 1.5
-"""All taken for so long at a pace prove it."""
+"""A rate is proven by at least this many deliveries at it, over at least this time."""
 MARGIN = 3
-"""Beyond the limit a pace is proven by so many times as many more requests as can be saved up, and one."""
+"""A step up is proven when the deliveries beyond the proven rate exceed ``MARGIN * (saved + 1)``: a burst allowance
+may account for fewer."""
 STRICT, STRICT_PROOF_REQUESTS = 1, 4
-"""A beacon that after a pause took no more than so many before it refused lets nothing be saved up: so few prove."""
+"""Beacon is strict if it delivered at most ``STRICT`` requests between two 429s. Fewer requests prove a rate then."""
 IN_USE = 0.85
-"""Of the pace: with less under way the pace is not what is tried."""
+"""Share of the rate that must have been used for the deliveries to say anything about it."""
 HOLD_SECONDS, HOLD_MAX_SECONDS = 30.0, 600.0
+"""How long a found rate is held before a higher one is tried: first, and at most."""
 LONGEST_STEP = 2.0
+"""Largest factor by which a rate is raised or lowered in one step."""
 PAUSE_SECONDS = 1.0
-"""What a 429 costs about. A held pace that is refused after n times as long is not lowered by more than 1/n."""
+"""Approximate cost of a 429. A held rate that is refused after n times this long is lowered by 1/n at most."""
 LEAST_RATE = 1.0
-"""Below it the pause that each 429 asks for is pace enough, and 429s without rule or reason must not stop a lane."""
+"""Requests a second. Below it the pauses that the 429s ask for limit the rate anyway, and erratic 429s must not stop a
+lane."""
 BURST_SECONDS = 0.05
-"""What was not begun in time is made up for, as far as this goes back."""
+"""Requests that could not begin when they were due may begin together, as far as they fall into this time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Paces in requests a second, times in seconds of one monotonic clock."""
+    """State of the rate limit of one lane. Rates are in requests a second, times in seconds of one monotonic clock."""
 
     rate: float = math.inf
+    """The rate that is allowed now; infinite: no limit is known."""
     proven: float = 0.0
+    """The highest rate at which everything was delivered; 0: none yet."""
     refused: float = math.inf
+    """The lowest rate that met a 429; infinite: none that still counts."""
     since: float = -math.inf
-    """When this pace was set, and then when the first request left at it."""
+    """When this rate was set; once ``begun``, when the first request left at it."""
     begun: bool = False
-    """A request has left at this pace."""
+    """A request has left at this rate."""
     taken: int = 0
-    """Requests delivered at this pace."""
+    """Requests delivered at this rate."""
     streak: int = 0
-    """Requests delivered since the last 429, at any pace."""
+    """Requests delivered since the last 429, at any rate."""
     saved: float = math.inf
-    """The shortest streak that a 429 has ended: more than that cannot be saved up in a pause."""
+    """The shortest streak that a 429 has ended: an upper bound of the burst that beacon allows after a pause."""
     usual: float = math.inf
-    """Seconds that an answer takes: the least, and slowly what it takes now."""
+    """Usual latency in seconds: a faster answer replaces it, a slower one moves it by an eighth of the difference."""
     step: float = CLOSE
+    """Factor of the next step up or down."""
     hold: float = HOLD_SECONDS
+    """How long the found rate is held before a higher one is tried."""
     next_at: float = -math.inf
-    """When the next request may leave."""
+    """When the next request may begin."""
 
     def wait(self, now: float) -> float:
-        """Seconds until a request may leave."""
+        """Seconds until a request may begin."""
         return max(0.0, self.next_at - now)
 
     def room(self, now: float, most: int) -> int:
-        """How many requests may leave now, of ``most``."""
+        """How many requests may begin now; at most ``most``."""
         if not self.limited:
             return most
         if now < self.next_at:
             return 0
-        if self.held and not self.begun:  # after a pause two at once would use up what is saved up for a late one
+        if (
+            self.held and not self.begun
+        ):  # after a pause a pair would use up the burst allowance that a late request needs
             return min(most, 1)
         return min(most, 1 + int(min(now - self.next_at, BURST_SECONDS) * self.rate))
 
@@ -92,17 +105,17 @@ class Pace:
 
     @property
     def strict(self) -> bool:
-        """Beacon lets nothing be saved up."""
+        """Beacon allows no burst after a pause."""
         return self.saved <= STRICT
 
     @property
     def held(self) -> bool:
-        """The limit is found."""
+        """The search is over: ``rate`` is the proven one."""
         return self.proven > 0 and self.refused <= CLOSE * self.proven
 
 
 def left(pace: Pace, now: float, requests: int) -> Pace:
-    """``requests`` have begun."""
+    """The pace after so many ``requests`` have begun."""
     if not pace.limited:
         return pace
     next_at = max(pace.next_at + requests / pace.rate, now + 1 / pace.rate)
@@ -110,7 +123,7 @@ def left(pace: Pace, now: float, requests: int) -> Pace:
 
 
 def after(pace: Pace, receipt: Receipt, *, left_at: float, now: float) -> Pace:
-    """The pace after one answer. What left before this pace was tried says nothing of it."""
+    """The pace after one answer. The answer to a request that left before this rate was set changes nothing."""
     if left_at < pace.since:
         return pace
     if receipt.status == TOO_MANY_REQUESTS:
@@ -122,7 +135,11 @@ def after(pace: Pace, receipt: Receipt, *, left_at: float, now: float) -> Pace:
 
 
 def _timed(pace: Pace, left_at: float, now: float) -> Pace:
-    """A late answer may be to a request that arrived late. Of a strict beacon the next keeps its distance from that."""
+    """Update the usual latency.
+
+    A late answer may mean that the request reached beacon late. A strict beacon measures the distance to the next
+    request from that arrival, so the next one is delayed accordingly.
+    """
     seconds = now - left_at
     late = seconds - pace.usual
     next_at = max(pace.next_at, left_at + late + 1 / pace.rate) if pace.strict else pace.next_at
@@ -143,7 +160,7 @@ def _refused(pace: Pace, now: float) -> Pace:
         return _next(replace(pace, proven=0.0, refused=pace.rate, step=step), now)
     if pace.refused < math.inf:
         return _next(replace(pace, refused=pace.rate), now)
-    refused = pace.rate if pace.step == LONGEST_STEP else CLOSE * pace.proven  # not far beyond: hold what is proven
+    refused = pace.rate if pace.step == LONGEST_STEP else CLOSE * pace.proven  # a small step up: hold the proven rate
     return _next(replace(pace, refused=refused, hold=min(2 * pace.hold, HOLD_MAX_SECONDS)), now)
 
 
@@ -162,25 +179,28 @@ def _taken(pace: Pace, left_at: float, now: float) -> Pace:
 
 
 def _proof(pace: Pace, seconds: float) -> bool:
-    """Whether what was taken at this pace, ``seconds`` since the first request at it, is enough to prove it."""
+    """Whether the deliveries at this rate prove it, ``seconds`` after the first request at it."""
     beyond = pace.taken - 1 - pace.proven * seconds
     if pace.refused == math.inf and seconds < HOLD_SECONDS and beyond <= MARGIN * (pace.saved + 1):
-        return False  # a little beyond the limit what was saved up lasts for a while
+        return False  # a little above the limit the burst allowance lasts for a while
     if pace.strict and not pace.held:
         return pace.taken >= STRICT_PROOF_REQUESTS
     return pace.taken >= PROOF_REQUESTS and seconds >= PROOF_SECONDS
 
 
 def _real(pace: Pace, left_at: float) -> float:
-    """What is proven, requests a second. They leave a little late, never early: a strict beacon has taken what they
-    came to, not what was meant."""
+    """The rate that is proven, in requests a second.
+
+    Requests leave a little late, never early, so their real rate is below the intended one. A strict beacon has
+    accepted only the real one.
+    """
     if not pace.strict or left_at <= pace.since:
         return pace.rate
     return min(pace.rate, (pace.taken - 1) / (left_at - pace.since))
 
 
 def _next(pace: Pace, now: float) -> Pace:
-    """What to try between, below or above what is known."""
+    """The next rate to try: between the known bounds, or a step beyond the only one."""
     step = min(pace.step**3, LONGEST_STEP)
     if pace.held:
         rate, step = pace.proven, CLOSE

@@ -1,4 +1,4 @@
-"""The bounds that the store and the dispatcher decide by. Built from the settings once."""
+"""The limits that the store and the dispatcher decide by. Built from the settings once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_RETRY_AFTER_SECONDS = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Seconds and bytes; see the settings of the same names."""
+    """Times in seconds, sizes in bytes; see the settings of the same names."""
 
     batch_max_rows: int = 1000
     batch_max_bytes: int | None = None
@@ -25,11 +25,12 @@ class Policy:
     backoff_max: float = 300.0
     attempts_limits: Mapping[Lane, int | None] = field(default_factory=dict)
     live_batches: int = 100
-    """A lane with this many batches leased or waiting cuts no new one."""
+    """A lane with this many leased or waiting batches gets no new one."""
     young_hole_seconds: float = 0.03
-    """A claim stops before a gap whose next row is younger: a transaction that took a number is about to commit."""
+    """A claim stops before a gap whose next row is younger than this: the transaction that took the missing number is
+    probably about to commit."""
     hole_age_seconds: float = 3600.0
-    """Where the database cannot tell who may still fill a hole, it is forgotten at this age."""
+    """Age at which a hole is forgotten where the database cannot tell which transactions may still fill it."""
 
     def max_batch_bytes(self, lane: Lane) -> int:
         return self.batch_max_bytes or LANES[lane].max_batch_bytes
@@ -43,14 +44,17 @@ class Policy:
 
     @property
     def max_wait_us(self) -> int:
-        """No lease or retry lies further ahead, unless a clock jumped: then it counts as due."""
+        """Upper bound of a lease or a wait, in µs. A time further ahead counts as due: a clock jumped."""
         longest = max(self.lease_seconds, self.backoff_max, MAX_RETRY_AFTER_SECONDS)
         return int((longest + 60) * MICROSECONDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Seconds since settling. ``max_bytes``: beyond it sent rows go sooner, but not under ``at_least_seconds``."""
+    """How long settled rows are kept, in seconds since they were settled.
+
+    When the sent rows exceed ``max_bytes`` they are purged sooner, but not before ``at_least_seconds``.
+    """
 
     sent_seconds: float
     receipts_seconds: float
@@ -60,7 +64,8 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How much a telemetry lane may hold, live batches included. Beyond it the oldest pending entries are shed."""
+    """Upper bounds of what a telemetry lane may hold, live batches included. Beyond them the oldest pending entries are
+    shed."""
 
     entries: int
     size: int

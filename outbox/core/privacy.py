@@ -1,4 +1,4 @@
-"""What may leave in telemetry, in words: places, what was taken out there, why, and how often. Never a value."""
+"""The vocabulary of telemetry filtering: where something was removed, its key, why, and how often. Never a value."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ from enum import StrEnum
 from outbox.core.lane import Lane
 
 MAX_VALUE_LENGTH = 256
-"""Characters of a value or a name that are kept by default."""
+"""Default limit of the length of a value or a name, in characters."""
 OTHER = "(other)"
-"""In place of a key that looks like personal data itself, and of all keys beyond what is kept apart."""
+"""Replaces a key that looks like personal data itself, and all keys beyond the number that is counted separately."""
 
 
 class Place(StrEnum):
-    """What an attribute belongs to: each has its own list of keys that may leave."""
+    """What an attribute belongs to. Each place has its own list of allowed keys."""
 
     RESOURCE = "resource"
     SCOPE = "scope"
     SPAN = "span"
-    """Links of spans too."""
+    """A span or a link of a span."""
     EVENT = "event"
     POINT = "point"
-    """Of a metric, its exemplars and the metric's own metadata too."""
+    """A data point, its exemplars, and the metric's own metadata."""
     LOG = "log"
 
 
 class Why(StrEnum):
     KEY = "key"
-    """No list has the key."""
+    """The key is not on the list."""
     VALUE = "value"
-    """Its value, or a part of it, looks like what must not leave."""
+    """The value, or a part of it, looks like personal data or a secret."""
     LENGTH = "length"
-    """Its value was too long; the beginning is kept."""
+    """The value was too long; its beginning is kept."""
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """One kind of thing that was taken out. ``key``: of an attribute, or a field such as ``status.message``."""
+    """One kind of removal. ``key``: the key of an attribute, or a field such as ``status.message``."""
 
     lane: Lane
     place: Place
@@ -47,6 +47,6 @@ class Removal:
 
 @dataclass(frozen=True, slots=True)
 class Removed(Removal):
-    """A removal, and how often it was made."""
+    """A kind of removal, and how often it happened."""
 
     count: int

@@ -1,4 +1,4 @@
-"""What goes into a judgement and what comes out of it: Answer or Failure in, Receipt out.
+"""Input and output of ``judge``: an Answer or a Failure in, a Receipt out.
 
 Answer ──┐
          ├─ judge (core/verdict.py) ─▶ Receipt(verdict, counted, reason, ...)
@@ -13,86 +13,88 @@ from enum import StrEnum
 
 
 class Verdict(StrEnum):
+    """What an answer, or the lack of one, means for the batch."""
+
     DELIVERED = "delivered"
     REFUSED = "refused"
-    """This body will never be accepted: halve; a batch of one is dead."""
+    """This body will never be accepted: the batch is halved; a batch of one is dead."""
     TOO_LARGE = "too_large"
-    """Halve without counting; a batch of one is dead."""
+    """The batch is halved and nothing is counted; a batch of one is dead."""
     UNAVAILABLE = "unavailable"
-    """Not taken, try the same batch again later."""
+    """Not accepted for now: the same batch is sent again later."""
     AMBIGUOUS = "ambiguous"
-    """Beacon may have taken it: the same batch again, under the same key."""
+    """Beacon may have accepted it: the same batch is sent again, under the same key."""
     MISCONFIGURED = "misconfigured"
     """The lane pauses, nothing is counted."""
     UNAUTHORIZED = "unauthorized"
-    """Licence or token refused, after one re-verify: the lane pauses, nothing is counted."""
+    """Licence or token refused, also after one new verify: the lane pauses, nothing is counted."""
     INTERRUPTED = "interrupted"
     """Stopped before the request left: back to waiting, nothing is counted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An HTTP answer as read from the wire. Header names are lower-case."""
+    """An HTTP response. Header names are lower-case."""
 
     status: int
     headers: Mapping[str, str]
     body: bytes
     truncated: bool = False
-    """The answer was longer than the cap, or ended early: ``body`` is what was read."""
+    """The response was longer than the limit, or ended early. ``body`` is what was read."""
 
 
 class Failure(StrEnum):
-    """A request without an answer."""
+    """Why a request has no answer."""
 
     NOT_SENT = "not_sent"
-    """Certainly not sent: DNS, connect, pool timeout."""
+    """Certainly not sent: DNS failure, connect failure, pool timeout."""
     LOST = "lost"
-    """The request may have arrived: read or write error, deadline after it left."""
+    """The request may have arrived: read or write error, or the deadline passed after it began to leave."""
     INTERRUPTED = "interrupted"
     """Stopped before the request left."""
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What came of sending one batch once: all that settling needs, all that an operator is shown."""
+    """The result of sending one batch once: everything that the settle needs and that an operator is shown."""
 
     verdict: Verdict
     counted: bool
     """Whether the attempt counts into ``num_failed_send_attempts``."""
     reason: str
-    """One sentence for a person: what beacon said. Never a secret."""
+    """One sentence for the operator: what beacon answered. Contains no secret."""
     status: int | None = None
     retry_after_seconds: float | None = None
-    """0..3600; the lane waits, not only the batch."""
+    """0..3600; it delays the whole lane, not only the batch."""
     inserted_count: int | None = None
     shortfall: int = 0
-    """Usage rows sent less rows inserted, on a delivered answer."""
+    """Usage rows sent minus rows inserted, if the verdict is delivered."""
     rejected: int = 0
-    """OTLP partialSuccess rejections: recorded, never resent."""
+    """Items rejected by an OTLP partialSuccess. They are recorded and never sent again."""
     warning: str | None = None
     """OTLP partialSuccess message."""
     excerpt: str = ""
-    """The head of the answer's body as printable text, at most 500 characters."""
+    """The beginning of the response body as printable text, at most 500 characters."""
     body_sha256: str | None = None
-    """Hex digest of the request body that was sent; of an envelope sent in parts, as it would be in one."""
+    """Hex digest of the request body before compression. Of an envelope sent in parts: of the whole body."""
     taken_in_part: bool = False
-    """Beacon took some parts of an envelope that is too large for it, and not all."""
+    """Beacon accepted some parts, but not all, of an envelope that is too large for it."""
     left: bool = False
-    """Of no answer: something may have left all the same, so that beacon, or what stands before it, was reached."""
+    """Although there is no answer, something may have been sent: beacon, or a proxy before it, was reached."""
 
     @property
     def untried(self) -> bool:
-        """Nothing is known anew: the batch was leased and its turn did not come."""
+        """The batch was leased but not sent, so there is no news of it."""
         return self.verdict is Verdict.INTERRUPTED and not self.reason
 
     @property
     def remark(self) -> str | None:
-        """What an operator should hear of a delivered batch; None: beacon took all of it without a word."""
+        """What an operator should know about a delivered batch; None: beacon accepted all of it without a message."""
         if self.verdict is not Verdict.DELIVERED or not (self.rejected or self.shortfall or self.warning):
             return None
         return f"{self.reason}: {self.warning}" if self.warning else self.reason
 
     @property
     def unreached(self) -> bool:
-        """No answer, and certainly nothing sent: beacon knows nothing of the batch."""
+        """There is no answer, and certainly nothing was sent: beacon has not seen the batch."""
         return self.verdict is Verdict.UNAVAILABLE and self.status is None and not self.left

@@ -1,7 +1,7 @@
 """Sets of sequence numbers, as sorted, disjoint, inclusive runs.
 
-Text form, as stored in ``outbox_batch.members``: ``"1-900,905,910-911"``. A batch of a thousand neighbours
-is six characters, and a batch of a thousand strays is still exact.
+Text form, as stored in ``outbox_batch.members``: ``"1-900,905,910-911"``. A batch of consecutive numbers takes a few
+characters, and a batch of scattered ones is still exact.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ Runs = tuple[tuple[int, int], ...]
 
 
 def from_sorted(numbers: Sequence[int]) -> Runs:
-    """Runs of strictly ascending ``numbers``. One comparison when they are neighbours."""
+    """The runs of strictly ascending ``numbers``; one comparison if they are consecutive."""
     if not numbers:
         return ()
     if numbers[-1] - numbers[0] == len(numbers) - 1:
@@ -33,7 +33,7 @@ def encode(runs: Runs) -> str:
 
 
 def decode(text: str) -> Runs:
-    """The runs of ``text``; the inverse of :func:`encode`. Raises ValueError on anything else."""
+    """The runs of ``text``; the inverse of :func:`encode`. Raises ValueError for other text."""
     runs = []
     for part in text.split(",") if text else ():
         lo, dash, hi = part.partition("-")
@@ -51,7 +51,7 @@ def numbers(runs: Runs) -> Iterator[int]:
 
 
 def union(parts: Iterable[tuple[int, int]]) -> Runs:
-    """Disjoint sorted runs covering every run of ``parts``; neighbours are joined."""
+    """Sorted, disjoint runs that cover every run of ``parts``; adjacent ones are joined."""
     merged: list[tuple[int, int]] = []
     for lo, hi in sorted(parts):
         if merged and lo <= merged[-1][1] + 1:
@@ -63,7 +63,7 @@ def union(parts: Iterable[tuple[int, int]]) -> Runs:
 
 
 def subtract(whole: Runs, part: Runs) -> Runs:
-    """The numbers of ``whole`` that are not in ``part``. Both sorted and disjoint; linear."""
+    """The numbers of ``whole`` that are not in ``part``. Both must be sorted and disjoint; linear time."""
     left: list[tuple[int, int]] = []
     j = 0
     for first, hi in whole:
@@ -82,7 +82,7 @@ def subtract(whole: Runs, part: Runs) -> Runs:
 
 
 def intersect(a: Runs, b: Runs) -> Runs:
-    """The numbers that are in both."""
+    """The numbers that are in both ``a`` and ``b``."""
     out: list[tuple[int, int]] = []
     i = j = 0
     while i < len(a) and j < len(b):
@@ -97,7 +97,7 @@ def intersect(a: Runs, b: Runs) -> Runs:
 
 
 def split(runs: Runs, at: int) -> tuple[Runs, Runs]:
-    """The first ``at`` numbers, and the rest."""
+    """The first ``at`` numbers, and the others."""
     head: list[tuple[int, int]] = []
     tail: list[tuple[int, int]] = []
     for lo, hi in runs:

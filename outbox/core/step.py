@@ -1,4 +1,4 @@
-"""What passes between the dispatcher and the store, a step at a time."""
+"""The arguments and results of one step of a lane, as they pass between the dispatcher and the store."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from outbox.core.receipt import Receipt
 
 
 class Committed(NamedTuple):
-    """Entries that a producer of this process has just committed: whoever claims them need not read them."""
+    """Entries that a producer of this process has just committed. The claim need not read them from the database."""
 
     first: int
-    """Number of the first; those of the others follow without a gap."""
+    """Sequence number of the first entry; the others follow without a gap."""
     payloads: Sequence[str]
     at: float
-    """Of ``boottime``, after the commit."""
+    """When they were committed, on the clock ``boottime``, taken after the commit."""
 
     @staticmethod
     def joined(parts: Sequence[Committed | None]) -> Committed | None:
-        """All of them as one. None: something else was committed, too, or a number is missing between them."""
+        """All ``parts`` as one. None: a part is None (other commits), or a number between them is missing."""
         if len(parts) == 1:
             return parts[0]
         known = sorted((part for part in parts if part is not None), key=attrgetter("first"))
@@ -41,24 +41,24 @@ class Committed(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """A batch that was sent, and what came of it."""
+    """A batch that was sent, with the receipt of its request."""
 
     batch: Batch
     receipt: Receipt
     seconds: float = 0.0
-    """From the send to its answer."""
+    """Time from the start of the request to its answer."""
 
 
 @dataclass(slots=True)
 class Settled:
-    """What one group of settlements did. Counts of entries, but ``batches`` and ``lost``."""
+    """What one group of settlements did. The counts are of entries, except ``batches``."""
 
     batches: int = 0
     sent: int = 0
     failed: int = 0
     dead: int = 0
     lost: list[UUID] = field(default_factory=list)
-    """Batches whose lease was gone: nothing was changed for them."""
+    """Ids of batches whose lease was lost: nothing was changed for them."""
 
     def add(self, other: Settled) -> None:
         self.batches += other.batches
@@ -70,39 +70,39 @@ class Settled:
 
 @dataclass(slots=True)
 class Step:
-    """What one step of a lane did: settled a group, and leased the next batches."""
+    """What one step of a lane did: settled a group of batches and leased the next ones."""
 
     batches: Sequence[Batch] = ()
     settled: Settled = field(default_factory=Settled)
     emptied: bool = False
-    """The claim saw that no entry is left above the cursor, or was given all that its caller knew of."""
+    """The claim saw no more entries above the cursor, or took everything that its caller passed as committed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What waits in a lane, by one read. Seconds until the next timer; None: no timer runs."""
+    """What a lane has to do, by one read. ``next_seconds``: until its next timer; None: no timer runs."""
 
     ready: bool
     next_seconds: float | None
     paused: bool = False
-    """The lane is off or stopped, or something waits for its probe: what is committed changes nothing until then."""
+    """The lane is off or stopped, or entries wait for its next probe. New commits change nothing until then."""
 
 
 @dataclass(frozen=True, slots=True)
 class DispatchReport:
-    """What a tick did. Counts of entries, but ``batches`` counts requests settled."""
+    """What a tick did. The counts are of entries, except ``batches``, which counts settled requests."""
 
     sent: int = 0
     failed: int = 0
-    """Entries whose attempt failed and is counted; they wait for the next."""
+    """Entries whose attempt failed and was counted; they wait for the next one."""
     dead: int = 0
     batches: int = 0
     more: bool = False
     """Something can be sent right now."""
     next_seconds: float | None = None
-    """Until the next timer: a retry, a probe, an expiring lease. None: no timer runs."""
+    """Seconds until the next timer: a retry, a probe, or an expiring lease. None: no timer runs."""
     paused: bool = False
-    """A lane waits for its probe: nothing of it leaves before that timer, whatever is committed."""
+    """A lane waits for its next probe. New commits do not change when it sends."""
 
     def __add__(self, other: DispatchReport) -> DispatchReport:
         return DispatchReport(
@@ -117,7 +117,7 @@ class DispatchReport:
 
 
 class DispatchStore(Protocol):
-    """What the dispatcher needs of the store."""
+    """The part of the store that the dispatcher uses."""
 
     policy: Policy
 

@@ -1,11 +1,11 @@
-"""The tree of an OTLP/JSON document, as far as cutting it needs.
+"""The tree of an OTLP/JSON document, as far as it is needed to split one.
 
     traces, logs    document ── resource ── scope ── span, log record
     metrics         document ── resource ── scope ── metric ── data point
 
-A leaf is a span, a log record, a data point, or a metric that has none. Leaves are numbered from 0, in the document's
-order; a part holds some neighbours of them, each with all that stands above it. A resource or scope that holds no leaf
-goes with the leaf before it, so nothing is lost between parts and none is empty.
+A leaf is a span, a log record, a data point, or a metric without data points. Leaves are numbered from 0 in document
+order. A part contains a range of them, with the resources, scopes and metrics that they belong to. A resource or scope
+without a leaf goes into the part of the leaf before it, so no part is empty and nothing is lost.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ LEVELS: dict[Lane, tuple[str, ...]] = {
     Lane.TRACES: ("resourceSpans", "scopeSpans", "spans"),
     Lane.LOGS: ("resourceLogs", "scopeLogs", "logRecords"),
 }
-"""The array on each level, from the document down."""
+"""The key of the array on each level, from the document down."""
 
 _OF_ITEMS = ((), (_POINTS,))
-"""What is left of the levels below an item: nothing, or the points of a metric."""
+"""The remaining levels below an item: none, or the data points of a metric."""
 
 _WITH_POINTS = ("gauge", "sum", "histogram", "exponentialHistogram", "summary")
 
 
 def leaves(lane: Lane, document: Document) -> int:
-    """How many leaves the canonical ``document`` of a telemetry lane has; 0: OTLP calls it empty."""
+    """The number of leaves of a canonical ``document``; 0: there is nothing to send in it."""
     return _count(document, LEVELS[lane])
 
 
 def part(lane: Lane, document: Document, first: int, last: int) -> Document:
-    """``document`` with the leaves from ``first`` up to, without, ``last``; at least one. Shares what it can."""
+    """``document`` with only the leaves in ``range(first, last)``, which is not empty. Shares unchanged subtrees."""
     return _slice(document, LEVELS[lane], first, last)
 
 
@@ -46,7 +46,7 @@ def place(lane: Lane, document: Document, leaf: int) -> str:
 
 
 def _below(node: Document, levels: tuple[str, ...]) -> tuple[tuple[str, ...], list[Document]] | None:
-    """The keys to what stands below ``node``, and the list of it; None: ``node`` is a leaf."""
+    """The keys that lead from ``node`` to the list of its children, and that list; None: it has none."""
     if not levels:
         return None
     keys = levels[:1]

@@ -12,10 +12,12 @@ from outbox.core.backoff import Backoff
 from outbox.core.receipt import Receipt, Verdict
 
 CRASHES_TO_WAIT = 3
-"""A batch whose lease ended this often without an answer may be what kills the worker: others go first."""
+"""A batch whose lease expired this often in a row without an answer may itself kill the worker: it waits, so that
+others go first."""
 CRASHES_TO_HALVE = 8
-"""Then it is halved, to find the guilty entry. Not sooner: workers that are killed at random hit the same batch three
-times in a row (seen in 24 kills), and halves of a batch that did arrive come again under new keys."""
+"""After this many the batch is halved, to isolate the entry that kills the worker. Not sooner: workers killed at random
+can hit the same batch three times in a row (seen in 24 kills), and the halves of a batch that did arrive are sent
+again under new keys."""
 
 
 class Move(StrEnum):
@@ -27,10 +29,13 @@ class Move(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Transition:
+    """One move of a leased batch, and what the batch has after it."""
+
     move: Move
     attempts: int
     """Counted failures after the move."""
     ambiguous: bool
+    """An attempt may have reached beacon."""
     wait_seconds: float = 0.0
 
 
@@ -44,9 +49,9 @@ def decide(
     backoff: Backoff,
     refusing: bool = False,
 ) -> Transition:
-    """What becomes of a leased batch. ``attempts_limit`` None: no limit.
+    """The move of a leased batch after its request. ``attempts_limit`` None: no limit.
 
-    ``refusing``: the lane is paused because everything is refused, so a refusal says nothing of this entry.
+    ``refusing``: the lane is paused because everything is refused, so a refusal says nothing about this entry.
     """
     counted = attempts + receipt.counted
     ambiguous = ambiguous or receipt.taken_in_part
@@ -54,7 +59,7 @@ def decide(
         case Verdict.DELIVERED:
             return Transition(Move.DELIVER, attempts, ambiguous)
         case Verdict.REFUSED | Verdict.TOO_LARGE if entries > 1:
-            # The guilty row is counted once, when it is alone.
+            # The entry at fault is counted once, when it is alone.
             return Transition(Move.HALVE, attempts, ambiguous)
         case Verdict.REFUSED | Verdict.TOO_LARGE if refusing and not receipt.taken_in_part:
             return Transition(Move.RETRY, attempts, ambiguous, backoff.wait(1))
@@ -71,9 +76,9 @@ def decide(
 
 
 def after_crash(*, attempts: int, crashes: int, entries: int, backoff: Backoff) -> Transition:
-    """What becomes of a batch whose lease ended without an answer, for the ``crashes``-th time in a row.
+    """The move of a batch whose lease expired without an answer, for the ``crashes``-th time in a row.
 
-    ``wait_seconds`` 0: it is sent again at once.
+    ``wait_seconds`` 0: the batch is sent again at once.
     """
     counted = attempts + 1
     if crashes >= CRASHES_TO_HALVE and entries > 1:

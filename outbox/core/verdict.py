@@ -4,10 +4,10 @@
                                                      ├─ first row of TABLE that matches ──▶ Receipt
     Failure ─────────────────────────────────────────┘
 
-Only a 2xx and a 409 are read; every other status speaks for itself. ``TABLE`` ends in a row that matches
-anything, so ``judge`` is total. OTLP's own rules (opentelemetry-proto, docs/specification.md: retry 429, 502,
-503, 504; every other error is final for that body) make the telemetry column; the usage column never gives
-up a row for a status that may pass.
+Only the body of a 2xx or a 409 is read; every other status is judged alone. The last row of ``TABLE`` matches
+anything, so every answer has a verdict. The telemetry column follows OTLP (opentelemetry-proto,
+docs/specification.md: retry 429, 502, 503, 504; every other error is final for that body). The usage column never
+gives up an entry for a status that may be temporary.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from outbox.core.lane import LANES, Lane
 from outbox.core.receipt import Answer, Failure, Receipt, Verdict
 
 COUNTED = frozenset({Verdict.REFUSED, Verdict.UNAVAILABLE, Verdict.AMBIGUOUS})
-"""The verdicts that count into ``num_failed_send_attempts``; of a refusal only the guilty row ends counted."""
+"""The verdicts that count into ``num_failed_send_attempts``. A refused batch is halved uncounted; only the entry at
+fault, once alone, is counted."""
 
 ACTIONS = {
     Verdict.DELIVERED: "delivered",
@@ -32,12 +33,12 @@ ACTIONS = {
     Verdict.UNAUTHORIZED: "one re-verify, one resend; then the lane pauses (licence)",
     Verdict.INTERRUPTED: "interrupted: back to waiting",
 }
-"""What the dispatcher does on each verdict, in the words of the published table."""
+"""What happens on each verdict, in the words of the published table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One row of the table: an answer, and what it means for either kind of lane."""
+    """One row of the table: an answer, and its verdict on the usage lane and on telemetry lanes."""
 
     answer: str
     """First column of the published table."""
@@ -47,7 +48,7 @@ class Rule:
     reason: str
     """For the operator: ``str.format`` with ``status``, ``rows``, ``verdict`` and ``detail`` (of the body)."""
     body: Body | None = None
-    """What the body must say for the row to match; None: the row matches whatever it says."""
+    """What the body must say for the row to match; None: the body is ignored."""
 
     def matches(self, answer: Answer | Failure, body: Body) -> bool:
         if isinstance(answer, Failure) or isinstance(self.statuses, Failure):
@@ -59,6 +60,8 @@ class Rule:
 
 
 class _Every:
+    """A container of every status."""
+
     def __contains__(self, status: object) -> bool:
         return True
 
@@ -111,7 +114,7 @@ TABLE: tuple[Rule, ...] = (
         "beacon answered {status} ({verdict}); check OUTBOX_BEACON_URL and the proxies on the way",
     ),
     Rule(
-        # OTLP does not name 425 (Too Early, RFC 8470): it is no judgement on the body, so it waits too.
+        # OTLP does not name 425 (Too Early, RFC 8470). It does not judge the body, so the batch is retried too.
         "408, 425, 429, 502, 503, 504",
         (408, 425, 429, 502, 503, 504),
         Verdict.UNAVAILABLE,
@@ -152,7 +155,7 @@ TABLE: tuple[Rule, ...] = (
         "stopped before the request left ({verdict})",
     ),
     Rule(
-        # A 101 would come after the request was read, so the rows may have arrived: never "misconfigured".
+        # A 101 comes after the request was read, so the rows may have arrived: never "misconfigured".
         "1xx as the last word, anything that is no HTTP status",
         _Every(),
         Verdict.AMBIGUOUS,
@@ -173,7 +176,7 @@ def judge(lane: Lane, rows: int, answer: Answer | Failure, *, now: float) -> Rec
 
 
 def verdict_table_markdown() -> str:
-    """``TABLE`` as the documentation prints it."""
+    """``TABLE`` in Markdown, as the documentation prints it."""
     lines = ["| answer | usage lane | telemetry lanes | counted? |", "|---|---|---|---|"]
     for rule in TABLE:
         telemetry = "same" if rule.telemetry is rule.usage else ACTIONS[rule.telemetry]
