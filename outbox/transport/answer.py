@@ -1,4 +1,4 @@
-"""Pure: what comes off the wire becomes an Answer, an exception of the HTTP library becomes a Failure."""
+"""Pure: the chunks of a response become an Answer, an exception of the HTTP library becomes a Failure."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from outbox.core.receipt import Answer, Failure
 
 _GZIP = zlib.MAX_WBITS | 16
 
-# By name, because an injected client may be httpx2's: the same names on other classes. Of a class and its
-# bases the first name found decides, so that a subclass unknown here is judged by its family.
+# By class name, because an injected client may be httpx2's, which has the same names on other classes. The first
+# class of the exception's MRO that is listed decides, so an unknown subclass is judged by its base class.
 _FAILURES = {
     # Certainly not sent.
     "ConnectError": Failure.NOT_SENT,
@@ -18,7 +18,7 @@ _FAILURES = {
     "PoolTimeout": Failure.NOT_SENT,
     "ProxyError": Failure.NOT_SENT,
     "UnsupportedProtocol": Failure.NOT_SENT,
-    # Read and write errors, timeouts, a server that breaks the protocol or hangs up, and whatever comes new.
+    # Read and write errors, timeouts, protocol errors, closed connections, and classes of future versions.
     "NetworkError": Failure.LOST,
     "TimeoutException": Failure.LOST,
     "ProtocolError": Failure.LOST,
@@ -29,7 +29,7 @@ _FAILURES = {
 
 
 def failure_of(exc: BaseException) -> Failure | None:
-    """What an exception of httpx, httpx2 or httpcore says about the request; None: it is not one of theirs."""
+    """The Failure that an exception of httpx, httpx2 or httpcore stands for; None: it is not one of theirs."""
     for cls in type(exc).__mro__:
         if cls.__module__.partition(".")[0].startswith("http") and cls.__name__ in _FAILURES:
             return _FAILURES[cls.__name__]
@@ -44,12 +44,12 @@ def read_answer(
     limit: int,
     expired: Callable[[], bool] = lambda: False,
 ) -> Answer:
-    """Reads ``chunks`` (as they come off the wire, still encoded) up to ``limit`` decoded bytes.
+    """Read the raw, still encoded ``chunks`` of a response body, up to ``limit`` decoded bytes.
 
-    More than that, a connection lost on the way, a damaged encoding or ``expired()`` give what was read,
-    marked truncated: the status is known by then, and counts. The request asks for identity; a proxy that
-    answers in gzip all the same is decoded without ever holding more than ``limit`` bytes, and any other
-    encoding is left as it is, which no reader takes for JSON.
+    A longer body, a lost connection, a damaged encoding or ``expired()`` give what was read so far, marked as
+    truncated: the status is known by then, and it counts. The request asks for the identity encoding. A gzip body,
+    which a proxy may send all the same, is decoded without ever holding more than ``limit`` bytes; any other encoding
+    is left as it is and will not parse as JSON.
     """
     headers = {name.lower(): value for name, value in headers.items()}
     gzipped = headers.get("content-encoding", "").strip().lower() in ("gzip", "x-gzip")
@@ -66,14 +66,14 @@ def read_answer(
 
 
 class _Body:
-    """At most ``limit`` bytes of a body."""
+    """A buffer for at most ``limit`` bytes of a body."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._bytes = bytearray()
 
     def take(self, chunk: bytes) -> bool:
-        """Adds a chunk; False: the body is longer than the limit."""
+        """Add a chunk. False: the body is longer than the limit."""
         self._bytes += self._decode(chunk, self._limit + 1 - len(self._bytes))
         return len(self._bytes) <= self._limit
 
@@ -89,7 +89,7 @@ class _Body:
 
 
 class _Gzip(_Body):
-    """The same, decoded. A bomb is not even unpacked: zlib stops at the room that is left."""
+    """The same for a gzip body. A decompression bomb is not unpacked: zlib stops at the remaining limit."""
 
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
@@ -102,5 +102,5 @@ class _Gzip(_Body):
     def _decode(self, chunk: bytes, room: int) -> bytes:
         decoded = self._zlib.decompress(chunk, room)
         if self._zlib.unused_data:
-            raise zlib.error("bytes after the end of the gzip stream")  # zlib would keep them all
+            raise zlib.error("bytes after the end of the gzip stream")  # zlib would keep all of them in memory
         return decoded

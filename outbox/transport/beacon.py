@@ -2,12 +2,12 @@
 
     send ─ licence? ─ token? ─ POST ─▶ judge ─▶ Receipt
              │          │        ├─ 401, 403: a fresh token, the same POST once more
-             │          │        ├─ compressed, and 415 or refused as unknown: once more as it is (compression.py)
+             │          │        ├─ compressed, and the encoding may be the reason: once more, plain (compression.py)
              │          │        └─ 413 for a single envelope: in parts (parts.py)
              │          └─ verify refused or unavailable: its receipt; nothing was sent, nothing is counted
              └─ none: unauthorized; nothing was sent
 
-What the world does to a request comes back as a Receipt. Only a setting that cannot work raises.
+Every failure of the network or of beacon is returned as a Receipt. Only an invalid setting raises.
 """
 
 from __future__ import annotations
@@ -51,35 +51,37 @@ __all__ = ["BeaconTransport", "LicenseState", "build_request", "read_answer"]
 _MIB = 1024 * 1024
 USAGE_ANSWER_BYTES = 1 * _MIB
 OTLP_ANSWER_BYTES = 4 * _MIB
-"""Decoded bytes read of an answer; a longer one is ambiguous (OTLP: "a client caps the answer it reads")."""
+"""Limits of the decoded bytes that are read of a response. A longer one is ambiguous (OTLP requires a client to limit
+the size of the responses that it reads)."""
 
 MASKED_BYTES = 16 * 1024
-"""Of an answer, for its excerpt: more would be searched for secrets and then cut off."""
+"""Bytes of a response body that are searched for secrets, for its excerpt, which keeps far fewer."""
 
 WITHHELD = "(withheld: it may repeat the licence as it was compressed)"
-"""In place of the excerpt: what a server repeats of a compressed usage body, in whatever spelling, cannot be masked."""
+"""Replaces the excerpt of the answer to a compressed usage body: what a server may repeat of it cannot be masked."""
 
 Outcome = tuple[Answer | Failure, str]
-"""What came of a request, and for a Failure the words of the exception."""
+"""The result of a request, and for a Failure the text of the exception."""
 
 
 @dataclass(frozen=True, slots=True)
 class LicenseState:
-    """What ``outbox status`` says about the licence; asks nobody."""
+    """What this process knows about the licence, without a request."""
 
     present: bool
     token_expires_in_seconds: float | None
     last_error: str | None
-    """Why the last verify failed; None after a good one, and before the first."""
+    """Why the last verify failed; None: it succeeded, or there was none yet."""
 
 
 class BeaconTransport:
-    """Sends batches to beacon. One instance a process, shared by its sender threads.
+    """Sends batches to beacon. One instance per process, shared by its sender threads.
 
-    Raises ConfigError for a setting that cannot work and Offline when ``OUTBOX_OFFLINE`` forbids egress.
-    ``client``: an httpx.Client or httpx2.Client of the caller's, who then owns its TLS, proxies and closing;
-    its deadline is checked between reads, where the built-in client's also bounds each of them, and only the
-    built-in client notices an answer that is older than its request.
+    Raises ConfigError for an invalid setting and Offline when ``OUTBOX_OFFLINE`` forbids egress.
+
+    ``client``: an httpx.Client or httpx2.Client of the caller, who configures its TLS and proxies and closes it. The
+    request deadline is then checked only between reads, while the built-in client also limits each read; and only the
+    built-in client detects an answer that is older than its request.
     """
 
     def __init__(self, settings: TransportSettings, *, client: Client | None = None) -> None:
@@ -102,10 +104,11 @@ class BeaconTransport:
         self._own: tuple[int, Client] | None = None
 
     def send(self, batch: Batch) -> Receipt:
-        """Posts ``batch`` and says what came of it. Does not change the batch.
+        """POST ``batch`` and return its receipt. The batch is not changed.
 
-        Once; after a 401 or 403 again, and again as it is while an endpoint's compression is found out. An envelope
-        that is too large for beacon goes in parts; no request begins after the batch's ``lease_deadline``.
+        It is one POST; one more after a 401 or 403, and one more without compression while it is unknown whether the
+        endpoint supports it. An envelope that is too large for beacon is sent in parts. No request begins after the
+        batch's ``lease_deadline``.
         """
         if batch.rows == 1 and not LANES[batch.lane].billing:
             return self._parts.send(batch, self._send)
@@ -126,7 +129,7 @@ class BeaconTransport:
         return token if isinstance(token, Receipt) else self._post(batch, license, token)
 
     def verify(self) -> LicenseState:
-        """Asks beacon about the licence now. Raises LicenseRefused; an outage is only told in ``last_error``."""
+        """Verify the licence with beacon now. Raises LicenseRefused; an outage is only reported in ``last_error``."""
         outcome = self._tokens.refresh()
         if isinstance(outcome, Receipt) and outcome.verdict is Verdict.UNAUTHORIZED:
             raise LicenseRefused(outcome.reason)
@@ -141,11 +144,11 @@ class BeaconTransport:
         )
 
     def interrupt(self) -> None:
-        """From now on nothing leaves: ``send`` returns an interrupted receipt. What is on the wire finishes."""
+        """Send nothing more: ``send`` returns an interrupted receipt from now on. Requests in flight finish."""
         self._stopping.set()
 
     def close(self) -> None:
-        """Interrupts, and closes the connections of the built-in client."""
+        """Interrupt, and close the connections of the built-in client."""
         self.interrupt()
         with self._building:
             if self._own and self._own[0] == os.getpid():
@@ -183,7 +186,7 @@ class BeaconTransport:
         )
 
     def _post(self, batch: Batch, license: Secret, token: Secret) -> Receipt:
-        """The batch in its lane's encoding, and once more as it is where beacon may not know the encoding."""
+        """POST the batch in its lane's encoding, and once more plain if beacon may not support the encoding."""
         held_back = self._held_back(batch)
         if held_back:
             return held_back
@@ -197,11 +200,11 @@ class BeaconTransport:
         return replace(receipt, body_sha256=plain.body_sha256)
 
     def _held_back(self, batch: Batch) -> Receipt | None:
-        """Why no POST of the batch may leave now; None: it may."""
+        """The receipt that says why no POST of the batch may start now; None: it may."""
         if self._stopping.is_set():
             return judge(batch.lane, batch.rows, Failure.INTERRUPTED, now=time.time())
         if boottime() > batch.lease_deadline:
-            # A verify before this may have taken its whole timeout; another worker may hold the batch by now.
+            # A verify may have used up its whole timeout before this; another worker may hold the batch by now.
             late = judge(batch.lane, batch.rows, Failure.INTERRUPTED, now=time.time())
             return replace(late, reason="the lease ran out before the request left (interrupted)")
         return None
@@ -215,7 +218,7 @@ class BeaconTransport:
         return told
 
     def _exchange(self, request: WireRequest, limit: int) -> Outcome:
-        """One request within its deadline. An exception that is not the wire's passes."""
+        """Send one request within the deadline. Exceptions that are not about the network pass through."""
         client = self._client()
         try:
             with (
@@ -227,7 +230,7 @@ class BeaconTransport:
                     content=request.body,
                     headers=dict(request.headers),
                     timeout=self._timeout,
-                    follow_redirects=False,  # a licence must never follow one to another host
+                    follow_redirects=False,  # a redirect must never take the licence to another host
                 ) as response,
             ):
                 chunks = response.iter_raw()
@@ -240,7 +243,7 @@ class BeaconTransport:
             return failure, f"{type(exc).__name__}: {exc}".removesuffix(": ")
 
     def _client(self) -> Client:
-        """The injected client, or our own: built at the first request, and again in a forked child."""
+        """The injected client, or the built-in one, which is made at the first request and again in a forked child."""
         if self._injected is not None:
             return self._injected
         with self._building:
@@ -258,13 +261,13 @@ def _no_license(what: str) -> Receipt:
 
 
 def _for_the_operator(receipt: Receipt, outcome: Outcome, *secrets: Secret) -> Receipt:
-    """``receipt`` with the words of the failure, and without the secrets that a server may repeat."""
+    """``receipt`` with the text of the failure, and without the secrets that a server may repeat."""
     answer, words = outcome
     head = answer.body[:MASKED_BYTES] if isinstance(answer, Answer) and receipt.excerpt else b""
     body = head.decode("utf-8", "replace")
     masked = mask(body, *secrets)
     warning = receipt.warning and mask(receipt.warning, *secrets)
-    if warning and masked != body:  # it was cut to an excerpt, and the cut may go through a secret
+    if warning and masked != body:  # the warning was cut to an excerpt, possibly in the middle of a secret
         warning = "beacon's message is withheld: its answer repeats the licence or the token"
     reason = mask(f"{receipt.reason}: {words[:MASKED_BYTES]}" if words else receipt.reason, *secrets)
     return replace(

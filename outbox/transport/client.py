@@ -1,7 +1,7 @@
-"""The HTTP client: one a process, HTTP/1.1, no redirects, no cookies, the environment's proxies.
+"""The HTTP client: one per process, HTTP/1.1, no redirects, no cookies, the environment's proxies.
 
-httpx on httpcore's pools, because only these take a network backend, and only there a deadline can be total
-(deadline.py).
+It uses httpx on httpcore's connection pools, because these accept a network backend, and only a network backend can
+enforce a deadline for a whole request (deadline.py).
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ KEEPALIVE_SECONDS = 30.0
 
 
 class Client(Protocol):
-    """What an injected client must do: httpx.Client and httpx2.Client both do."""
+    """The interface of an injected client; httpx.Client and httpx2.Client have it."""
 
     def stream(self, *args: Any, **kwargs: Any) -> AbstractContextManager[Any]: ...
     def close(self) -> None: ...
 
 
 def tls_context(settings: TransportSettings) -> ssl.SSLContext | None:
-    """A context for a private authority or a client certificate; None: neither is set.
+    """The TLS context for a private certificate authority or a client certificate; None: neither is configured.
 
-    A file that cannot be read, or does not belong to its key, is a ConfigError.
+    Raises ConfigError for a file that cannot be read and for a certificate that does not match its key.
     """
     if not (settings.ca_file or settings.client_cert_file):
         return None
@@ -59,7 +59,7 @@ def build_client(base_url: str, context: ssl.SSLContext | None, proxy: httpx.Pro
     _keep_headers_out_of_debug_logs()
     url = httpx.URL(base_url)
     if context is None and url.scheme == "https":
-        context = httpx.create_ssl_context()  # reads every authority there is: tens of milliseconds
+        context = httpx.create_ssl_context()  # loads all certificate authorities, which takes tens of milliseconds
     new_pool = partial(
         httpcore.ConnectionPool,
         ssl_context=context,
@@ -72,9 +72,12 @@ def build_client(base_url: str, context: ssl.SSLContext | None, proxy: httpx.Pro
 
 
 class BeaconClient:
-    """httpx below its Client: requests, a transport, answers. What a Client adds to each of them took as long as SQLite
-    takes for a step, and little of it is for beacon: no cookies, no defaults, no redirects, no authentication. Its line
-    in the log stays, where people look for it, without the reason phrase, which is the server's to choose."""
+    """A minimal replacement of httpx.Client: httpx's requests and responses on a transport of its own.
+
+    What httpx.Client does for cookies, defaults, redirects and authentication took as long per request as a step takes
+    on SQLite, and beacon needs none of it. The log line of each request is kept, but without the reason phrase, which
+    the server can choose freely.
+    """
 
     def __init__(self, transport: httpx.BaseTransport) -> None:
         self._transport = transport
@@ -90,11 +93,11 @@ class BeaconClient:
         timeout: float,
         follow_redirects: Literal[False] = False,
     ) -> Iterator[httpx.Response]:
-        """Headers are sent as they are given, with ``Host`` and the length; ``timeout`` in seconds for each step."""
+        """Send the given headers plus ``Host`` and ``Content-Length``. ``timeout``: seconds for each operation."""
         timeouts = dict.fromkeys(("connect", "read", "write", "pool"), timeout)
         where, host = _where(url)
         sent = [("Host", host), *headers.items(), ("Content-Length", str(len(content)))]
-        body = httpx.ByteStream(content)  # as ``content`` it would be looked at for what it is, and the headers copied
+        body = httpx.ByteStream(content)  # ``content=`` would make httpx inspect it and copy the headers
         request = httpx.Request(method, where, headers=sent, stream=body, extensions={"timeout": timeouts})
         response = self._transport.handle_request(request)
         _requests.info('HTTP Request: %s %s "HTTP/1.1 %d"', method, request.url, response.status_code)
@@ -102,29 +105,30 @@ class BeaconClient:
             yield response
         finally:
             response.close()
-            response.stream = _OVER  # it holds the response, and the body, until the garbage collector comes by
+            response.stream = _OVER  # breaks a reference cycle that keeps the body until the next garbage collection
 
     def close(self) -> None:
         self._transport.close()
 
 
 _requests = logging.getLogger("httpx.outbox")
-"""Below httpx's, whose level and handlers it has: so it can be told from the requests of the host's own."""
+"""A child of httpx's logger, whose level and handlers it inherits, so that its lines differ from those of the
+application's own requests."""
 _OVER = httpx.ByteStream(b"")
 
 
 @lru_cache(maxsize=16)
 def _where(url: str) -> tuple[httpx.URL, str]:
-    """The URL of a lane, parsed once, and its host."""
+    """The parsed URL of a lane, and its Host header."""
     parsed = httpx.URL(url)
     return parsed, parsed.netloc.decode("ascii")
 
 
 class _Pools:
-    """A pool of one connection for each request that is on the wire, the one used last first.
+    """Pools of one connection each: one pool per request in flight, the most recently used first.
 
-    One pool for all would close, now and then, a connection that it has just given to another thread, whose answer
-    is lost then (https://github.com/encode/httpcore/issues/1110).
+    A single pool for all threads sometimes closes a connection that it has just assigned to another thread, whose
+    answer is then lost (https://github.com/encode/httpcore/issues/1110).
     """
 
     def __init__(self, new_pool: Callable[[], httpcore.ConnectionPool]) -> None:
@@ -140,7 +144,7 @@ class _Pools:
         return pool
 
     def give_back(self, pool: httpcore.ConnectionPool) -> None:
-        """Ends what has been idle for longer than its connection is kept."""
+        """Return a pool for reuse, and close those that have been idle for longer than the keep-alive time."""
         now = time.monotonic()
         with self._lock:
             if pool not in self._used:  # closed meanwhile
@@ -168,7 +172,7 @@ class _Pools:
 
 
 class _PoolTransport(httpx.BaseTransport):
-    """httpx on pools of ours. Exceptions stay httpcore's: ``failure_of`` knows them by the same names."""
+    """An httpx transport on ``_Pools``. Exceptions stay httpcore's; ``failure_of`` knows them by the same names."""
 
     def __init__(self, pools: _Pools) -> None:
         self._pools = pools
@@ -193,7 +197,7 @@ class _PoolTransport(httpx.BaseTransport):
                 raise
             raise httpcore.ConnectError(str(exc)) from exc
         assert isinstance(answer.stream, Iterable)
-        # A second answer that waits in such a connection could not be seen before the next request.
+        # Without it, a second answer already buffered in the connection could not be detected before the next request.
         again = answer.extensions["network_stream"].get_extra_info(TELLS_OF_MORE)
         stream = _Stream(answer, partial(self._pools.give_back if again else self._pools.drop, pool))
         return httpx.Response(answer.status, headers=answer.headers, stream=stream)
@@ -206,10 +210,10 @@ _FAILURES = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.Protocol
 
 
 def _require_fresh(answer: httpcore.Response) -> None:
-    """Raises httpcore.RemoteProtocolError for an answer that was here before its request left, or its beginning was.
+    """Raise httpcore.RemoteProtocolError for an answer that, or whose beginning, arrived before its request left.
 
-    A server or proxy that answers twice leaves the second answer in the connection's buffer, where httpcore would
-    find it and take it for the answer to the next request: a batch that never arrived would be delivered.
+    A server or proxy that answers twice leaves the second answer in the connection's buffer, and httpcore would take
+    it for the answer to the next request: a batch that never arrived would count as delivered.
     """
     if not answer.extensions["network_stream"].get_extra_info(ANSWERED_SINCE_WRITE):
         answer.close()
@@ -217,7 +221,7 @@ def _require_fresh(answer: httpcore.Response) -> None:
 
 
 class _Departure:
-    """Whether a byte of the POST may have left. While a proxy is asked for its tunnel, none has."""
+    """Whether a byte of the POST may have been sent. The CONNECT request to a proxy does not count."""
 
     def __init__(self) -> None:
         self.left = False
@@ -228,6 +232,8 @@ class _Departure:
 
 
 class _Stream(httpx.SyncByteStream):
+    """The body of a response. Closing it returns or drops the connection."""
+
     def __init__(self, answer: httpcore.Response, closed: Callable[[], None]) -> None:
         self._answer = answer
         self._closed = closed
@@ -247,7 +253,10 @@ def _keep_headers_out_of_debug_logs() -> None:
 
 
 def _without_headers(record: logging.LogRecord) -> bool:
-    """At DEBUG httpcore prints each answer's headers and quotes what is no HTTP; a server may repeat a token there."""
+    """Reduce httpcore's DEBUG records of our requests to the event name.
+
+    They contain the response headers and quote malformed responses, where a server may repeat a token.
+    """
     if in_request():
-        record.msg = str(record.msg).partition(" ")[0]  # the name of the event
+        record.msg = str(record.msg).partition(" ")[0]  # the event name
     return True

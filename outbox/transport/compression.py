@@ -1,15 +1,16 @@
-"""Bodies packed for the wire, lane by lane, until an endpoint turns out to take them only as they are.
+"""Compression of request bodies, per lane, with a fallback for endpoints that accept only plain bodies.
 
-    packed ─ POST ─▶ delivered: the endpoint understands the encoding
-                  ├▶ 415; or refused, or 500, before any was delivered: the same batch once more, as it is
-                  │     └▶ after a 415, or when that one is delivered: as they are from now on
-                  └▶ all else is judged as any answer is
+    compressed ─ POST ─▶ delivered: the endpoint supports the encoding
+                      ├▶ 415; or refused, or 500, before any was delivered: the same batch once more, plain
+                      │     └▶ after a 415, or if the plain one is delivered: plain from now on
+                      └▶ any other answer is judged as usual
 
-RFC 9110 (15.5.16) gives 415 to an encoding that is not supported; a server that has never heard of encodings reads
-bytes that are no JSON, and answers 400 or 500. Entries must not become dead letters because of a setting.
+RFC 9110 (15.5.16) assigns 415 to an unsupported encoding. A server that ignores Content-Encoding reads bytes that are
+not JSON and answers 400 or 500. Entries must not become dead letters because of a setting.
 
-A usage body holds the licence beside fields that others choose, and the length of a compressed body tells whoever sees
-it pass how much the two have in common (CRIME). That is one reason why usage goes as it is by default.
+A usage body contains the licence next to fields that other parties control. The length of a compressed body tells an
+eavesdropper how much the two have in common (the CRIME attack). This is one reason why usage is not compressed by
+default.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ logger = logging.getLogger("outbox.transport")
 
 CONTENT_ENCODING = "Content-Encoding"
 SMALLEST_BYTES = 1024
-"""A smaller body fits a packet or two as it is: there is nothing to win."""
+"""A smaller body fits into one or two packets anyway, so it is sent plain."""
 
 _LEVEL = 1
-"""Of both codecs; what a level costs and gives: ``outbox bench compression``."""
+"""Level of both codecs. ``outbox bench compression`` measures what each level costs and saves."""
 
 _GZIP_FORMAT = zlib.MAX_WBITS | 16
 
 
 def _gzip(body: bytes) -> bytes:
-    """The same bytes for the same body: the header carries no time."""
+    """Deterministic: the gzip header has no timestamp."""
     return zlib.compress(body, _LEVEL, _GZIP_FORMAT)
 
 
 def _zstd(body: bytes) -> bytes:
-    """Needs the extra ``zstd``. A compressor of its own each time: one must not be shared between threads."""
+    """Needs the extra ``zstd``. A compressor must not be shared between threads, so each call makes one."""
     from zstandard import ZstdCompressor
 
     return ZstdCompressor(level=_LEVEL).compress(body)
@@ -58,9 +59,10 @@ def setting_of(lane: Lane) -> str:
 
 
 class Compression:
-    """What the bodies of each lane are packed with. Shared by the sender threads: each step is one of a dict or a set.
+    """The encoding of each lane's bodies.
 
-    Raises ConfigError for an encoding that does not exist or is not installed.
+    Safe to share between the sender threads: each change is a single operation on a dict or a set. Raises ConfigError
+    for an encoding that does not exist or is not installed.
     """
 
     def __init__(self, settings: TransportSettings) -> None:
@@ -72,7 +74,7 @@ class Compression:
         self._understood: set[Lane] = set()
 
     def packed(self, lane: Lane, request: WireRequest) -> WireRequest:
-        """``request`` with its body encoded; the very same one where that is off or wins nothing."""
+        """``request`` with its body encoded; ``request`` itself if compression is off or the body is small."""
         encoding = self._encodings.get(lane)
         if encoding is None or len(request.body) < SMALLEST_BYTES:
             return request
@@ -80,7 +82,7 @@ class Compression:
         return replace(request, headers=headers, body=_PACK[encoding](request.body))
 
     def misunderstood(self, lane: Lane, receipt: Receipt) -> bool:
-        """Whether what was answered to a packed body may be about the encoding: then the batch is sent as it is."""
+        """Whether the answer to a compressed body may be due to the encoding, so that it is sent plain."""
         if receipt.verdict is Verdict.DELIVERED:
             self._understood.add(lane)
         elif receipt.status == 415:
@@ -90,7 +92,7 @@ class Compression:
         return doubtful and lane not in self._understood
 
     def note_plain(self, lane: Lane, receipt: Receipt) -> None:
-        """What was answered to the same batch as it is."""
+        """Take note of the answer to the same batch, sent plain."""
         if receipt.verdict is Verdict.DELIVERED and lane not in self._understood:
             self._give_up(lane, "beacon refused a compressed body and took the same batch as it is")
 

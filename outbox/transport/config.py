@@ -1,4 +1,4 @@
-"""What the transport asks of the settings, and the checks it makes before anything can be sent."""
+"""The settings that the transport needs, and the checks on them before anything can be sent."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TransportSettings(Protocol):
     def token_header(self) -> str: ...
     @property
     def token_public_key(self) -> str | None:
-        """PEM."""
+        """The key that signs beacon's tokens, in PEM; None: tokens are not verified."""
 
     @property
     def telemetry_compression(self) -> str:
@@ -45,20 +45,21 @@ class TransportSettings(Protocol):
     def usage_compression(self) -> str: ...
     @property
     def ca_file(self) -> Path | None:
-        """Trusted instead of the public authorities."""
+        """Certificate authorities that are trusted instead of the public ones."""
 
     @property
     def client_cert_file(self) -> Path | None: ...
     @property
     def client_key_file(self) -> Path | None: ...
     def license(self) -> str | None:
-        """The licence key, read again for each request, so that a replaced file is noticed."""
+        """The licence key. It is read again for each request, so that a replaced file takes effect."""
 
 
 def checked_base_url(settings: TransportSettings) -> str:
-    """``beacon_url`` without its trailing slash; ConfigError when a licence must not be sent there.
+    """``beacon_url`` without its trailing slash. Raises ConfigError if the licence must not be sent there.
 
-    A URL with credentials is not repeated in the error: httpx would log them with every request.
+    URLs with credentials are refused, since httpx would log them with every request, and the error does not repeat
+    them.
     """
     url = parse_url(settings.beacon_url)
     if url.userinfo:

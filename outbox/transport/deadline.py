@@ -1,10 +1,11 @@
-"""One deadline over a whole request: httpcore's timeouts are per read, so a server that drips never meets one.
+"""One deadline for a whole request. httpcore's timeouts are per operation: a server that sends a byte now and then
+never exceeds one.
 
     with deadline(15.0):            # seconds; for this thread
         client.stream(...)          # every connect, TLS handshake, write and read gets the time that is left
 
-The one wait outside of it is the resolver's, which no thread can cut short (its own timeout is in
-resolv.conf): nothing has been sent by then, and nothing is sent when it returns too late.
+Name resolution is the only wait that the deadline cannot interrupt (the resolver's own timeout is in resolv.conf).
+Nothing has been sent by then, and nothing is sent if it returns too late.
 """
 
 from __future__ import annotations
@@ -20,24 +21,26 @@ from typing import Any
 import httpcore
 
 ANSWERED_SINCE_WRITE = "outbox_answered_since_write"
-"""Extra info of a stream of DeadlineBackend: whether an answer began with what was read first after the last write."""
+"""Extra info of a DeadlineBackend stream: whether the first bytes read after the last write begin an HTTP answer."""
 TELLS_OF_MORE = "outbox_tells_of_more"
-"""The same: whether its socket is readable where there is more to be read. TLS within TLS reads ahead."""
+"""Extra info of the same: whether the socket is readable whenever unread data is left. TLS within TLS reads ahead, so
+there it is not."""
 
 _WRITE_BYTES = 8192
-"""Of TLS within TLS, which only httpcore can write: a socket that is writable takes this much, so it waits once."""
+"""Size of one write in TLS within TLS, which only httpcore can write. A writable socket takes this much at once, so
+the write waits at most once."""
 
 _ANSWER = b"HTTP/"
 
 _JOINED_BYTES = 16 * 1024
-"""Of a request that is copied into one piece: a record of TLS holds as much."""
+"""Requests up to this size are copied into one buffer: the size of a TLS record."""
 
 _ends_at: ContextVar[float | None] = ContextVar("outbox_request_ends_at", default=None)
 
 
 @contextmanager
 def deadline(seconds: float) -> Iterator[None]:
-    """Everything this thread does on a DeadlineBackend's streams ends ``seconds`` from now."""
+    """Limit everything that this thread does on the streams of a DeadlineBackend to ``seconds`` from now."""
     token = _ends_at.set(time.monotonic() + seconds)
     try:
         yield
@@ -46,7 +49,7 @@ def deadline(seconds: float) -> Iterator[None]:
 
 
 def in_request() -> bool:
-    """Whether this thread is between the ends of ``deadline()``."""
+    """Whether this thread is inside ``deadline()``."""
     return _ends_at.get() is not None
 
 
@@ -56,7 +59,7 @@ def expired() -> bool:
 
 
 class DeadlineBackend(httpcore.NetworkBackend):
-    """httpcore's own sockets, with the time left as the timeout of each operation."""
+    """httpcore's own sockets, where the timeout of each operation is the time left."""
 
     def __init__(self) -> None:
         self._sockets = httpcore.SyncBackend()
@@ -69,7 +72,7 @@ class DeadlineBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        """Tries each address of ``host`` with a fair share of the time left: a dead IPv6 route costs a part."""
+        """Try each address of ``host`` with an equal share of the time left: a dead IPv6 route costs only a part."""
         addresses = _resolve(host, port)
         failure: Exception = httpcore.ConnectError(f"{host} has no address")
         for tried, address in enumerate(addresses):
@@ -84,16 +87,17 @@ class DeadlineBackend(httpcore.NetworkBackend):
 
 
 class _DeadlineStream(httpcore.NetworkStream):
-    """``plain``: the stream is a socket's own or TLS on it, and not TLS within a proxy's TLS.
+    """A stream whose operations share the deadline.
 
-    The head of a request is held back until its body, or the end of it, is written: small ones leave together.
+    ``plain``: a socket, or TLS directly on it; not TLS within the TLS of a proxy. The head of a request is held back
+    until its body is written or the response is read, so that a small request is sent in one write.
     """
 
     def __init__(self, stream: httpcore.NetworkStream, *, plain: bool = True) -> None:
         self._stream = stream
         self._plain = plain
         self._answered: bool | None = None
-        """Since the last write; None: nothing was read."""
+        """Whether what was read since the last write begins an answer; None: nothing was read yet."""
         self._head = b""
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -101,11 +105,11 @@ class _DeadlineStream(httpcore.NetworkStream):
             self.write(b"", timeout)
         data = self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
         if self._answered is None:
-            self._answered = _ANSWER.startswith(data[: len(_ANSWER)])  # what is rather the rest of one was begun before
+            self._answered = _ANSWER.startswith(data[: len(_ANSWER)])  # else it is the rest of an earlier one
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        """In as few calls as the socket takes: between two of them another thread may have the interpreter."""
+        """Write in as few calls as possible: between two of them another thread may take the GIL."""
         self._answered = None
         head, self._head = self._head, b""
         if not head:
@@ -126,7 +130,7 @@ class _DeadlineStream(httpcore.NetworkStream):
 
     @staticmethod
     def _send(peer: socket.socket, left: memoryview, timeout: float | None) -> None:
-        """As httpcore's own write, but its timeout would begin anew with each part that the socket takes."""
+        """Like httpcore's own write, whose timeout however would start again with each part that the socket accepts."""
         try:
             while left:
                 peer.settimeout(_left(timeout, httpcore.WriteTimeout))
@@ -153,7 +157,7 @@ class _DeadlineStream(httpcore.NetworkStream):
 
 
 def _left(timeout: float | None, over: type[Exception], *, among: int = 1) -> float | None:
-    """Seconds for the next operation, one of ``among``; raises ``over`` when the deadline has passed."""
+    """Seconds for the next of ``among`` operations. Raises ``over`` if the deadline has passed."""
     ends_at = _ends_at.get()
     if ends_at is None:
         return timeout

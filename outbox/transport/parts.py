@@ -4,14 +4,14 @@
                     KEY/2 ── 413 ─▶ KEY/2/1 ── taken
                                     KEY/2/2 ── taken        all are taken: the entry is delivered
 
-A part is half of the spans, log records or data points of what was refused, with all that they belong to. Log and
-ledger know nothing of it: an entry is written once, its batch has one verdict. The same half has the same key and the
-same text whenever it is sent, so a beacon that knows keys drops what it has. What was answered is remembered by this
-process until the entry is settled: after a 503 only the rest is sent. No part leaves when the lease is nearly over;
-the next attempt goes on from there.
+A part is half of the spans, log records or data points of what was too large, with the resources and scopes that they
+belong to. The database does not know about parts: an entry is written once, and its batch has one verdict. The same
+part always has the same key and the same text, so a beacon that deduplicates by key ignores the ones it has. This
+process remembers the answers until the entry is settled: after a 503 only the rest is sent. No part is sent when the
+lease is nearly over; the next attempt continues from there.
 
-A part that is refused does not hold up the others. Then the entry is dead, its reason names the place, and it counts
-as maybe delivered: requeued, all of it would go again, under a new key.
+A refused part does not stop the others. The entry is dead then, its reason names the place, and it counts as maybe
+delivered: a requeue sends all of it again, under a new key.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from outbox.core.telemetry import leaves, part, place
 from outbox.core.text import EXCERPT_CHARS, printable
 
 REMEMBERED = 1000
-"""Envelopes under way in parts; of more the oldest is forgotten and begins again."""
+"""How many envelopes in parts are remembered. Beyond it the oldest is forgotten and would start again."""
 
 Post = Callable[[Batch], Receipt]
 Answered = dict[str, Receipt]
-"""What was answered for good, by the end of the key: "", "/1", "/2/1"."""
+"""The final answers, by the suffix of the key: "", "/1", "/2/1"."""
 
 _FINAL = (Verdict.DELIVERED, Verdict.REFUSED, Verdict.TOO_LARGE)
 
 
 class Parts:
-    """Shared by the sender threads: each step is one of a dict."""
+    """The envelopes that are being sent in parts. Sender threads may share it: each change is one dict operation."""
 
     def __init__(self) -> None:
         self._under_way: dict[UUID, Answered] = {}
 
     def send(self, batch: Batch, post: Post) -> Receipt:
-        """``batch`` of one envelope by ``post``: as it is, and in parts when that is too large."""
+        """Send a ``batch`` of one envelope by ``post``: whole first, and in parts if it is too large."""
         answered = self._under_way.get(batch.id)
         if answered is None:
             receipt = post(batch)
@@ -56,7 +56,7 @@ class Parts:
             empty = envelope.count == 0
         except (ValueError, TypeError, AttributeError, RecursionError):
             empty = True
-        if empty:  # written by hand: no document, so no part of it can be told
+        if empty:  # not an OTLP document (written by hand), so it has no parts
             return self._under_way.pop(batch.id, answered)[""]
         receipt = envelope.send()
         if receipt.verdict in _FINAL:
@@ -70,6 +70,8 @@ class Parts:
 
 
 class _Envelope:
+    """One attempt to send an envelope in parts."""
+
     def __init__(self, batch: Batch, document: dict[str, Any], answered: Answered, post: Post) -> None:
         self._batch = batch
         self._document = document
@@ -89,7 +91,7 @@ class _Envelope:
         return replace(self._dead() if self._refused else self._delivered(), body_sha256=whole)
 
     def _send(self, suffix: str, first: int, last: int) -> Receipt | None:
-        """The part of the leaves from ``first`` up to ``last``; a receipt that stops all, or None."""
+        """Send the part with the leaves in ``range(first, last)``. Returns a receipt that ends the attempt, or None."""
         receipt = self._answered.get(suffix) or self._post_part(suffix, first, last)
         if receipt.verdict not in _FINAL:
             return receipt

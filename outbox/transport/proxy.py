@@ -16,9 +16,10 @@ from outbox.transport.secret import Secret
 
 
 def proxy_for(url: httpx.URL) -> httpx.Proxy | None:
-    """As the environment says it now. Raises ``ConfigError``, without its password, for what cannot be used.
+    """The proxy for ``url`` by the current environment; None: no proxy.
 
-    Loopback never goes through one: its plain http would take the licence off the machine.
+    Raises ``ConfigError`` for an unusable proxy URL; the message does not contain its password. Loopback never uses a
+    proxy: its plain http would send the licence to another machine.
     """
     if is_loopback(url.host) or urllib.request.proxy_bypass(url.host):
         return None
@@ -43,7 +44,7 @@ def proxy_for(url: httpx.URL) -> httpx.Proxy | None:
 
 
 def wire_proxy(proxy: httpx.Proxy, context: ssl.SSLContext | None) -> httpcore.Proxy:
-    """``context``: beacon's, which holds for a proxy that is itself spoken to by TLS too."""
+    """httpcore's form of ``proxy``. ``context``: beacon's TLS context, also used for a proxy with an https URL."""
     at = proxy.url
     return httpcore.Proxy(
         url=httpcore.URL(scheme=at.raw_scheme, host=at.raw_host, port=at.port, target=b"/"),
@@ -53,5 +54,5 @@ def wire_proxy(proxy: httpx.Proxy, context: ssl.SSLContext | None) -> httpcore.P
 
 
 def secrets_of(proxy: httpx.Proxy | None) -> Sequence[Secret]:
-    """What it may repeat."""
+    """The secrets of a proxy that an error message may repeat: its password."""
     return () if proxy is None or proxy.raw_auth is None else (Secret(proxy.raw_auth[1].decode()),)

@@ -1,4 +1,4 @@
-"""Pure: a batch becomes one POST, by joining stored text. No payload is parsed on the way out."""
+"""Pure: a batch becomes one POST by joining stored text. No payload is parsed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _ATTEMPTS = '"num_failed_send_attempts":'
 
 @dataclass(frozen=True, slots=True)
 class WireRequest:
-    """A POST, complete. Headers and body hold the token and the licence, so neither is in the repr."""
+    """A complete POST. Headers and body contain the token and the licence, so neither is in the repr."""
 
     url: str
     headers: Mapping[str, str] = field(repr=False)
@@ -29,7 +29,7 @@ class WireRequest:
 
     @property
     def body_sha256(self) -> str:
-        """Of the body as it is built: whether it is compressed on the wire, and by what, does not show in it."""
+        """Hex digest of the body. Taken before compression, so that it does not depend on the encoding."""
         return sha256(self.body).hexdigest()
 
 
@@ -42,7 +42,7 @@ def build_request(
     *,
     token_header: str = "Authorization",  # noqa: S107 - a name, no password
 ) -> WireRequest:
-    """The request of a batch. ``base_url`` has no trailing slash; the body is ASCII, as the payloads are."""
+    """The request of a batch. ``base_url`` has no trailing slash. The body is ASCII, like the payloads."""
     body = usage_body(batch, license) if spec.billing else telemetry_body(batch, spec)
     bearer = token_header.lower() == "authorization"
     headers = _headers() | {
@@ -57,15 +57,15 @@ def build_verify(license: Secret, base_url: str) -> WireRequest:
 
 
 def usage_body(batch: Batch, license: Secret) -> bytes:
-    """``{"license":KEY,"trace_transactions":[row,...]}``, each row with the batch's count of failures."""
+    """``{"license":KEY,"trace_transactions":[row,...]}``, each row with the batch's number of failed attempts."""
     return b'{"license":%b,"trace_transactions":[%b]}' % (_json(license), _rows(batch).encode())
 
 
 def _rows(batch: Batch) -> str:
     rows = batch.lines.replace("\n", ",")
     if batch.attempts:
-        # Sound without parsing: the stored count is 0, and inside a JSON string every quote is written \", so
-        # the literal - a quote, the name, a quote, a colon - can only be the key itself.
+        # Safe without parsing: the stored number is 0, and inside a JSON string every quote is written \", so the
+        # literal (quote, name, quote, colon) can only be the key itself.
         rows = rows.replace(f"{_ATTEMPTS}0", f"{_ATTEMPTS}{batch.attempts}")
     return rows
 
@@ -76,7 +76,7 @@ def telemetry_body(batch: Batch, spec: LaneSpec) -> bytes:
 
 
 def _headers() -> dict[str, str]:
-    # Exactly application/json: a real collector refuses a charset. Identity: see answer.py on gzip.
+    # Exactly application/json: the OpenTelemetry collector refuses a charset. For identity see answer.py on gzip.
     return {
         "Content-Type": "application/json",
         "Accept": "application/json",

@@ -9,11 +9,11 @@ from typing import NoReturn
 
 MASK = "***"
 SHORTEST_MASKED = 6
-"""Characters; masking less ("t", "test") would tear holes into every message and hide nothing worth hiding."""
+"""Shorter secrets ("t", "test") are not masked: it would damage every message and protect nothing."""
 
 
 class Secret:
-    """A text that only ``reveal()`` shows. Not a str, so that formatting it by mistake is harmless."""
+    """A text that only ``reveal()`` returns. It is not a str, so formatting it by mistake does not show it."""
 
     __slots__ = ("_text",)
 
@@ -37,10 +37,10 @@ class Secret:
 
 
 def mask(text: str, *secrets: Secret | None) -> str:
-    """``text`` with the secrets masked, however a server repeats them.
+    """``text`` with the secrets masked in every form in which a server may repeat them.
 
-    As they are; quoted as JSON, HTML, a URL or Python does it, twice too (what it got, inside its own answer); in
-    base64; and cut short by the end of ``text``.
+    The forms: plain; escaped for JSON, HTML, a URL or Python, also several times (a request quoted inside a response);
+    in base64; and cut off by the end of ``text``.
     """
     for secret in secrets:
         if secret and len(secret.reveal()) >= SHORTEST_MASKED:
@@ -56,7 +56,7 @@ def _spellings(text: str) -> tuple[_Spelling, ...]:
 
 
 class _Spelling:
-    """A text to mask, whatever quotes the characters in it that are no letters and no digits."""
+    """A text to mask, with any escaping of its characters that are neither letters nor digits."""
 
     def __init__(self, text: str) -> None:
         self._characters = [_quotings(char) for char in text]
@@ -75,7 +75,7 @@ class _Spelling:
         return "".join([*parts, text[done:]])
 
     def _end(self, text: str, begin: int) -> int | None:
-        """Where what begins there ends, at its own end or with the text; None: it is something else."""
+        """Where the occurrence that starts at ``begin`` ends, at most the end of ``text``; None: no occurrence."""
         places, cut = {begin}, False
         for quotings in self._characters:
             cut = cut or any(_HALF_QUOTED.fullmatch(text, place) for place in places)
@@ -88,9 +88,9 @@ _HALF_QUOTED = re.compile(r"\\{0,8}|\\{1,8}[ux][0-9A-Fa-f]{0,3}|%(?:25){0,4}[0-9
 
 @cache
 def _quotings(char: str) -> tuple[re.Pattern[str], ...]:
-    r"""A character as itself, behind backslashes, and as %2f, %252f, &amp;#x2f;, \u002f, \x2f.
+    r"""Patterns of a character: plain, behind backslashes, and as %2f, %252f, &amp;#x2f;, \u002f, \x2f.
 
-    Repetitions are bounded, so that no answer makes the search slow.
+    Repetitions are bounded, so that no response can make the search slow.
     """
     if char.isalnum():
         return (re.compile(char),)
@@ -98,7 +98,7 @@ def _quotings(char: str) -> tuple[re.Pattern[str], ...]:
     patterns = (
         "[-+]" if char == "+" else "[/_]" if char == "/" else re.escape(char),  # both alphabets of base64
         r"\\{1,8}" + re.escape(char),
-        # A pattern for each depth: what follows the secret's "%" or "&" may look like a part of a deeper one.
+        # One pattern per depth: what follows a "%" or "&" of the secret may look like part of a deeper escape.
         *(rf"%(?:25){{{n}}}{code}" for n in range(5)),
         *(rf"&(?:amp;){{{n}}}(?:#0{{0,4}}{ord(char)}|#x0{{0,4}}{code}|[a-z]{{2,6}});" for n in range(5)),
         rf"\\{{1,8}}(?:u00|x){code}",
@@ -107,6 +107,6 @@ def _quotings(char: str) -> tuple[re.Pattern[str], ...]:
 
 
 def _within_base64(raw: bytes, offset: int) -> str:
-    """The characters that ``raw`` alone decides when it is encoded behind ``offset`` bytes (modulo 3) of something."""
+    """The base64 characters that depend on ``raw`` only, if ``offset`` (modulo 3) other bytes precede it."""
     encoded = base64.b64encode(bytes(offset) + raw).decode()
     return encoded[(offset * 8 + 5) // 6 : (offset + len(raw)) * 8 // 6]

@@ -1,13 +1,13 @@
-"""The short-lived token of beacon, between one verify and the next.
+"""Cache of beacon's short-lived token, with early refresh and one verify in flight.
 
          verify                refresh_at              expires_at
     ───────┬───────────────────────┬───────────────────────┬──────────▶ monotonic clock
-           │ served as it is       │ served; one caller    │ not served: callers wait
-           │                       │ asks for the next     │ for the one verify in flight
+           │ returned              │ returned; one caller  │ not returned: callers wait
+           │                       │ verifies for the next │ for the one verify in flight
 
-Life is ``exp - iat`` on the monotonic clock, from before the verify was sent, so a jump of the wall clock does
-not matter. Without a configured key the token is opaque: its claims are read for their times only and prove
-nothing. With one, a token that the key did not sign is never used.
+The lifetime is ``exp - iat``, measured on the monotonic clock from before the verify was sent, so a jump of the wall
+clock does not matter. Without a configured public key the token is opaque: only the times of its claims are read, and
+they are not trusted. With a key, a token that it did not sign is never used.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ LEEWAY_SECONDS = 60.0
 
 PublicKey = Ed25519PublicKey | RSAPublicKey | EllipticCurvePublicKey
 Verify = Callable[[], Secret | Receipt]
-"""Asks beacon once: the token, or the receipt that says why there is none."""
+"""Sends one verify to beacon: returns the token, or the receipt that says why there is none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A token in use; times on the monotonic clock."""
+    """The current token. Times are on the monotonic clock."""
 
     token: Secret
     expires_at: float
@@ -48,7 +48,7 @@ class Held:
 
 
 class TokenSource:
-    """Hands out the token and keeps it fresh. Safe to share between threads."""
+    """Returns the token and refreshes it. Safe to share between threads."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class TokenSource:
         self._outcome: Secret | Receipt | None = None
 
     def get(self) -> Secret | Receipt:
-        """A valid token; or, when none can be had, the receipt of the verify that failed."""
+        """A valid token, or the receipt of the verify that failed."""
         held, now, flights = self._held, self._clock(), self._flights
         if held and now < held.refresh_at:
             return held.token
@@ -80,27 +80,30 @@ class TokenSource:
             return self._join(flights)
 
     def refresh(self) -> Secret | Receipt:
-        """Asks beacon now, whatever is held."""
+        """Verify now, even if the current token is valid. Returns the new token or the receipt of the failure."""
         with self._flight:
             return self._fly()
 
     def invalidate(self, token: Secret) -> None:
-        """Beacon refused ``token``. A newer one, fetched by another thread meanwhile, is kept."""
+        """Drop ``token``, which beacon refused. A newer one that another thread has fetched meanwhile is kept."""
         with self._flight:
             if self._held and self._held.token == token:
                 self._held = None
 
     def expires_in(self) -> float | None:
-        """Seconds the held token is still served; None: there is none."""
+        """Seconds until the current token expires; None: there is no token."""
         held = self._held
         return max(0.0, held.expires_at - self._clock()) if held else None
 
     def last_failure(self) -> Receipt | None:
-        """The receipt of the last verify, when it failed."""
+        """The receipt of the last verify if it failed, else None."""
         return self._outcome if isinstance(self._outcome, Receipt) else None
 
     def _refreshed_if_free(self, held: Held) -> Secret:
-        """Due for a refresh, still valid: one caller refreshes, the others (and a failure) use the old one."""
+        """For a valid token that is due for a refresh: one caller refreshes it, the others return the old one.
+
+        If the refresh fails, that caller returns the old one too.
+        """
         if not self._flight.acquire(blocking=False):
             return held.token
         try:
@@ -110,7 +113,7 @@ class TokenSource:
         return outcome if isinstance(outcome, Secret) else held.token
 
     def _join(self, flights: int) -> Secret | Receipt:
-        """Takes the outcome of the flight that landed while this caller waited; else flies."""
+        """The outcome of a verify that ended while this caller waited for the lock, or else of a new one."""
         held = self._held
         if held and self._clock() < held.expires_at:
             return held.token
@@ -119,6 +122,7 @@ class TokenSource:
         return self._fly()
 
     def _fly(self) -> Secret | Receipt:
+        """Verify, and store the outcome. The lock is held."""
         started = self._clock()
         try:
             self._outcome = self._accepted(self._verify(), started)
@@ -140,7 +144,7 @@ class TokenSource:
         return outcome
 
     def _put_off(self, failure: Receipt) -> None:
-        """A refresh failed while the old token is valid: the next comes after a while, not with the next batch."""
+        """Delay the next refresh after a failed one while the old token is valid, so that not every batch tries it."""
         held, now = self._held, self._clock()
         if held and now < held.expires_at:
             wait = max(1.0, min(60.0, (held.expires_at - now) / 2), failure.retry_after_seconds or 0.0)
@@ -148,10 +152,10 @@ class TokenSource:
 
 
 def life_seconds(token: Secret, key: PublicKey | None, *, now: float) -> float:
-    """Seconds a token may be used from ``now`` (epoch seconds). Raises jwt.PyJWTError when ``key`` disowns it.
+    """Seconds that a token may be used from ``now`` (epoch seconds). Raises jwt.PyJWTError if ``key`` did not sign it.
 
-    ``exp - iat``, or ``exp - now`` without iat; above 24 hours it is 24 hours; undecodable, without exp or
-    not above zero it is five minutes.
+    It is ``exp - iat``, or ``exp - now`` without ``iat``, and at most 24 hours. It is five minutes if the token cannot
+    be decoded, has no ``exp``, or the difference is not above zero.
     """
     claims = _verified_claims(token, key) if key else _opaque_claims(token)
     expires, issued = _number(claims.get("exp")), _number(claims.get("iat"))
@@ -162,9 +166,10 @@ def life_seconds(token: Secret, key: PublicKey | None, *, now: float) -> float:
 
 
 def refresh_after(life: float, jitter: float) -> float:
-    """Seconds after which a token of ``life`` seconds is refreshed; ``jitter`` in 0..1 takes up to a tenth off.
+    """Seconds after which a token with a lifetime of ``life`` seconds is refreshed.
 
-    min(life - 60 s, 0.8 life), but a life under two minutes uses the share alone: the minute would eat it.
+    min(life - 60 s, 0.8 life), but 0.8 life if it is under two minutes, of which the minute would leave too little.
+    ``jitter`` in 0..1 subtracts up to a tenth.
     """
     share = 0.8 * life
     after = min(life - 60.0, share) if life >= 120.0 else share
@@ -172,7 +177,7 @@ def refresh_after(life: float, jitter: float) -> float:
 
 
 def load_public_key(pem: str) -> PublicKey:
-    """The key that signs tokens: Ed25519, RSA or EC P-256; ConfigError for anything else."""
+    """The public key of the tokens' signatures: Ed25519, RSA or EC P-256. Raises ConfigError for anything else."""
     try:
         key = load_pem_public_key(pem.encode())
     except ValueError as exc:
@@ -187,7 +192,7 @@ def load_public_key(pem: str) -> PublicKey:
 
 
 def _verified_claims(token: Secret, key: PublicKey) -> dict[str, object]:
-    # One algorithm a key, chosen by the key: "none" and an HMAC over the public key have no way in.
+    # The key determines the only algorithm: "none", and an HMAC with the public key as its secret, are impossible.
     return jwt.decode(
         token.reveal(),
         key,
@@ -221,7 +226,7 @@ def _number(value: object) -> float | None:
 
 
 def _untrusted(exc: Exception) -> Receipt:
-    # The class name only: a message of PyJWT may quote the token's header.
+    # Only the class name: a message of PyJWT may quote the token's header.
     return Receipt(
         verdict=Verdict.MISCONFIGURED,
         counted=False,

@@ -1,4 +1,4 @@
-"""Pure: what beacon's answer to ``POST /verify`` means. Nothing of a batch was sent, so nothing is counted."""
+"""Pure: the meaning of beacon's answer to ``POST /verify``. No batch was sent, so no attempt is counted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_TOKEN_CHARS = 16 * 1024  # one header line; servers take 8 to 64 KiB of head
 
 
 def read_verify(answer: Answer | Failure, *, now: float) -> Secret | Receipt:
-    """The token of ``{"token": JWT}``; else a receipt that is never counted.
+    """The token of ``{"token": JWT}``, or else a receipt, which is never counted.
 
     | answer | verdict |
     |---|---|
@@ -36,7 +36,7 @@ def read_verify(answer: Answer | Failure, *, now: float) -> Secret | Receipt:
 
 
 def _token_in(answer: Answer | Failure) -> Secret | str:
-    """The token of a 2xx, or why it has none; ``""`` when the answer is no 2xx."""
+    """The token of a 2xx, or a str that says why it has none; ``""`` if the answer is not a 2xx."""
     if isinstance(answer, Failure) or not 200 <= answer.status < 300:
         return ""
     document = json_object(answer)
