@@ -1,13 +1,13 @@
-"""OpenTelemetry into the outbox: what the SDK hands over is on disk before it is called exported.
+"""OpenTelemetry into the outbox: what the SDK exports is committed before the export reports success.
 
     TracerProvider ── OutboxSpanProcessor ─────────────────────────┐
     TracerProvider ── BatchSpanProcessor ── OutboxSpanExporter ────┤
     MeterProvider ─── PeriodicExportingMetricReader ── OutboxMetricExporter ──▶ Outbox.put ──▶ a worker sends it
     LoggerProvider ── BatchLogRecordProcessor ── OutboxLogExporter ┘
 
-``OutboxSpanProcessor`` is the durable way for spans: ``BatchSpanProcessor`` drops what its queue cannot hold, and what
-it holds is gone with the process. ``SlowOrFailedSpanProcessor`` before it keeps the traces of slow and failed requests
-only, and ``instrument`` puts all of it on a service. Needs ``beacon-outbox[otel]``.
+``OutboxSpanProcessor`` is the durable way for spans: ``BatchSpanProcessor`` drops spans when its queue is full, and
+loses the queue with the process. ``SlowOrFailedSpanProcessor`` in front of it keeps only the traces of slow and failed
+requests, and ``instrument`` sets all of this up for a service. Needs ``beacon-outbox[otel]``.
 
 values       attributes, times and numbers of the SDK as OTLP/JSON
 spans        spans of the SDK as OTLP/JSON
@@ -24,7 +24,7 @@ requests     a request and its response as a span and three metrics
 asgi         requests of an ASGI application
 wsgi         requests of a WSGI application
 database     statements of a SQLAlchemy engine as a metric and spans
-instruments  instrument(): all of it on a service, in one call
+instruments  instrument(): all of this set up for a service, in one call
 """
 
 from __future__ import annotations

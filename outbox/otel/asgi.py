@@ -15,8 +15,11 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class MeasuredASGI:
-    """ASGI middleware, to be the outermost. A request ends with the last piece of its answer: what runs in the
-    background after it is not its duration. WebSockets pass by."""
+    """ASGI middleware; it must be the outermost one.
+
+    A request ends with the last chunk of its response, so background tasks do not count into its duration. WebSockets
+    are not measured.
+    """
 
     def __init__(self, app: App, requests: Requests) -> None:
         self._app = app
@@ -71,7 +74,7 @@ def _counting_out(exchange: Exchange, send: Send, finish: Callable[[], None]) ->
 
 
 class _Names:
-    """What a request's route is called. ``scope``: as it came, before applications that are mounted change it."""
+    """Finds the template of a request's route. ``scope``: the original one, before mounted applications change it."""
 
     def __init__(self, scope: Scope) -> None:
         self._app = scope.get("app")
@@ -79,19 +82,19 @@ class _Names:
         self._path = scope["path"].removeprefix(self._root_path)
 
     def template(self, scope: Scope) -> str | None:
-        """``/orders/{order_id}``, with the templates of the mounts before it; None where no route was found.
+        """``/orders/{order_id}``, preceded by the templates of its mounts; None if no route matched.
 
-        Read from what Starlette and FastAPI leave in the scope. The root_path of a mount is a piece of the real path,
-        and never used as a name.
+        It is read from what Starlette and FastAPI leave in the scope. The root_path of a mount is part of the real
+        path and is never used as a name.
         """
         route = scope.get("route")
-        # FastAPI includes routers late since 0.137: a route knows its own path, the context the whole of it.
+        # Since 0.137 FastAPI includes routers lazily: a route has only its own path, the context has the full one.
         included = (scope.get("fastapi") or {}).get("effective_route_context")
         own = next((path for path in map(_path_of, (included, route)) if path is not None), None)
-        if own is None:  # before 1.7 Starlette tells what answers, and not by which route
+        if own is None:  # before 1.7 Starlette leaves the endpoint, but not its route
             return _by_endpoint(getattr(self._app, "routes", ()), self._path, scope.get("endpoint"))
         mounted = scope.get("root_path", "")[len(self._root_path) :]
-        if not mounted or hasattr(route, "routes"):  # a mount that found nothing below it
+        if not mounted or hasattr(route, "routes"):  # a mount without a matching route below it
             return own
         return _mounts(getattr(self._app, "routes", ()), mounted) + own
 
@@ -102,7 +105,7 @@ def _path_of(route: Any) -> str | None:
 
 
 def _mounts(routes: Iterable[Any], mounted: str) -> str:
-    """The templates of the mounts that lead to ``mounted``, or nothing where they cannot be told."""
+    """The templates of the mounts that lead to the path ``mounted``; empty if they cannot be determined."""
     for route in routes:
         below = getattr(route, "routes", None)
         if below is None or not hasattr(route, "path_regex"):
@@ -115,7 +118,7 @@ def _mounts(routes: Iterable[Any], mounted: str) -> str:
 
 
 def _by_endpoint(routes: Iterable[Any], path: str, endpoint: Any) -> str | None:
-    """The template of the first route that leads ``path`` to ``endpoint``, with those of the mounts before it."""
+    """The template of the first route from ``path`` to ``endpoint``, preceded by those of its mounts; None: none."""
     for route in routes if endpoint is not None else ():
         pattern = getattr(route, "path_regex", None)
         match = pattern.match(path) if pattern is not None else None
@@ -127,6 +130,6 @@ def _by_endpoint(routes: Iterable[Any], path: str, endpoint: Any) -> str | None:
         inner = _by_endpoint(below or (), "/" + match.groupdict().get("path", ""), endpoint)
         if inner is not None:
             return str(route.path) + inner
-        if getattr(route, "app", None) is endpoint and below is not None:  # a mount that found nothing below it
+        if getattr(route, "app", None) is endpoint and below is not None:  # a mount without a matching route below it
             return _path_of(route)
     return None

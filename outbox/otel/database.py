@@ -3,8 +3,8 @@
     db.client.operation.duration    s    its count is the number of operations
     by db.system.name, db.operation.name (the verb), error.type
 
-Neither the text of a statement nor a name in it, a parameter or the message of an error is looked at further than for
-the verb. A connection that cannot be made and a COMMIT run no statement: they show as the failure of their request.
+Only the verb of a statement is recorded: never its text, a name in it, a parameter, or the message of an error. A
+failed connect and a failed COMMIT are not statements: they show as the failure of their request.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from outbox.otel.requests import OTHER
 from outbox.otel.trail import Trail, error_type, fail, is_suppressed
 
 SECONDS = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10)
-"""Bounds of the histogram, from the conventions."""
+"""Bounds of the histogram, from the semantic conventions."""
 
 VERBS = frozenset(
     {
@@ -43,10 +43,10 @@ VERBS = frozenset(
         *("CREATE", "ALTER", "DROP", "TRUNCATE", "GRANT", "REVOKE", "ANALYZE", "REINDEX", "VACUUM"),
     }
 )
-"""A word that is not one of these is nobody's business: it may be a piece of data."""
+"""A first word that is not one of these is not recorded: it may be data."""
 
 _SYSTEMS = {"mssql": "microsoft.sql_server", "oracle": "oracle.db"}
-"""Where the conventions' name is not SQLAlchemy's."""
+"""Backends whose name in the conventions is not SQLAlchemy's."""
 
 _VERB = re.compile(r"(?>\s+|\(|--[^\n]*\n|/\*.*?\*/)*+([A-Za-z]+)", re.DOTALL)
 _UNDER_WAY = "_outbox_under_way"
@@ -71,7 +71,7 @@ class Statements:
         event.listen(engine, "handle_error", self._on_error)
 
     def stop(self) -> None:
-        """Measure no more. The listeners stay: to remove one breaks the statement of a thread that is just in it."""
+        """Stop measuring. The listeners stay: removing one breaks a statement that another thread is executing."""
         self._stopped = True
 
     def _before(self, _connection: Any, _cursor: Any, statement: str, _parameters: Any, context: Any, _: bool) -> None:
@@ -111,7 +111,7 @@ class Statements:
 
 
 def verb(statement: str) -> str:
-    """The first word behind comments, in capitals; ``_OTHER`` for one that SQL does not have."""
+    """The first word after any comments, in capitals; ``_OTHER`` if it is not in ``VERBS``."""
     found = _VERB.match(statement)
     word = found[1].upper() if found else ""
     return word if word in VERBS else OTHER

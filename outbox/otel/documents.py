@@ -1,9 +1,9 @@
-"""Items of a signal put together to OTLP/JSON documents, none larger than an envelope may be.
+"""Items of one signal packed into OTLP/JSON documents, none larger than an envelope may be.
 
     {"resourceSpans":[ {"resource":R,"scopeSpans":[ {"scope":S,"spans":[ item, item ]}, ... ]}, ... ]}
 
-Items that share a resource and a scope stand together. What is too much for one document is split by resource, by
-scope and by item, whatever comes first; an item is never cut.
+Items are grouped by resource and scope. A new document begins between two items when one is full; an item is never
+split.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from outbox.core.lane import LANES, Lane, Signal
 from outbox.otel.values import resource_head, scope_head
 
 ITEMS_AT_MOST = 512
-"""Of one document: beacon refuses an entry as a whole, so it should not hold everything."""
+"""Limit of the items in a document. Beacon refuses an entry as a whole, so one entry should not contain everything."""
 
 _KEYS: dict[Signal, tuple[str, str]] = {
     "traces": ("scopeSpans", "spans"),
@@ -30,13 +30,13 @@ _KEYS: dict[Signal, tuple[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The text before and after what it holds; the same object for all that is held by the same."""
+    """The JSON text before and after the contents of a resource or scope. Items of the same one share the object."""
 
     before: str
     after: str
 
     def __len__(self) -> int:
-        return len(self.before) + len(self.after) + 1  # and a comma
+        return len(self.before) + len(self.after) + 1  # plus a comma
 
     def around(self, parts: Iterable[str]) -> str:
         return f"{self.before}{','.join(parts)}{self.after}"
@@ -44,7 +44,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A span, a metric or a log record as JSON, and where it belongs."""
+    """A span, a metric or a log record as JSON, with its resource and scope."""
 
     resource: Frame
     scope: Frame
@@ -52,20 +52,20 @@ class Item:
 
 
 class Packer:
-    """Of one signal. ``add`` what there is, then take the ``documents``."""
+    """Packs the items of one signal: ``add`` them all, then iterate over ``documents``."""
 
     def __init__(self, signal: Signal, max_bytes: int | None = None, max_items: int = ITEMS_AT_MOST) -> None:
         self._root = Frame(f'{{"{LANES[Lane(signal)].root_key}":[', "]}")
         self._scopes_key, self._items_key = _KEYS[signal]
         self._max_bytes = LANES[Lane(signal)].max_payload_bytes if max_bytes is None else max_bytes
         self._max_items = max_items
-        # By identity: to hash a resource the SDK writes it as JSON. What an id stands for is kept, so it stays true.
+        # By id: hashing a resource makes the SDK serialise it to JSON. The object is kept, so its id is not reused.
         self._resources: dict[int, tuple[Resource, Frame]] = {}
         self._scopes: dict[int, tuple[InstrumentationScope | None, Frame]] = {}
         self._groups: dict[int, dict[int, list[Item]]] = {}
 
     def add(self, resource: Resource, scope: InstrumentationScope | None, text: str) -> bool:
-        """False: the item is too large for any document, and is not added."""
+        """Add an item. False: it is too large for any document and was not added."""
         within, inner = self._frames(resource, scope)
         if len(self._root) + len(within) + len(inner) + len(text) > self._max_bytes:
             return False
@@ -73,12 +73,12 @@ class Packer:
         return True
 
     def room(self, resource: Resource, scope: InstrumentationScope | None) -> int:
-        """The most bytes that an item there may have."""
+        """The largest size in bytes that an item of this resource and scope may have."""
         within, inner = self._frames(resource, scope)
         return self._max_bytes - len(self._root) - len(within) - len(inner)
 
     def documents(self) -> Iterator[tuple[str, int]]:
-        """Each document as compact JSON, and how many items it has."""
+        """Yields each document as compact JSON, with its number of items."""
         for items in self._slices():
             yield self._root.around(_rendered(items)), len(items)
 
@@ -108,7 +108,7 @@ class Packer:
 
 
 def _cost(item: Item, before: Item | None) -> int:
-    """Bytes that ``item`` adds to a document that ends with ``before``; a few too many at most."""
+    """Upper bound of the bytes that ``item`` adds to a document whose last item is ``before``."""
     cost = len(item.text) + 1
     if before is None or before.resource is not item.resource:
         return cost + len(item.resource) + len(item.scope)

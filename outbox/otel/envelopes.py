@@ -1,4 +1,4 @@
-"""What an exporter is handed, as envelopes."""
+"""The data that an exporter receives from the SDK, packed into envelopes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _WHERE_TO_CUT = {
     "logs": "set OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT",
 }
 _OURS = ("outbox.", "httpx.outbox.")
-"""How our scopes begin, which handlers name after the loggers; ``httpx.outbox`` has a line for each request."""
+"""Prefixes of the outbox's own scopes, which log handlers name after the logger. ``httpx.outbox`` logs each request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """``lost``: items that no envelope can hold; each was logged."""
+    """Envelopes with ``items`` in them. ``lost``: items that no envelope can hold; each was logged."""
 
     envelopes: list[TelemetryEnvelope]
     items: int
@@ -50,9 +50,10 @@ def of_spans(spans: Sequence[ReadableSpan]) -> Packed:
 
 
 def of_logs(batch: Sequence[Any]) -> Packed:
-    """``batch``: of ``ReadableLogRecord``, or of ``LogData`` before SDK 1.39.
+    """``batch``: ``ReadableLogRecord`` objects, or ``LogData`` before SDK 1.39.
 
-    What outbox says is left out, its requests too: to send that would be the next record, without end.
+    The outbox's own records, those of its requests included, are left out: sending them would create new ones for
+    ever.
     """
     packer = Packer("logs")
     others = [data for data in batch if not _is_ours(data.instrumentation_scope)]
@@ -79,7 +80,7 @@ def _metric(metric: Metric) -> Json:
 
 
 def _add_metric(packer: Packer, resource: Resource, scope: InstrumentationScope, metric: Metric, text: str) -> bool:
-    """A metric of more points than an envelope can hold is told in several parts."""
+    """Add a metric, split by its data points if it is too large for an envelope. False: it is lost, and was logged."""
     if packer.add(resource, scope, text):
         return True
     room = packer.room(resource, scope)
@@ -98,12 +99,12 @@ def _within(metric: Json, room: int) -> Iterator[Json]:
 
 
 def _is_ours(scope: InstrumentationScope | None) -> bool:
-    # Not by the context, which tells where the outbox is at work: BatchLogRecordProcessor empties it (SDK 1.45).
+    # Not by is_suppressed(): BatchLogRecordProcessor clears the context (SDK 1.45).
     return scope is not None and f"{scope.name}.".startswith(_OURS)
 
 
 def _written(items: Iterable[T], write: Callable[[T], Json]) -> Iterator[tuple[T, str]]:
-    """Each with its text. What cannot be written is told and left out: the others must not go with it."""
+    """Yields each item with its JSON. One that cannot be written is logged and skipped, so that the others are kept."""
     for item in items:
         try:
             text = to_text(write(item))

@@ -1,11 +1,11 @@
-"""Exporters for the SDK's own processors and readers. What they call exported is committed.
+"""Exporters for the SDK's own processors and readers. An export succeeds once its data is committed.
 
-Each export is one transaction of one envelope, or of several where one would be too large. A worker sends them; that
-a lane is paused, or that no worker runs, is nothing to an exporter.
+Each export is one transaction of one envelope, or of several if one would be too large. A worker sends them later, so a
+paused lane or a missing worker does not affect an exporter.
 
-On SQLite a Simple processor must not export from within an open transaction of the host's on the same file: the export
-waits for the write lock that its own thread holds, half a minute in vain, and is lost. ``OutboxSpanProcessor`` waits
-elsewhere.
+On SQLite a Simple processor must not export while its thread has a transaction open on the same file: the export waits
+half a minute for the write lock that its own thread holds, fails, and its data is lost. ``OutboxSpanProcessor`` writes
+in a thread of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from outbox.producer import Outbox
 from outbox.uninstrumented import uninstrumented
 
 if TYPE_CHECKING:
-    # Renamed in SDK 1.39, with its result.
+    # Both were renamed in SDK 1.39.
     from opentelemetry.sdk._logs.export import LogRecordExporter, LogRecordExportResult
 else:
     from opentelemetry.sdk._logs import export as _export
@@ -40,13 +40,13 @@ else:
 logger = logging.getLogger("outbox.otel")
 
 TIMEOUT_SECONDS = 10.0
-"""How long an export tries while the database is away; what OTLP's own exporters take."""
+"""How long an export is retried while the database is unavailable; the default of OTLP's own exporters."""
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 1.0
 
 
 class Exporting:
-    """What the three have in common. ``timeout``: seconds that an export tries again while the database is away."""
+    """The common part of the three exporters. ``timeout``: seconds for retries while the database is unavailable."""
 
     def __init__(self, box: Outbox, lane: Lane, timeout: float) -> None:
         self._box = box
@@ -55,7 +55,10 @@ class Exporting:
         self._closed = threading.Event()
 
     def store(self, given: int, pack: Callable[[], Packed], timeout: float | None = None) -> bool:
-        """Whether all of it is committed, or the lane is off. Never raises; what went wrong is logged."""
+        """Store the ``given`` items that ``pack`` returns. True: all are committed, or the lane is off.
+
+        Never raises; errors are logged.
+        """
         if not self._box.settings.lane_enabled(self._lane):
             return True
         if self._closed.is_set():
@@ -74,12 +77,15 @@ class Exporting:
         return not packed.lost
 
     def close(self) -> None:
-        """An export that waits for the database gives up."""
+        """Make an export that waits for the database give up, and refuse further ones."""
         self._closed.set()
 
 
 def put(box: Outbox, envelopes: Sequence[TelemetryEnvelope], seconds: float, stop: threading.Event) -> None:
-    """In one transaction; again, with the same ids, while the database is away. Raises what the last try raised."""
+    """Store the envelopes in one transaction. Retries with the same ids while the database is unavailable.
+
+    Raises the error of the last try.
+    """
     deadline = time.monotonic() + seconds
     pause = FIRST_PAUSE_SECONDS
     while envelopes:
@@ -97,7 +103,7 @@ def put(box: Outbox, envelopes: Sequence[TelemetryEnvelope], seconds: float, sto
 
 
 class OutboxSpanExporter(SpanExporter):
-    """Spans into ``box``. ``OutboxSpanProcessor`` is the durable way: a BatchSpanProcessor drops before it exports."""
+    """Exports spans into ``box``. ``OutboxSpanProcessor`` is safer: a BatchSpanProcessor may drop spans before that."""
 
     def __init__(self, box: Outbox, *, timeout: float = TIMEOUT_SECONDS) -> None:
         self._exporting = Exporting(box, Lane.TRACES, timeout)
@@ -108,7 +114,7 @@ class OutboxSpanExporter(SpanExporter):
         return SpanExportResult.SUCCESS if stored else SpanExportResult.FAILURE
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Nothing is held back: what was exported is committed."""
+        """There is nothing to flush: what was exported is committed."""
         return True
 
     def shutdown(self) -> None:
@@ -116,7 +122,7 @@ class OutboxSpanExporter(SpanExporter):
 
 
 class OutboxMetricExporter(MetricExporter):
-    """Metrics into ``box``; temporality and aggregation are the reader's, as for any exporter."""
+    """Exports metrics into ``box``. The reader decides temporality and aggregation, as for any exporter."""
 
     def __init__(
         self,
@@ -140,7 +146,7 @@ class OutboxMetricExporter(MetricExporter):
         return MetricExportResult.SUCCESS if stored else MetricExportResult.FAILURE
 
     def force_flush(self, timeout_millis: float = 10_000) -> bool:
-        """Nothing is held back: what was exported is committed."""
+        """There is nothing to flush: what was exported is committed."""
         return True
 
     def shutdown(self, timeout_millis: float = 30_000, **_: Any) -> None:
@@ -148,10 +154,11 @@ class OutboxMetricExporter(MetricExporter):
 
 
 class OutboxLogExporter(LogRecordExporter):
-    """Log records into ``box``, but for outbox's own, which would feed themselves: each request would be the next one.
+    """Exports log records into ``box``, except the outbox's own: sending those would create new ones for ever.
 
-    Those are known by their loggers, ``outbox`` and ``httpx.outbox``. What libraries say of the outbox's work is not:
-    keep httpcore above DEBUG, SQLAlchemy above INFO, and what a client of your own logs away from here.
+    They are recognised by their loggers, ``outbox`` and ``httpx.outbox``. Records that libraries write while the outbox
+    works are not recognised: keep httpcore above DEBUG, SQLAlchemy above INFO, and do not export the log of an HTTP
+    client that you inject.
     """
 
     def __init__(self, box: Outbox, *, timeout: float = TIMEOUT_SECONDS) -> None:
@@ -163,7 +170,7 @@ class OutboxLogExporter(LogRecordExporter):
         return LogRecordExportResult.SUCCESS if stored else LogRecordExportResult.FAILURE
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Nothing is held back: what was exported is committed."""
+        """There is nothing to flush: what was exported is committed."""
         return True
 
     def shutdown(self) -> None:

@@ -1,13 +1,13 @@
-"""One call that gives a service beacon's three kinds of telemetry.
+"""One call that instruments a service with beacon's three kinds of telemetry.
 
     requests    http.server.request.duration, http.server.request.body.size, http.server.response.body.size
     database    db.client.operation.duration
     traces      of slow and failed requests: SERVER span, a CLIENT span for each statement, steps of your own
 
-Nothing that is made here names a person: no path, query, header, address, SQL, parameter or message of an error. Why
-not OpenTelemetry's own instrumentation libraries: they put URLs, addresses, user agents and SQL with its literals into
-spans, have the stable names of metrics only behind a variable of the whole process, no metric of database durations,
-and where an application is mounted they name a route by its real path.
+The telemetry contains no personal data: no path, query, header, address, SQL, parameter or error message.
+OpenTelemetry's own instrumentation libraries are not used because they put URLs, addresses, user agents and SQL with
+its literals into spans, have the stable metric names only behind a process-wide environment variable, have no metric of
+database durations, and name the route of a mounted application by its real path.
 """
 
 from __future__ import annotations
@@ -66,9 +66,10 @@ def instrument(
     threshold: seconds, or a ``Percentile`` of each route, beyond which a request is slow.
     metrics_seconds: how often metrics go into the outbox.
 
-    Providers are made for it and are nobody else's; the global ones stay as they are. A ``tracer_provider`` of the
-    host gets the selection as one more processor, whatever else makes spans with it; a ``meter_provider`` exports by
-    the readers it has. A lane that is switched off costs nothing. Raises ``ConfigError`` for what it cannot measure.
+    By default it makes providers of its own and leaves the global ones unchanged. A ``tracer_provider`` that is passed
+    gets the selection as an additional processor, which then sees all spans of that provider; a ``meter_provider``
+    exports by its own readers. A lane that is switched off costs nothing. Raises ``ConfigError`` for an application or
+    engine that it cannot measure.
     """
     _require_engine_of_the_service(engine, box)
     wrap = _wrapper_of(app)
@@ -85,7 +86,7 @@ def instrument(
 
 
 class Instruments:
-    """What measures a service. ``instrument`` makes it; ``shutdown`` stores what it still holds."""
+    """The instrumentation of a service, made by ``instrument``. ``shutdown`` stores what it still holds."""
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class Instruments:
         self._closing = ExitStack()
         resource = _resource(service_name)
         self.selection: SlowOrFailedSpanProcessor | None = None
-        """Which traces are kept, and its counters; None where the lane of traces is off."""
+        """The processor that selects traces, with its counters; None if the traces lane is off."""
         tracers: TracerProvider = NoOpTracerProvider()
         if box.settings.lane_enabled(Lane.TRACES):
             self.selection = SlowOrFailedSpanProcessor(OutboxSpanProcessor(box), threshold)
@@ -122,21 +123,21 @@ class Instruments:
         self._closing.callback(Statements(sync_engine, self._trail, self._meter).stop)
 
     def step(self, name: str) -> AbstractContextManager[Span]:
-        """A span of your own below the current request, for a block: ``with instruments.step("price the basket"):``.
+        """A span below the current request, for a block: ``with instruments.step("price the basket"):``.
 
-        Name the step, not what it is done to. Outside of a request it is a trace of its own.
+        The name says what is done, not to which object. Outside a request the span is a trace of its own.
         """
         return self._trail.step(name)
 
     def flush(self) -> None:
-        """Store the metrics up to now, and what was selected."""
+        """Store the metrics up to now and the selected traces."""
         if isinstance(self._meters, SDKMeterProvider):
             self._meters.force_flush()
         if self.selection is not None:
             self.selection.force_flush()
 
     def shutdown(self) -> None:
-        """Take the instruments off and store what they hold; requests under way are judged by what is known of them."""
+        """Stop measuring and store what is held. Traces of unfinished requests are decided by what is known of them."""
         self._closing.close()
 
     def __enter__(self) -> Self:
@@ -149,15 +150,15 @@ class Instruments:
 
 
 def _resource(service_name: str) -> Resource:
-    """Not ``Resource.create``: it adds what the environment says, of this host and whoever runs it.
+    """Not ``Resource.create``: it adds data from the environment about the host and its user.
 
-    The instance is a number drawn at random: two processes of a service are two series of metrics.
+    The instance id is random, so that two processes of a service are two series of metrics.
     """
     return Resource({"service.name": service_name, "service.instance.id": str(uuid.uuid4())})
 
 
 def _meters(box: Outbox, resource: Resource, seconds: float) -> SDKMeterProvider:
-    """Without exemplars: they would name traces that are not kept."""
+    """A provider without exemplars, which would refer to traces that are not kept."""
     reader = PeriodicExportingMetricReader(OutboxMetricExporter(box), export_interval_millis=1000 * seconds)
     return SDKMeterProvider([reader], resource, exemplar_filter=AlwaysOffExemplarFilter())
 
@@ -168,7 +169,7 @@ def _require_engine_of_the_service(engine: Any, box: Outbox) -> None:
 
 
 def _wrapper_of(app: Any) -> Callable[[Any, Requests], None] | None:
-    """By what the application has, so that no framework is imported for it."""
+    """The function that wraps ``app``; None: no app. It looks at attributes, so that no framework is imported."""
     if app is None:
         return None
     if hasattr(app, "add_middleware") and hasattr(app, "user_middleware"):

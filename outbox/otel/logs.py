@@ -1,7 +1,7 @@
 """Log records of the SDK as OTLP/JSON.
 
-The SDK renamed what an exporter is handed in 1.39: ``LogData`` became ``ReadableLogRecord``, and the resource and the
-count of dropped attributes moved up from the record. Both are read here.
+SDK 1.39 renamed the objects that an exporter receives from ``LogData`` to ``ReadableLogRecord``, and moved the resource
+and the number of dropped attributes from the record into them. Both forms are read here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def resource_of(data: Any) -> Resource:
 
 
 def log_json(data: Any) -> Json:
-    """A LogRecord of logs/v1. What OTLP reads as its default when absent is left out. Raises as ``nanoseconds``."""
+    """A LogRecord of logs/v1, without fields that have OTLP's default value. Raises as ``nanoseconds`` does."""
     record = data.log_record
     out: Json = {}
     for name, time in (("timeUnixNano", record.timestamp), ("observedTimeUnixNano", record.observed_timestamp)):
@@ -39,7 +39,7 @@ def log_json(data: Any) -> Json:
 
 
 def _place(record: Any) -> Json:
-    """Of which span a record speaks, and of which event."""
+    """The span and the event that a record belongs to."""
     out: Json = {}
     if record.trace_flags:
         out["flags"] = int(record.trace_flags)

@@ -105,7 +105,7 @@ def _counted(point: HistogramDataPoint | ExponentialHistogramDataPoint) -> Json:
 
 
 def _extremes(point: HistogramDataPoint | ExponentialHistogramDataPoint) -> Json:
-    """The SDK has infinities where it did not look for the least and the greatest."""
+    """Minimum and maximum. The SDK has infinities where it did not record them; these are left out."""
     return {
         name: double(value)
         for name, value in (("min", point.min), ("max", point.max))

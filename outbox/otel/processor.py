@@ -1,10 +1,10 @@
-"""A span processor that writes in groups: what has ended is committed within ``max_delay_millis``, or sooner.
+"""A span processor with group commits: a span is committed within ``max_delay_millis`` of its end, or sooner.
 
     on_end ──▶ queue ──▶ a thread: max_spans, or max_delay_millis after the first of them ──▶ one commit
-                 └─ full: on_end waits for room, at most max_block_millis; then the span is lost, counted and told
+                 └─ full: on_end waits for room, at most max_block_millis; then the span is lost, counted and logged
 
-A process that is killed, as ``Pool.terminate`` does, loses what ended since the last commit began, and nothing else.
-Beacon slows nobody down: only the database can fill the queue, by being away or slower than the spans come.
+A process that is killed, as ``Pool.terminate`` does, loses the spans that ended since the last commit began, and no
+others. Beacon never slows the application down: the queue fills only if the database is unavailable or too slow.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from outbox.uninstrumented import uninstrumented
 logger = logging.getLogger("outbox.otel")
 
 GROUPS_AT_ONCE = 8
-"""Times ``max_spans`` that one commit takes at most, when the writer is behind."""
+"""Limit of one commit when the writer is behind, as a multiple of ``max_spans``."""
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 2.0
 TRIES = 5
-"""Of a group, when what fails is not the database's state: it would fail for ever."""
+"""Tries of a group that fails with an unknown error, which would probably be repeated for ever."""
 TOLD_EVERY_SECONDS = 10.0
 
 
 class OutboxSpanProcessor(SpanProcessor):
-    """Sampled spans into ``box``, each within one group commit of its end.
+    """Writes sampled spans into ``box`` in group commits.
 
-    A commit takes what has ended when ``max_spans`` have, or ``max_delay_millis`` after the first of them.
-    ``max_queue``: spans that wait at most. When it is full, ``on_end`` waits up to ``max_block_millis`` for room, and
-    only then gives the span up; who comes after that does not wait until there was room again. ``dropped`` counts
-    what was given up, and the log says so. 0 never waits.
+    A commit starts when ``max_spans`` spans have ended, or ``max_delay_millis`` after the first of them. ``max_queue``
+    limits the waiting spans. When the queue is full, ``on_end`` waits up to ``max_block_millis`` for room (0: not at
+    all) and then drops the span; further spans are dropped without a wait until there is room again. ``dropped``
+    counts them, and the log reports them.
     """
 
     def __init__(
@@ -73,32 +73,32 @@ class OutboxSpanProcessor(SpanProcessor):
         _PROCESSORS.add(self)
 
     def _begin(self) -> None:
-        """As new. In a child process too: what its parent had queued is the parent's, and the thread stayed there."""
+        """Set the initial state. Also called in a forked child: the queue and the thread belong to its parent."""
         self.dropped = 0
-        """Spans given up so far."""
+        """Spans dropped so far."""
         self._queue: deque[ReadableSpan | AutoResetEvent] = deque()
-        """An AutoResetEvent is set when everything before it is settled."""
+        """Spans to be written. An AutoResetEvent in it is set when everything before it is written or dropped."""
         self._idle = True
-        """The thread waits for a first span, or is not there yet."""
+        """The thread waits for a first span, or has not started yet."""
         self._wake = AutoResetEvent()
         self._hurry = self._stuck = False
         self._writing = 0
-        """Spans of the group that is being written."""
+        """Number of spans in the group that is being written."""
         self._deadline = math.inf
-        """When to give up what the database does not take."""
+        """Monotonic time after which spans that cannot be stored are dropped; set by ``shutdown``."""
         self._room_lock = threading.RLock()
         self._room = threading.Condition(self._room_lock)
-        """Entered by its lock: between the two steps of its own ``__enter__`` a signal's handler may raise."""
-        self._lock = threading.RLock()  # who holds it may be interrupted by a signal's handler that ends a span
+        """Entered by ``_room_lock``: between the two steps of its own ``__enter__`` a signal handler may raise."""
+        self._lock = threading.RLock()  # reentrant: its holder may be interrupted by a signal handler that ends a span
         self._thread: threading.Thread | None = None
         self._starting = False
-        """A span that a signal's handler ends meanwhile starts no second one."""
+        """A thread is being started. A span that a signal handler ends meanwhile must not start a second one."""
         self._told_at = -math.inf
 
     # --- where spans end ---------------------------------------------------------------------------------
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Queue the span. An append, while there is room; never raises."""
+        """Queue the span; a plain append while there is room. Never raises."""
         context = span.context
         if self._off or context is None or not context.trace_flags.sampled:
             return
@@ -109,9 +109,9 @@ class OutboxSpanProcessor(SpanProcessor):
             self._drop(1, "the database is away or too slow, and the queue (max_queue) is full")
             return
         self._queue.append(span)
-        if self._idle or len(self._queue) >= self._max_spans:  # the thread looks at the queue after it is idle
+        if self._idle or len(self._queue) >= self._max_spans:  # the thread sets _idle first and then checks the queue
             self._call_writer()
-        if self._closing:  # shutdown() came in between, and its last look may be over
+        if self._closing:  # shutdown() ran meanwhile and may have taken the queue already
             self._write_all()
 
     def _room_in_time(self) -> bool:
@@ -133,7 +133,7 @@ class OutboxSpanProcessor(SpanProcessor):
             logger.error("lane traces: spans are lost, %d so far: %s", self.dropped, why)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
-        """Commit what has ended by now; whether that was done in time."""
+        """Commit the spans that have ended. Returns whether that was done in time."""
         if self._off:
             return True
         done = AutoResetEvent()
@@ -145,7 +145,7 @@ class OutboxSpanProcessor(SpanProcessor):
         return done.wait(timeout_millis / 1000)
 
     def shutdown(self, timeout_millis: int = 30_000) -> None:
-        """Commit what has ended. What is left when the time is over is lost, counted and told."""
+        """Commit the spans that have ended. Spans that are left after the timeout are lost, counted and logged."""
         with self._lock:
             if self._closing:
                 return
@@ -154,13 +154,13 @@ class OutboxSpanProcessor(SpanProcessor):
         self._wake.set()
         with self._room_lock:
             self._room.notify_all()
-        if self._thread is None:  # nothing ended, or the interpreter starts no threads any more
+        if self._thread is None:  # no span has ended, or the interpreter does not start threads any more
             self._write_all()
         else:
             self._thread.join(timeout_millis / 1000)
         if self._writing:
             logger.error("lane traces: shutdown() is over while %d spans are being written", self._writing)
-        self._write_all()  # nothing is left, or no time
+        self._write_all()  # does nothing unless spans are left; after the deadline it drops them
 
     # --- the writer --------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ class OutboxSpanProcessor(SpanProcessor):
                     thread = threading.Thread(target=self._run, name="outbox-spans", daemon=True)
                     thread.start()
                     self._thread = thread
-                except RuntimeError:  # the interpreter is on its way out: shutdown() writes
+                except RuntimeError:  # the interpreter is shutting down: shutdown() writes
                     return
                 finally:
                     self._starting = False
@@ -189,7 +189,7 @@ class OutboxSpanProcessor(SpanProcessor):
         self._write_all()
 
     def _write_all(self) -> None:
-        """Until the queue is empty or the deadline has passed; what is left then is given up."""
+        """Write until the queue is empty. After the deadline the rest is dropped."""
         while taken := self._take():
             if time.monotonic() < self._deadline:
                 self._write(taken)
@@ -207,12 +207,12 @@ class OutboxSpanProcessor(SpanProcessor):
             left = full_or_old - time.monotonic()
             if left <= 0:
                 return
-            self._wake.wait(left)  # whoever saw the thread idle may still wake it
+            self._wake.wait(left)  # a late wake-up by a caller that saw _idle is possible
 
     def _take(self) -> list[ReadableSpan | AutoResetEvent]:
         self._hurry = False
         taken: list[ReadableSpan | AutoResetEvent] = []
-        with suppress(IndexError):  # empty, for now
+        with suppress(IndexError):  # the queue is empty
             while len(taken) < GROUPS_AT_ONCE * self._max_spans:
                 taken.append(self._queue.popleft())
         with self._room_lock:
@@ -243,7 +243,8 @@ class OutboxSpanProcessor(SpanProcessor):
             self._drop(packed.items, "the database did not take them; see above")
 
     def _put(self, envelopes: Sequence[TelemetryEnvelope]) -> bool:
-        """In one transaction, again and again with the same ids, until it holds, never can, or the deadline is over."""
+        """Store the envelopes in one transaction. Retries with the same ids until it succeeds, cannot succeed, or the
+        deadline has passed. Returns whether they are stored."""
         pause, tries, strange, told_at = FIRST_PAUSE_SECONDS, 0, 0, -math.inf
         while True:
             try:
@@ -287,13 +288,16 @@ def _drain_at_exit() -> None:
 
 
 def _drain_where_atexit_is_passed_over() -> None:
-    """A child that multiprocessing forks ends by ``os._exit``, after the finalizers of ``multiprocessing.util``.
+    """Register the drain as a finalizer of ``multiprocessing.util``.
 
-    It begins by forgetting those it was forked with, and then does what was registered for after a fork. A child of a
-    forkserver is past that when it imports this. To drain twice is nothing.
+    A child that multiprocessing forks runs those finalizers and then ends with ``os._exit``, which skips atexit.
+
+    Such a child first clears the finalizers that it inherited and then calls what was registered with
+    ``register_after_fork``. A child of a forkserver imports this module later than that, so the finalizer is registered
+    here too. Draining twice is harmless.
     """
     util = sys.modules.get("multiprocessing.util")
-    if util is not None:  # a host that has no use for multiprocessing does not load it for this
+    if util is not None:  # do not import multiprocessing for an application that does not use it
 
         def finalize(_: object) -> None:
             util.Finalize(None, _drain_at_exit, exitpriority=_AFTER_ALL_OTHERS)
@@ -303,7 +307,7 @@ def _drain_where_atexit_is_passed_over() -> None:
 
 
 _AFTER_ALL_OTHERS = -100
-"""Spans may end in the host's finalizers, and in its child processes, which are waited for before."""
+"""Low priority: spans may end in other finalizers and in child processes, which are joined before."""
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_in_child)

@@ -1,12 +1,12 @@
-"""A request and its answer as a span and three metrics, in the words of OpenTelemetry's HTTP conventions.
+"""A request and its response as a span and three metrics, by OpenTelemetry's HTTP semantic conventions.
 
     http.server.request.duration          s    its count is the number of requests
     http.server.request.body.size         By
     http.server.response.body.size        By
     by http.request.method, http.route (a template), http.response.status_code, url.scheme, error.type
 
-What the conventions also name and nobody may see stays out: path, query, addresses, user agent, header fields, and what
-an exception says.
+Attributes of the conventions that may contain personal data are left out: path, query, addresses, user agent, header
+fields, and the messages of exceptions.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from outbox.otel.trail import Trail, error_type, fail, is_suppressed
 
 METHODS = {"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"}
 OTHER = "_OTHER"
-"""The conventions' word for a method that is not a known one: anybody can make one up."""
+"""The conventions' value for an unknown method, of which a client can invent any number."""
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10)
-"""Bounds of the histogram, from the conventions."""
+"""Bounds of the histogram, from the semantic conventions."""
 BYTES = (0, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
 
 Attributes = dict[str, str | int]
 
 
 class Requests:
-    """Measures requests of one service. ``stop()``: from then on they pass unseen."""
+    """Measures the requests of one service. After ``stop()`` they are not measured any more."""
 
     def __init__(self, trail: Trail, meter: Meter) -> None:
         self.trail = trail
@@ -59,7 +59,7 @@ class Requests:
         self._stopped = True
 
     def begin(self, method: str, scheme: str, traceparent: str | None) -> Exchange | None:
-        """None: not to be measured."""
+        """Begin a request. None: it is not to be measured."""
         return None if self._stopped or is_suppressed() else Exchange(self, method, scheme, traceparent)
 
     def record(self, exchange: Exchange, attributes: Attributes) -> None:
@@ -70,7 +70,7 @@ class Requests:
 
 
 class Exchange:
-    """One request under way. The server's side counts into it, and finishes it once the answer is out."""
+    """One request in progress. The middleware counts its bytes and finishes it when the response is complete."""
 
     def __init__(self, requests: Requests, method: str, scheme: str, traceparent: str | None) -> None:
         self._requests = requests
@@ -82,10 +82,10 @@ class Exchange:
         self._finished = False
         self.seconds = 0.0
         self.route: str | None = None
-        """The template, once the framework has found it."""
+        """The template, once the framework has matched it."""
         self.status: int | None = None
         self.request_bytes: int | None = 0
-        """None: not known."""
+        """None: unknown."""
         self.response_bytes = 0
         self._error: str | None = None
         trail = requests.trail
@@ -94,16 +94,16 @@ class Exchange:
         )
 
     def current(self) -> AbstractContextManager[None]:
-        """Within the block, what happens belongs to this request."""
+        """A context in which new spans belong to this request."""
         return self._requests.trail.on(self.span)
 
     def failed(self, error: BaseException) -> None:
-        """The application let ``error`` through: the server answers 500, where nothing was answered before."""
+        """The application raised ``error``: the server answers 500, unless the response has begun."""
         self._error = error_type(error)
         self.status = self.status or 500
 
     def finish(self) -> None:
-        """Once; what comes later changes nothing."""
+        """End the request: record the metrics and end the span. Further calls do nothing."""
         if self._finished:
             return
         self._finished = True

@@ -1,18 +1,18 @@
-"""Which traces are kept: those of slow and of failed requests, whole.
+"""Tail sampling: the traces of slow and of failed requests are kept, whole.
 
-    root starts ──▶ open ──root ends──▶ decided ──▶ kept: its spans go on      forgotten after ``remember`` others
+    root starts ──▶ open ──root ends──▶ decided ──▶ kept: spans are passed on  forgotten after ``remember`` others
                      │ ▲                   │  ▲     dropped: counted
                      │ └ spans end: held   │  └ late spans follow the decision
                      └── evicted (too many open), expired (too old), shut down: decided by what is known
 
-A local root is a span whose parent is not here: remote, unknown, or none. Two requests of one remote trace are two
-local roots, and are decided each for itself.
+A local root is a span whose parent is remote, unknown or absent. Two requests of one remote trace are two local roots,
+each with a decision of its own.
 
 A trace is kept when its root took longer than the threshold, or when it failed: any of its spans has status ERROR, or
-its root answered 500 or above. One that is decided early is kept when it has failed by then or has been open for
-longer than the threshold: the spans that have ended go on, and the rest follow as they end.
+its root answered 500 or above. A trace that is decided early is kept if it has failed by then or has been open for
+longer than the threshold: the spans that have ended are passed on, and the others follow as they end.
 
-The SDK takes any object for a time. A root with one that is no number is not slow.
+The SDK accepts any object as a time. A root with a time that is not a number does not count as slow.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ logger = logging.getLogger("outbox.otel")
 Spans = Sequence[ReadableSpan]
 
 _STATUS_CODES = ("http.response.status_code", "http.status_code")
-"""The attribute's name, and what it was called before HTTP conventions were stable."""
+"""The attribute's name in the stable HTTP conventions, and its name before them."""
 
 
 class _Trace:
-    """What is known of one local root."""
+    """The state of one local root."""
 
     __slots__ = ("ended", "failed", "id", "kept", "live", "opened", "root", "root_id")
 
@@ -57,21 +57,21 @@ class _Trace:
         """Span ids that have started and not ended."""
         self.failed = False
         self.kept: bool | None = None
-        """None: not decided yet."""
+        """The decision; None: not yet."""
 
 
 class SlowOrFailedSpanProcessor(SpanProcessor):
-    """Hands the spans of slow and of failed traces to ``next``, a span processor or exporter, and drops the others.
+    """Passes the spans of slow and failed traces on to ``next``, a span processor or exporter, and drops the others.
 
     threshold: seconds, or a ``Percentile`` of each route (``http.route`` of the root, else its name).
-    max_traces: open at once; the oldest is evicted. max_spans: held of each, besides its root; more are cut.
-    max_age: seconds after which a trace whose root has not ended expires, seen when another begins.
-    remember: decisions that late spans still find.
+    max_traces: limit of open traces; beyond it the oldest is evicted. max_spans: limit of the spans held of a trace,
+    besides its root; more are dropped. max_age: seconds after which a trace whose root has not ended expires; it is
+    checked when another trace begins. remember: number of decisions that are remembered for late spans.
     clock: monotonic seconds.
 
-    An exporter gets a trace in one call, in the thread that ended its root. ``next`` sees ``on_end`` only: what adds
-    attributes when a span starts belongs on the provider beside this. After a fork the child starts with nothing.
-    Raises ``ConfigError`` for a bound that is none.
+    An exporter gets a trace in one call, in the thread that ended its root. ``next`` receives ``on_end`` only: a
+    processor that adds attributes when a span starts must be added to the provider itself. After a fork the child
+    starts empty. Raises ``ConfigError`` for a limit that is not above 0.
     """
 
     def __init__(
@@ -101,30 +101,30 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         self._lock = threading.Lock()
         self._slowness = slowness(self._threshold)
         self._open: OrderedDict[int, _Trace] = OrderedDict()
-        """By the span id of the root, the oldest first."""
+        """Open traces by the span id of the root, the oldest first."""
         self._trace_of: dict[int, _Trace] = {}
-        """By the id of each span that has started and not ended."""
+        """The trace of each span that has started and not ended, by span id."""
         self._latest: dict[int, _Trace] = {}
-        """By trace id, for a span that begins when its parent has ended."""
+        """The latest trace of each trace id, for a span that starts after its parent has ended."""
         self._decided: deque[_Trace] = deque()
         self.kept = 0
-        """Traces handed on."""
+        """Traces passed on."""
         self.dropped = 0
-        """Traces not handed on."""
+        """Traces not passed on."""
         self.evicted = 0
-        """Of both: decided early because too many were open."""
+        """Traces, of ``kept`` and ``dropped``, that were decided early because too many were open."""
         self.expired = 0
-        """Of both: decided early because the root did not end in time."""
+        """Traces, of ``kept`` and ``dropped``, that were decided early because the root did not end in time."""
         self.spans_cut = 0
-        """Spans beyond ``max_spans``, dropped."""
+        """Spans dropped because of ``max_spans``."""
         self.strays = 0
-        """Spans whose trace is not known any more, dropped."""
+        """Spans dropped because their trace is not remembered any more."""
         self.undelivered = 0
-        """Traces of which ``next`` did not take everything; the log says why."""
+        """Traces that ``next`` did not accept completely; the log says why."""
         self.unjudged = 0
-        """Traces whose root could not be read, kept if they had failed before; the log says why, of the first."""
+        """Traces whose root could not be read; kept if they had failed before. The log says why, for the first."""
         self._to_tell: Exception | None = None
-        """Why the first of these could not be read, until somebody without the lock logs it."""
+        """The error of the first of these, until it is logged outside the lock."""
 
     # --- what the SDK calls ------------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         self._hand_on(*early)
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Never raises: it would into the application."""
+        """Never raises: an exception would reach the application."""
         context = span.context
         if self._closed or context is None:
             return
@@ -163,11 +163,11 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         self._hand_on(ready)
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Flushes what was handed on. Open traces stay open."""
+        """Flush what was passed on. Open traces stay open."""
         return self._next.force_flush(timeout_millis) is not False
 
     def shutdown(self) -> None:
-        """Decide what is open by what is known, and shut ``next`` down. Spans that end later are not looked at."""
+        """Decide the open traces by what is known, and shut ``next`` down. Spans that end later are ignored."""
         with self._lock:
             self._closed = True
             early = [self._decide_early(trace) for trace in list(self._open.values())]
@@ -198,7 +198,7 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         return early
 
     def _take(self, trace: _Trace, span: ReadableSpan, *, is_root: bool) -> Spans:
-        """What can be handed on now that ``span`` has ended."""
+        """The spans that can be passed on now that ``span`` has ended."""
         if trace.kept is not None:
             return (span,) if trace.kept else ()
         trace.failed = trace.failed or _failed(span)
@@ -217,10 +217,10 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         return self._decide(trace, self._judge(trace, trace.root, lambda route: open_for > self._slowness.limit(route)))
 
     def _judge(self, trace: _Trace, root: ReadableSpan, is_slow: Callable[[str], bool]) -> bool:
-        """Whether ``trace`` is kept. A root may hold what cannot be read, and its trace is decided all the same."""
+        """Whether ``trace`` is kept. If its root cannot be read, the failures known before decide."""
         try:
             return is_slow(_route(root)) or trace.failed or _failed(root) or _answered_500(root)
-        except Exception as error:  # noqa: BLE001 - logged when the lock is free: what logs may make spans
+        except Exception as error:  # noqa: BLE001 - logged after the lock is released: a log handler may make spans
             self.unjudged += 1
             if self.unjudged == 1:
                 self._to_tell = error
@@ -243,7 +243,7 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         if self._latest.get(trace.id) is trace:
             del self._latest[trace.id]
 
-    # --- outside of the lock: a commit may take a while --------------------------------------------------
+    # --- outside the lock: a commit may take a while -----------------------------------------------------
 
     def _hand_on(self, *traces: Spans) -> None:
         if self._to_tell is not None:
@@ -286,7 +286,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _seconds(span: ReadableSpan) -> float:
-    """NaN where a time is no number: as 0 would be it is not slow, but a percentile leaves it out."""
+    """The duration; NaN if a time is not a number. Like 0 it is not slow, but percentiles ignore it."""
     try:
         return float(((span.end_time or 0) - (span.start_time or 0)) / 1e9)
     except (TypeError, ValueError, ArithmeticError):

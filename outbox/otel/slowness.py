@@ -1,4 +1,4 @@
-"""When a request is slow: beyond so many seconds, or beyond a percentile of what its route has done lately."""
+"""When a request is slow: above a fixed time, or above a percentile of the recent requests of its route."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from outbox.errors import ConfigError
 
 @dataclass(frozen=True, slots=True)
 class Percentile:
-    """A threshold that moves with each route: slower than ``quantile`` of its last ``window`` requests.
+    """A threshold per route: a request is slow if it takes longer than ``quantile`` of the last ``window`` requests.
 
-    Before a route has ``minimum`` requests, ``initial`` seconds count. Nothing faster than ``floor`` seconds is slow.
-    The ``routes`` used last are remembered, 16 bytes a request.
+    Until a route has had ``minimum`` requests the threshold is ``initial`` seconds. It is never below ``floor``
+    seconds. The most recently used ``routes`` are remembered; each request takes 16 bytes.
     """
 
     quantile: float = 0.99
@@ -36,17 +36,17 @@ class Percentile:
 
 
 class Slowness(Protocol):
-    """Not safe for threads: the caller holds a lock."""
+    """Not thread-safe: the caller holds a lock."""
 
     def limit(self, route: str) -> float:
-        """The seconds beyond which a request of ``route`` is slow now."""
+        """The current threshold of ``route`` in seconds."""
 
     def observe(self, route: str, seconds: float) -> bool:
-        """Whether a request that took ``seconds`` was slow; remembers it for the ones to come. NaN is not slow."""
+        """Record a request that took ``seconds``, and return whether it was slow. NaN is not slow."""
 
 
 def slowness(threshold: float | Percentile) -> Slowness:
-    """What ``threshold`` means: seconds, or a percentile. Raises ``ConfigError`` for seconds that are none."""
+    """The implementation of ``threshold``. Raises ``ConfigError`` for invalid seconds."""
     if isinstance(threshold, Percentile):
         return _ByRoute(threshold)
     if not 0 <= threshold < inf:
@@ -92,7 +92,7 @@ class _ByRoute:
 
 
 class _Window:
-    """The last ``size`` finite durations, in order of time and of length."""
+    """The last ``size`` finite durations, in order of arrival and sorted by length."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -103,7 +103,7 @@ class _Window:
         return len(self._by_time)
 
     def add(self, seconds: float) -> None:
-        if not isfinite(seconds):  # a NaN has no place in the order, and would never be found again
+        if not isfinite(seconds):  # a NaN cannot be sorted, so it could not be removed again
             return
         if len(self) == self._size:
             del self._by_length[bisect_left(self._by_length, self._by_time.popleft())]

@@ -11,11 +11,11 @@ from opentelemetry.trace.status import StatusCode
 from outbox.otel.values import Json, attributes, nanoseconds, span_id, text, trace_id
 
 _HAS_IS_REMOTE, _IS_REMOTE = 0x100, 0x200
-"""Bits of ``flags`` above those of W3C (OTLP's SpanFlags)."""
+"""Bits of OTLP's SpanFlags, above the W3C trace flags."""
 
 
 def span_json(span: ReadableSpan) -> Json:
-    """A Span of trace/v1. What OTLP reads as its default when absent is left out. Raises as ``nanoseconds``."""
+    """A Span of trace/v1, without fields that have OTLP's default value. Raises as ``nanoseconds`` does."""
     context = span.context
     out: Json = {"traceId": trace_id(context.trace_id), "spanId": span_id(context.span_id)}
     if context.trace_state:
@@ -43,7 +43,7 @@ def span_json(span: ReadableSpan) -> Json:
 
 
 def _flags(context: SpanContext, remote: SpanContext | None) -> int:
-    """``remote``: the context of which the bit for remote speaks; a span's is its parent."""
+    """The flags of ``context``. ``remote``: the context that the is-remote bit describes; for a span, its parent."""
     flags = _HAS_IS_REMOTE | (context.trace_flags & 0xFF)
     return flags | _IS_REMOTE if remote is not None and remote.is_remote else flags
 

@@ -1,4 +1,4 @@
-"""Where the span of the current request is kept, so that what it does finds its parent."""
+"""The span of the current request, kept in the context so that spans of the same request find their parent."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ _W3C = TraceContextTextMapPropagator()
 
 
 class Trail:
-    """Spans of ``tracer``, and which one is current in this thread or task.
+    """The spans of ``tracer``, and which of them is current in this thread or task.
 
-    ``shared``: it is the current span of OpenTelemetry, for everybody. Else it is kept beside that one, which stays the
-    host's: a host that traces for itself sees neither our spans nor our parents.
+    ``shared``: the current one is also OpenTelemetry's current span. Else it has a context key of its own, and an
+    application that traces for itself neither sees our spans nor gets them as parents.
     """
 
     def __init__(self, tracer: Tracer, *, shared: bool) -> None:
@@ -34,14 +34,17 @@ class Trail:
         self._key = None if shared else create_key("outbox-request")
 
     def parent(self) -> Context | None:
-        """What a span of the current request begins in; None outside of any request."""
+        """The context for a new span of the current request; None outside any request."""
         if self._key is None:
             return get_current() if get_current_span().get_span_context().is_valid else None
         span = get_value(self._key)
         return set_span_in_context(span, Context()) if isinstance(span, Span) else None
 
     def remote(self, traceparent: str | None) -> Context:
-        """What a request begins in that came with this header. Its tracestate and baggage are anybody's text."""
+        """The context for a request with this traceparent header.
+
+        Its tracestate and baggage are not read: the client can put any text there.
+        """
         if self._key is None and (here := self.parent()) is not None:
             return here
         return _W3C.extract({} if traceparent is None else {"traceparent": traceparent}, Context())
@@ -52,7 +55,7 @@ class Trail:
 
     @contextmanager
     def on(self, span: Span) -> Iterator[None]:
-        """``span`` is the current one within the block."""
+        """Make ``span`` the current one for the block."""
         token = attach(set_span_in_context(span) if self._key is None else set_value(self._key, span))
         try:
             yield
@@ -61,7 +64,7 @@ class Trail:
 
     @contextmanager
     def step(self, name: str) -> Iterator[Span]:
-        """A span below the current one for the length of the block; an exception marks it failed by its type alone."""
+        """A span below the current one, for the block. An exception marks it as failed, by its type only."""
         span = self._tracer.start_span(name, self.parent() or Context())
         try:
             with self.on(span):
@@ -74,17 +77,17 @@ class Trail:
 
 
 def is_suppressed() -> bool:
-    """Whether nothing is to be measured now: the outbox itself is at work (``observe.uninstrumented``)."""
+    """Whether instrumentation is suppressed, as it is while the outbox itself works (``outbox.uninstrumented``)."""
     return bool(get_value(_SUPPRESS_INSTRUMENTATION_KEY))
 
 
 def fail(span: Span, kind: str) -> None:
-    """ERROR without a description: what an exception says may name a customer."""
+    """Set the status ERROR without a description: the message of an exception may contain personal data."""
     span.set_attribute("error.type", kind)
     span.set_status(StatusCode.ERROR)
 
 
 def error_type(error: BaseException) -> str:
-    """``sqlite3.IntegrityError``; of a builtin the name alone."""
+    """The qualified class name, as in ``sqlite3.IntegrityError``; only the name for a builtin."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

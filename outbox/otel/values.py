@@ -1,7 +1,7 @@
-"""Values of the SDK as OTLP/JSON writes them: attributes, resources, scopes, times and numbers.
+"""Values of the SDK in OTLP/JSON: attributes, resources, scopes, times and numbers.
 
-Written by hand, and not by the encoders of OpenTelemetry: the one for JSON is a pre-release and takes several times
-longer, the one for protobuf would have to be translated. ``tests/otel`` holds what is written here to both.
+OpenTelemetry's own encoders are not used: the one for JSON is a pre-release and takes several times longer, and the
+output of the one for protobuf would have to be converted. ``tests/otel`` compares this code with both.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from outbox.messages.message import to_json
 Json = dict[str, Any]
 
 MAX_NESTING = 12
-"""Values inside values: deeper ones become text. Four levels of JSON each, of the 64 that an envelope may have."""
+"""Limit of nested values; deeper ones become text. Each takes four of the 64 JSON levels that an envelope may have."""
 _NOT_TEXT = "\ufffd"
 
 
@@ -31,7 +31,7 @@ def attributes(given: Mapping[str, Any] | None) -> list[Json]:
 
 
 def any_value(value: object, nesting: int = 0) -> Json:
-    """An AnyValue. What OTLP has no type for becomes its text, as does an integer beyond 64 bits."""
+    """An AnyValue. A value of a type that OTLP does not have, or an integer beyond 64 bits, becomes its text."""
     match value:
         case str():
             return {"stringValue": text(value)}
@@ -59,7 +59,7 @@ def _container(value: Sequence[Any] | Mapping[Any, Any], nesting: int) -> Json:
 
 
 def text(value: object) -> str:
-    """A plain string: the SDK does not check what a caller names a span."""
+    """``value`` as a plain str. The SDK does not check the types of names that a caller passes."""
     return value if type(value) is str else str.__str__(value) if isinstance(value, str) else str(value)
 
 
@@ -70,17 +70,17 @@ def double(value: float) -> float | str:
 
 
 def number(value: float) -> Json:
-    """The value of a data point, an exemplar: an integer stays one while it fits."""
+    """The value of a data point or exemplar. An integer of up to 64 bits stays an integer."""
     if isinstance(value, int) and -(2**63) <= value < 2**63:
         return {"asInt": str(int(value))}
     return {"asDouble": double(float(value))}
 
 
 def nanoseconds(value: Any) -> str:
-    """A time: a fixed64, as decimal text. The SDK hands on what a caller gave it.
+    """A time as OTLP's fixed64 in decimal text. The SDK passes on any object that a caller gives as a time.
 
-    A whole float is taken as its integer: ``time.time() * 1e9`` is an easy mistake. Raises ValueError for what is no
-    such time, and TypeError for what is no number: a receiver would refuse the whole envelope for it.
+    A whole float is accepted as its integer: ``time.time() * 1e9`` is an easy mistake. Raises ValueError for a time out
+    of range and TypeError for other types, since a receiver would refuse the whole envelope for either.
     """
     if type(value) is not int:
         value = int(value) if isinstance(value, float) and value.is_integer() else index(value)
@@ -98,13 +98,13 @@ def span_id(value: int) -> str:
 
 
 def resource_head(resource: Resource) -> tuple[str, str]:
-    """Before and after the scopes of a resource, without the brackets."""
+    """The JSON text before and after the scopes of a resource, without the array's brackets."""
     head = to_text({"resource": {"attributes": attributes(resource.attributes)}})
     return head[:-1], _schema(resource.schema_url)
 
 
 def scope_head(scope: InstrumentationScope | None) -> tuple[str, str]:
-    """Before and after the items of a scope, without the brackets."""
+    """The JSON text before and after the items of a scope, without the array's brackets."""
     if scope is None:
         return '{"scope":{}', ""
     written: Json = {"name": text(scope.name)}
@@ -120,7 +120,7 @@ def _schema(url: str | None) -> str:
 
 
 def to_text(value: Any) -> str:
-    """Compact JSON in ASCII; what no database carries exactly (U+0000, half a surrogate pair) becomes U+FFFD."""
+    """Compact JSON in ASCII. U+0000 and lone surrogates, which databases do not store reliably, become U+FFFD."""
     try:
         written = to_json(value)
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Requests of a WSGI application, as Flask is one."""
+"""Requests of a WSGI application, such as a Flask application."""
 
 from __future__ import annotations
 
@@ -12,11 +12,14 @@ Environ = dict[str, Any]
 WSGIApp = Callable[[Environ, Callable[..., Any]], Iterable[bytes]]
 
 _AT_THE_END = "werkzeug.debug.preserve_context"
-"""Flask calls what is there with its contexts before it takes them down, whether it answers or raises."""
+"""Flask calls the function under this key with its contexts before it pops them, whether it answers or raises."""
 
 
 class MeasuredWSGI:
-    """WSGI middleware, to be the outermost. A request ends with the last piece of its answer, or when it is closed."""
+    """WSGI middleware; it must be the outermost one.
+
+    A request ends with the last chunk of its response, or when the response is closed.
+    """
 
     def __init__(self, app: WSGIApp, requests: Requests) -> None:
         self.app = app
@@ -41,7 +44,7 @@ class MeasuredWSGI:
 
 
 class _Answer:
-    """The answer's pieces, counted. What makes them belongs to the request as well."""
+    """The chunks of a response, counted. Spans that are made while a chunk is generated belong to the request too."""
 
     def __init__(self, pieces: Iterable[bytes], exchange: Exchange) -> None:
         self._pieces = pieces
@@ -77,7 +80,7 @@ class _Answer:
 def _noting(exchange: Exchange, environ: Environ, start_response: Callable[..., Any]) -> Callable[..., Any]:
     def noted(status: str, *arguments: Any) -> Any:
         exchange.status = int(status.split(" ", 1)[0])
-        exchange.route = _rule(environ)  # now: Flask takes its request out of the environment before the answer is read
+        exchange.route = _rule(environ)  # now: Flask removes its request from environ before the response is read
         return start_response(status, *arguments)
 
     return noted
@@ -85,9 +88,11 @@ def _noting(exchange: Exchange, environ: Environ, start_response: Callable[..., 
 
 @contextmanager
 def _rule_noted(exchange: Exchange, environ: Environ) -> Iterator[None]:
-    """For a request whose exception Flask lets through, as it does in debug mode and in tests: no answer is begun, and
-    the request is out of the environment before the exception is here."""
-    others = environ.get(_AT_THE_END)  # of Werkzeug's debugger, or of Flask's test client
+    """Note the route of a request whose exception Flask propagates, as it does in debug mode and in tests.
+
+    Then ``start_response`` is not called, and the request is gone from ``environ`` before the exception arrives here.
+    """
+    others = environ.get(_AT_THE_END)  # set by Werkzeug's debugger or Flask's test client
 
     def noted(context: object) -> None:
         exchange.route = exchange.route or _rule(environ)
@@ -98,13 +103,13 @@ def _rule_noted(exchange: Exchange, environ: Environ) -> Iterator[None]:
     try:
         yield
     finally:
-        environ.pop(_AT_THE_END, None)  # it holds the environment that holds it
+        environ.pop(_AT_THE_END, None)  # breaks a reference cycle
         if others is not None:
             environ[_AT_THE_END] = others
 
 
 def _length(environ: Environ) -> int | None:
-    """Bytes of the body as the client says; 0 without one; None where they come in chunks."""
+    """Bytes of the body by Content-Length; 0: no body; None: a chunked body, of unknown length."""
     given = environ.get("CONTENT_LENGTH") or ""
     if given.isdecimal():
         return int(given)
@@ -112,6 +117,6 @@ def _length(environ: Environ) -> int | None:
 
 
 def _rule(environ: Environ) -> str | None:
-    """``/orders/<int:order_id>``: Werkzeug leaves the request in the environment, and Flask the rule in it."""
+    """The route template, as in ``/orders/<int:order_id>``, from the request that Werkzeug leaves in ``environ``."""
     rule = getattr(getattr(environ.get("werkzeug.request"), "url_rule", None), "rule", None)
     return rule if isinstance(rule, str) else None
