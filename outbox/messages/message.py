@@ -41,7 +41,7 @@ class Message(Protocol):
 
 
 class Sealed:
-    """A message that cannot change: equal when type, id and payload are, hashed by id, shown without content."""
+    """An immutable message. Equality is by type, id, lane and payload, the hash is by id; the repr has no content."""
 
     __slots__ = ("id", "lane", "payload")
 
@@ -68,17 +68,17 @@ class Sealed:
         return f"<{type(self).__name__} {self.lane} {self.id} {len(self.payload)} bytes>"
 
 
-# The slots' own setters: the one way around Sealed.__setattr__, and faster than object.__setattr__.
+# The setters of the slots bypass Sealed.__setattr__ and are faster than object.__setattr__.
 set_id = Sealed.__dict__["id"].__set__
 set_lane = Sealed.__dict__["lane"].__set__
 set_payload = Sealed.__dict__["payload"].__set__
 
 
 def new_id() -> bytes:
-    """The 16 bytes of a fresh UUIDv7: read faster than its text.
+    """The 16 bytes of a new UUIDv7, which parse faster than its text.
 
-    Needs uuid-utils >= 0.14, which reseeds after fork. Before it, two forked children made the same ids, and the
-    outbox would have taken the second child's rows for duplicates.
+    Needs uuid-utils >= 0.14, which reseeds after a fork. In older versions two forked children generate the same ids,
+    and the outbox would drop the second child's rows as duplicates.
     """
     return uuid_utils.uuid7().bytes
 
@@ -110,7 +110,7 @@ def text_flaw(text: str) -> str | None:
 
 
 def to_json(value: Any) -> str:
-    """Compact ASCII JSON. One text per value: a payload parsed and encoded again is the same text."""
+    """Compact ASCII JSON. It is deterministic: a payload that is parsed and encoded again gives the same text."""
     text = _encode(value).decode()
     return text if text.isascii() else _escaped(text)
 
@@ -120,10 +120,10 @@ def _escaped(text: str) -> str:
 
 
 def parse_json(text: JsonText, where: str, max_bytes: int | None = None) -> Any:
-    """The value of one JSON text; duplicate keys: the last wins; a leading byte order mark is ignored.
+    """Parse one JSON text. Of duplicate keys the last wins; a leading byte order mark is ignored.
 
-    What is not JSON raises :class:`InvalidMessage` on ``where`` with the position. Python's own dialect (NaN,
-    half surrogates) is let through for the caller, who can name the path to it when refusing.
+    Raises :class:`InvalidMessage` on ``where``, with the position, for a text that is not JSON. Python's extensions
+    (NaN, lone surrogates) are accepted here: the caller refuses them and can name the path to the value.
     """
     if max_bytes is not None and len(text) > max_bytes:
         raise InvalidMessage(where, f"is {len(text)} bytes, more than {max_bytes}: split it")
@@ -151,12 +151,12 @@ def _parse_slowly(text: JsonText, where: str) -> Any:
 
 
 def type_name(value: object) -> str:
-    """The type of ``value`` for a person, in JSON's words where it has one. Never the value itself."""
+    """The name of the type of ``value`` for error messages, by JSON's terms if it has one. Never the value itself."""
     return _TYPE_NAMES.get(type(value), type(value).__name__)
 
 
 def shown(key: object) -> str:
-    """A key from outside as a step of a path: printable, ASCII and short."""
+    """A key of a producer as a step of a path in an error message: printable, ASCII and short."""
     text = key if isinstance(key, str) else ascii(key)
     if not (text.isascii() and text.isprintable()):
         text = ascii(text)

@@ -18,24 +18,24 @@ class TelemetryEnvelope(Sealed):
     """One OTLP/JSON document, checked against the OTLP schema and stored in canonical form.
 
     ``signal`` is ``metrics``, ``traces`` or ``logs``; ``document`` is the whole document, with exactly one key
-    (``resourceMetrics``, ``resourceSpans``, ``resourceLogs``) and something in it, parsed or as UTF-8 text.
+    (``resourceMetrics``, ``resourceSpans``, ``resourceLogs``) and not empty, parsed or as UTF-8 text.
     ``id`` defaults to a fresh UUIDv7.
 
-    Where the meaning is certain, loose JSON is made canonical: 64-bit integers become decimal text, names of
-    enums their numbers, hex ids lower case; null fields go; ``aggregationTemporality`` and ``isMonotonic`` move
-    from the data points, where the beacon document has them, to the metric. Nothing else is added, dropped
-    or reordered: empty objects, arrays and texts stay.
+    Deviations whose meaning is certain are converted to the canonical form: 64-bit integers become decimal text,
+    names of enums their numbers, hex ids lower case; null fields are removed; ``aggregationTemporality`` and
+    ``isMonotonic`` move from the data points, where the beacon document has them, to the metric. Nothing else is
+    added, removed or reordered: empty objects, arrays and texts stay.
 
     Everything else raises :class:`InvalidMessage` with the path, as in
-    ``resourceSpans[0].scopeSpans[0].spans[0].kind``. That includes a field that OTLP does not have: a receiver
-    may ignore it or refuse the body for it, and which one cannot be known here. So are ids that are malformed or
-    missing, and a document with no span, metric or log record in it. One that is too large: :meth:`split`.
+    ``resourceSpans[0].scopeSpans[0].spans[0].kind``: a field that OTLP does not have, since a receiver may ignore it
+    or refuse the body for it; a malformed or missing id; a document without a span, metric or log record. For a
+    document that is too large use :meth:`split`.
     """
 
     __slots__ = ("_left",)
 
     _left: tuple[Filter, str]
-    """What a filter left of the payload, once one was asked."""
+    """The last filter that was applied, and the payload that it returned."""
 
     def __init__(self, signal: Signal, document: dict[str, Any] | JsonText, id: AnyUUID | None = None) -> None:
         canonical = normalise(signal, document)
@@ -43,9 +43,9 @@ class TelemetryEnvelope(Sealed):
 
     @classmethod
     def split(cls, signal: Signal, document: dict[str, Any] | JsonText) -> list[TelemetryEnvelope]:
-        """``document``, of any size, as one envelope or as many as it takes, in its order; each has a fresh id.
+        """A ``document`` of any size as one or more envelopes, in its order, each with a new id.
 
-        Raises :class:`InvalidMessage` where the constructor does, but for the size of the whole. The cut is that of
+        Raises :class:`InvalidMessage` as the constructor does, except for the size of the whole. It is split by
         :func:`outbox.messages.split_document`.
         """
         envelopes = []
@@ -67,9 +67,9 @@ class TelemetryEnvelope(Sealed):
 
     @classmethod
     def of_canonical(cls, signal: Signal, payload: str) -> Self:
-        """The envelope of a payload that is in canonical form already; nothing of it is checked but its size.
+        """The envelope of a payload that is already in canonical form. Only its size is checked.
 
-        For writers of our own whose output is proved to be what ``normalise`` would make of it.
+        For the outbox's own encoders, whose output is tested to equal that of ``normalise``.
         """
         _check_size(len(payload), LANES[Lane(signal)].max_payload_bytes)
         envelope = cls.__new__(cls)
@@ -81,7 +81,7 @@ class TelemetryEnvelope(Sealed):
         return self.lane.value  # type: ignore[return-value]  # never Lane.USAGE
 
     def left_by(self, filter: Filter) -> tuple[str, Taken]:
-        """The payload as a filter leaves it, and what it took. One that is put again is not looked at again."""
+        """The filtered payload, and what the filter removed. The result is cached for a retried put."""
         known, text = getattr(self, "_left", (None, ""))
         if known is filter:
             return text, {}

@@ -1,7 +1,7 @@
 """The tables of ``otlp_schema`` as functions that check a document and build its canonical form.
 
-A check takes a value and the depth it stands at. It returns a new value and never touches the old one. The
-path to a refused value is put together while the refusal travels up, so that good documents pay nothing for it.
+A check takes a value and its depth. It returns a new value and does not change the old one. The path to a refused value
+is built while the exception propagates, so that valid documents have no cost for it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from outbox.messages.otlp_scalars import (
 from outbox.messages.otlp_schema import ENUMS, MESSAGES, MISPLACED, ONEOFS
 
 MAX_DEPTH = 64
-"""Objects and arrays inside each other, the document being the first. Receivers stop at 100 (protobuf) or
-128 (serde_json): what is deeper would be refused there, as a dead letter."""
+"""Limit of nested objects and arrays, counting the document. The limits of receivers are 100 (protobuf) or 128
+(serde_json); a deeper document would be refused there and become a dead letter."""
 
 _SCALARS: dict[str, Check] = {
     "string": string,
@@ -53,10 +53,10 @@ _TOO_DEEP = f"is nested deeper than {MAX_DEPTH} levels"
 
 @cache
 def checks() -> dict[str, Check]:
-    """The check of every kind, the three documents (``metrics``, ``traces``, ``logs``) among them."""
+    """The check of every kind, including the three documents ``metrics``, ``traces`` and ``logs``."""
     known = _SCALARS | _IDS
     known |= {name: enum(names) for name, names in ENUMS.items()}
-    # Messages hold each other (an AnyValue an AnyValue): first all of them, empty, then their fields.
+    # Messages are recursive (an AnyValue contains AnyValues): create them all without fields, then add the fields.
     fields: dict[str, dict[str, Check]] = {name: {} for name in MESSAGES}
     known |= {name: _message(name, fields[name]) for name in MESSAGES}
     for name, kinds in MESSAGES.items():
@@ -80,7 +80,7 @@ def _message(name: str, fields: dict[str, Check]) -> Check:
             for key, item in value.items():
                 if key not in fields:
                     raise _unknown(key, fields)
-                if item is not None:  # a null field is an absent one (proto3 JSON); OTLP/JSON writes none
+                if item is not None:  # proto3 JSON reads null as absent; OTLP/JSON writes no nulls
                     out[key] = fields[key](item, depth + 1)
         except Refused as refused:
             refused.steps.append(shown(key))
@@ -120,12 +120,12 @@ def _unknown(key: object, fields: dict[str, Check]) -> Refused:
 
 
 def _lifting(check: Check, fields: dict[str, Check], names: tuple[str, ...]) -> Check:
-    """``check`` for a message whose fields ``names`` may stand inside its data points instead."""
+    """``check`` for a message whose fields ``names`` may wrongly be inside its data points."""
 
     def lifted(value: Any, depth: int) -> Any:
         points: Any = value.get("dataPoints") if isinstance(value, dict) else None
         if not _are_points(points):
-            return check(value, depth)  # which says what is wrong with it
+            return check(value, depth)  # raises the right error
         for name in names:
             if any(name in point for point in points):
                 value = {**value, **_lift(value, points, name, fields[name])}
@@ -140,7 +140,7 @@ def _are_points(points: object) -> bool:
 
 
 def _lift(value: dict[str, Any], points: list[dict[str, Any]], name: str, check: Check) -> dict[str, Any]:
-    """``name`` moved up from the data points; refused when they, or the message above them, disagree."""
+    """The fields of the message with ``name`` moved up from its data points. Refused if the values disagree."""
     above = None if value.get(name) is None else _checked(check, value[name], name)
     agreed = above
     for index, point in enumerate(points):

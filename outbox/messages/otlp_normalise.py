@@ -1,4 +1,4 @@
-"""A telemetry document in canonical form: what is certain in loose OTLP/JSON is made so, all else is refused."""
+"""Normalise a telemetry document: deviations with a certain meaning are converted, all others are refused."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DOCUMENT = "(document)"
 _ITEM = {Lane.METRICS: "metric", Lane.TRACES: "span", Lane.LOGS: "log record"}
 
 _SPACE = 4
-"""Text of a document may be this many times longer than its compact form (indentation), not more."""
+"""The text of a document may be this many times longer than its compact form, because of indentation."""
 
 
 def normalise(signal: Signal, document: dict[str, Any] | JsonText) -> dict[str, Any]:
-    """The canonical form of ``document`` as new objects; normalising it again changes nothing.
+    """The canonical form of ``document``, in new objects. Idempotent.
 
-    Raises :class:`InvalidMessage` with the path to what is wrong.
+    Raises :class:`InvalidMessage` with the path to the invalid value.
     """
     if signal not in SIGNALS:
         raise InvalidMessage("signal", f"expected one of {', '.join(SIGNALS)}")

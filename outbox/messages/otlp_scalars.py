@@ -1,6 +1,6 @@
-"""How the scalars of OTLP/JSON are read: each function returns the canonical value or raises Refused.
+"""Checks of the scalars of OTLP/JSON: each function returns the canonical value or raises Refused.
 
-The second argument of every check is the depth it stands at; scalars have no use for it.
+The second argument of every check is the depth of the value, which scalars ignore.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SAFE_INTEGER = 2**53
 
 
 class Refused(Exception):
-    """Why a value is refused. ``steps`` is the path to it, innermost step first, grown on the way up."""
+    """Why a value is refused. ``steps`` is the path to it, innermost first; each level adds its step."""
 
     def __init__(self, reason: str, *steps: str) -> None:
         self.reason = reason
@@ -51,7 +51,7 @@ def boolean(value: Any, depth: int = 0) -> bool:
 
 
 def double(value: Any, depth: int = 0) -> float | int | str:
-    """A finite number as it stands, or one of the three words that OTLP/JSON writes for the others."""
+    """A finite number unchanged, or one of the three strings that OTLP/JSON has for the others."""
     if isinstance(value, float):
         if not math.isfinite(value):
             raise Refused('JSON has no NaN and no infinity: write "NaN", "Infinity" or "-Infinity"')
@@ -66,7 +66,7 @@ def double(value: Any, depth: int = 0) -> float | int | str:
 
 
 def base64_bytes(value: Any, depth: int = 0) -> str:
-    """Base64 in the standard alphabet, padded; the URL-safe alphabet and missing padding mean the same bytes."""
+    """Base64 in the standard alphabet with padding. The URL-safe alphabet and missing padding are accepted."""
     text = string(value).translate(_URL_SAFE).rstrip("=")
     try:
         data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
@@ -79,7 +79,7 @@ _URL_SAFE = str.maketrans("-_", "+/")
 
 
 def integer(lowest: int, highest: int) -> Check:
-    """A 32-bit integer: a number, also when written as decimal text."""
+    """The check of a 32-bit integer: it returns a number, and accepts decimal text too."""
 
     def check(value: Any, depth: int = 0) -> int:
         number = _number(value)
@@ -91,7 +91,7 @@ def integer(lowest: int, highest: int) -> Check:
 
 
 def decimal(lowest: int, highest: int) -> Check:
-    """A 64-bit integer: decimal text, also when written as a number."""
+    """The check of a 64-bit integer: it returns decimal text, and accepts a number too."""
     within = integer(lowest, highest)
 
     def check(value: Any, depth: int = 0) -> str:
@@ -104,7 +104,7 @@ def _number(value: Any) -> int:
     if isinstance(value, str) and _DECIMAL.fullmatch(value):
         return int(value)
     if isinstance(value, float) and value.is_integer() and abs(value) <= _SAFE_INTEGER:
-        return int(value)  # 5.0 means 5; beyond 2**53 a float no longer says which integer was meant
+        return int(value)  # 5.0 means 5; beyond 2**53 a float no longer identifies an integer
     if not isinstance(value, int) or isinstance(value, bool):
         what = "an integer or its decimal text"
         raise Refused(f"expected {what}") if isinstance(value, str | float) else expected(what, value)
@@ -112,7 +112,7 @@ def _number(value: Any) -> int:
 
 
 def enum(names: dict[str, int]) -> Check:
-    """The integer of an enum, also when written as its exact name."""
+    """The check of an enum: it returns the integer, and accepts the exact name too."""
     numbers = frozenset(names.values())
 
     def check(value: Any, depth: int = 0) -> int:
@@ -129,7 +129,7 @@ def enum(names: dict[str, int]) -> Check:
 
 
 def hex_id(digits: int, *, may_be_empty: bool) -> Check:
-    """A trace or span id: ``digits`` hex digits, not all zero, in lower case."""
+    """The check of a trace or span id of so many hex ``digits``, not all zero. It returns lower case."""
 
     def check(value: Any, depth: int = 0) -> str:
         text = string(value)

@@ -16,7 +16,7 @@ A new field or signal is a new line here; ``otlp_check`` turns the tables into f
 from __future__ import annotations
 
 MESSAGES: dict[str, dict[str, str]] = {
-    # One document a signal: exactly one key, with something in it.
+    # The document of each signal: exactly one key, not empty.
     "metrics": {"resourceMetrics": "[ResourceMetrics]"},
     "traces": {"resourceSpans": "[ResourceSpans]"},
     "logs": {"resourceLogs": "[ResourceLogs]"},
@@ -196,14 +196,14 @@ ONEOFS: dict[str, frozenset[str]] = {
     "NumberDataPoint": frozenset({"asDouble", "asInt"}),
     "Exemplar": frozenset({"asDouble", "asInt"}),
 }
-"""Of these fields a message has one at most."""
+"""The fields of which a message has at most one."""
 
 MISPLACED: dict[str, tuple[str, ...]] = {
     "Sum": ("aggregationTemporality", "isMonotonic"),
     "Histogram": ("aggregationTemporality",),
     "ExponentialHistogram": ("aggregationTemporality",),
 }
-"""Fields that loose writers, the beacon document among them, put into each data point."""
+"""Fields that some writers, the beacon document among them, put into each data point instead."""
 
 _LEVELS = ("TRACE", "DEBUG", "INFO", "WARN", "ERROR", "FATAL")
 

@@ -1,4 +1,4 @@
-"""A telemetry document that is too large for one envelope, as several that are not."""
+"""Split a telemetry document that is too large for one envelope."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ def split_document(
 ) -> list[dict[str, Any]]:
     """``document`` as canonical documents of at most ``limit_bytes`` each, as compact JSON.
 
-    ``limit_bytes`` None: what an entry of the lane may have (``LANES[lane].max_payload_bytes``). Cut is between
-    spans, log records or data points; each part repeats the resource, the scope and, of data points, the metric
-    that they belong to. All of it is there, in the same order, and a document that fits is the only part.
+    ``limit_bytes`` None: the limit of an entry of the lane (``LANES[lane].max_payload_bytes``). The document is split
+    between spans, log records or data points; each part repeats the resource, the scope and, for data points, the
+    metric that they belong to. Nothing is lost, the order stays, and a document that fits is the only part.
 
-    ``document`` is any that ``TelemetryEnvelope`` accepts but for its size, and is refused as there with
-    :class:`InvalidMessage`. So is one in which a single span, log record or data point exceeds the limit, with the
-    path to it.
+    Raises :class:`InvalidMessage` where ``TelemetryEnvelope`` does, except for the size; and, with the path, if a
+    single span, log record or data point exceeds the limit.
     """
     if isinstance(document, JSON_TEXT):
         document = parse_json(document, DOCUMENT)
@@ -34,7 +33,7 @@ def split_document(
 
 
 def _fitting(lane: Lane, whole: dict[str, Any], limit: int, first: int, last: int) -> Iterator[dict[str, Any]]:
-    """The leaves from ``first`` up to ``last``, cut into even parts and those again where they do not fit."""
+    """The leaves in ``range(first, last)``, split into equal parts, and those that do not fit split again."""
     document = part(lane, whole, first, last)
     size = len(to_json(document))
     count = last - first

@@ -1,13 +1,13 @@
-"""What may leave in telemetry: a policy, which ``privacy_filter`` applies to each document before it is stored.
+"""The privacy policy of telemetry, which ``privacy_filter`` applies to each document before it is stored.
 
-    attribute keys      those on the list of their place; all others go
-    values of these     go when they look like an address, an id of a person, a secret; a path keeps its form
-                        of SQL the verb stays, and numbers in paths and literals become placeholders
-    names               of spans, events, metrics, scopes: what looks like that becomes a placeholder, as in /users/{id}
-    free text           status messages, trace states, bodies of logs: goes, unless it is allowed
+    attribute keys      only those on the list of their place are kept
+    values of these     removed if they look like an address, an id of a person or a secret; a path keeps its form,
+                        SQL is reduced to its verb, and numbers in paths and literals become placeholders
+    names               of spans, events, metrics, scopes: such parts become placeholders, as in /users/{id}
+    free text           status messages, trace states, bodies of logs: removed, unless they are allowed
     length              a longer value is cut
 
-A closed list, not a list of what is forbidden: what nobody thought of stays here.
+It is an allow-list, not a deny-list: data that was not foreseen is not sent.
 """
 
 from __future__ import annotations
@@ -24,18 +24,19 @@ ANY_KEY = ".*"
 
 @dataclass(frozen=True, slots=True)
 class PrivacyPolicy:
-    """The standard policy, which keeps the promise of the beacon document, unless its fields say otherwise."""
+    """By default the standard policy, which fulfils the promise of the beacon document."""
 
     allowed: Mapping[Place, frozenset[str]] = field(default_factory=lambda: ALLOWED)
-    """Keys that may leave, and fields of free text: ``status.message``, ``traceState``."""
+    """Keys that are kept, and free-text fields: ``status.message``, ``traceState``."""
     prefixes: Mapping[Place, tuple[str, ...]] = field(default_factory=dict)
-    """Beginnings of keys that may leave, each with its dot at the end."""
+    """Prefixes of keys that are kept, each ending in a dot."""
     log_bodies: bool = False
+    """Whether the bodies of log records are kept."""
     max_value_length: int = MAX_VALUE_LENGTH
-    """Characters."""
+    """Limit of a value or a name, in characters."""
 
     def widened(self, entries: Iterable[str]) -> Self:
-        """The policy with more keys: each entry is ``key`` or ``prefix.*``, in one place as ``span:key``."""
+        """The policy with more keys. An entry is ``key`` or ``prefix.*``; ``span:key`` limits it to one place."""
         allowed = {place: set(keys) for place, keys in self.allowed.items()}
         prefixes = {place: set(self.prefixes.get(place, ())) for place in Place}
         for entry in entries:

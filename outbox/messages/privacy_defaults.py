@@ -1,7 +1,7 @@
-"""The attributes that telemetry may carry by default: those that say how a service runs, and never who uses it.
+"""The attributes that are kept in telemetry by default: those that describe how a service runs, not who uses it.
 
-Each key is from the beacon document's own examples or from the stable semantic conventions of OpenTelemetry. Left
-out on purpose, because their values name people, customers or their machines, or hold what was sent:
+Each key is from the examples of the beacon document or from the stable semantic conventions of OpenTelemetry. Left out
+on purpose, because their values identify people, customers or their machines, or contain the data that was sent:
 
     user.*, enduser.*, session.id, client.*, source.*, network.peer.*, server.address, host.name, host.ip
     url.full, url.path, url.query, http.url, http.target, http.request.header.*, user_agent.original
@@ -18,7 +18,7 @@ from outbox.core.privacy import Place
 
 _OF_A_RESOURCE = frozenset(
     {
-        *("resource.name", "env"),  # the beacon document's
+        *("resource.name", "env"),  # of the beacon document
         *("service.name", "service.namespace", "service.version", "service.instance.id"),
         *("deployment.environment", "deployment.environment.name"),
         *("telemetry.sdk.name", "telemetry.sdk.language", "telemetry.sdk.version"),
@@ -33,7 +33,7 @@ _OF_A_RESOURCE = frozenset(
 )
 _OF_AN_OPERATION = frozenset(
     {
-        *("endpoint", "method", "service_name", "request_size", "response_size", "status_code"),  # the document's
+        *("endpoint", "method", "service_name", "request_size", "response_size", "status_code"),  # of the document
         *("http.request.method", "http.response.status_code", "http.route", "http.request.resend_count"),
         *("http.request.body.size", "http.response.body.size", "http.request.size", "http.response.size"),
         *("http.method", "http.status_code", "http.scheme", "http.flavor", "http.connection.state"),
@@ -65,8 +65,8 @@ ALLOWED: Mapping[Place, frozenset[str]] = {
 }
 
 OF_MACHINES = frozenset({"service.instance.id", "service.version", "container.image.tags", "k8s.job.name"})
-"""Keys whose values may be a UUID or a hash: an instance of a service, a build. Without the first, the counters of two
-instances could not be told apart."""
+"""Keys whose values may be a UUID or a hash, because they identify an instance of a service or a build. Without the
+instance id, the counters of two instances could not be distinguished."""
 
 OF_VERSIONS = frozenset(
     {
@@ -74,8 +74,11 @@ OF_VERSIONS = frozenset(
         *("process.runtime.version", "process.runtime.description", "container.image.tags"),
     }
 )
-"""Keys whose values may be a version of four numbers, which looks like an address, or app@1.2.3."""
+"""Keys whose values may be a version: four numbers, which look like an IP address, or app@1.2.3, like an e-mail
+address."""
 
 OF_QUANTITIES = (".size", "_size", "rows", "count", "lineno", "line.number", "bytes", "duration", "_ms", "_us", "_ns")
-"""Ends of keys whose numbers may be large; elsewhere a number of ten digits is somebody's."""
+"""Suffixes of keys whose numbers may be large. Elsewhere a number of ten digits may be that of a card, an account or a
+telephone."""
 OF_LARGE_NUMBERS = frozenset({"thread.id", "le"})
+"""Further keys whose numbers may be large."""

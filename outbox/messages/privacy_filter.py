@@ -1,7 +1,7 @@
-"""A document as a privacy policy leaves it: one walk over its parsed form, along the tables of ``otlp_schema``.
+"""Apply a privacy policy to a document: one walk over its parsed form, along the tables of ``otlp_schema``.
 
-Of each message the fields that hold text are visited, and no field can be forgotten: a text that has no rule of its
-own is treated as a name. Filtering again changes nothing, and what is left is canonical as before.
+Every field that contains text is visited. None can be forgotten, because a text field without a rule of its own is
+treated as a name. The filter is idempotent, and its result is canonical like its input.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from outbox.messages.privacy_defaults import OF_LARGE_NUMBERS, OF_MACHINES, OF_Q
 from outbox.messages.privacy_values import Kind, is_path, masked, refused
 
 Taken = dict[tuple[str, str, str], int]
-"""How often what was taken out of one document: place, key and why. As plain texts: enums are slow to hash."""
+"""Removals in one document: (place, key, why) -> count. The keys are plain str, because enums are slow to hash."""
 Step = Callable[[dict[str, Any], Taken], None]
-"""Changes one field of a message, which is there."""
+"""Filters one field of a message in place. The field is present."""
 KeepsValue = Callable[[dict[str, Any], str, Taken], bool]
+"""Filters one AnyValue in place, for an attribute key. Returns whether it is kept."""
 
 _PLACE_BEGINS = {
     "metrics": Place.POINT,
@@ -37,9 +38,9 @@ _PLACE_BEGINS = {
     "Metric": Place.POINT,
     "LogRecord": Place.LOG,
 }
-"""Where each place begins; messages inside are of the same place."""
+"""The place of each message; messages inside it have the same place unless they are listed themselves."""
 _FREE_TEXT = {"traceState": "traceState", "message": "status.message"}
-"""Fields of free text that go unless they are allowed, and their names for people."""
+"""Free-text fields, which are removed unless they are allowed, and the names by which a policy allows them."""
 _VERSION, _SCHEMA_URL = "version", "schemaUrl"
 _SCHEMA_OF_OPENTELEMETRY = re.compile(r"https://opentelemetry\.io/schemas/[0-9]{1,4}\.[0-9]{1,4}\.[0-9]{1,4}")
 _KINDS = {
@@ -58,7 +59,7 @@ _REMEMBERED_TEXTS, _REMEMBERED_LENGTH = 4096, 128
 
 
 class Filter:
-    """Applies one policy. Of harmless texts, which repeat, some thousands are remembered."""
+    """Applies one policy. It caches some thousands of harmless texts, since texts repeat."""
 
     def __init__(self, policy: PrivacyPolicy) -> None:
         self.policy = policy
@@ -67,7 +68,7 @@ class Filter:
         self._walks = {Lane(signal): self._walk_of(signal, Place.RESOURCE) for signal in SIGNALS}
 
     def filtered(self, lane: Lane, payload: str) -> tuple[str, Taken]:
-        """The text of a canonical document as it may be stored, and what was taken out of it."""
+        """The filtered text of a canonical document, and what was removed from it."""
         document = msgspec.json.decode(payload)
         taken: Taken = {}
         walk = self._walks[lane]
@@ -75,10 +76,10 @@ class Filter:
         walk(document, taken)
         return (to_json(document) if taken else payload), taken
 
-    # --- the walk, put together once
+    # --- the walk, built once
 
     def _walk_of(self, name: str, place: Place) -> Step | None:
-        """What visits a message of this name; None: there is nothing in it that could tell anything."""
+        """The function that filters a message of this name in place; None: it contains no text."""
         place = _PLACE_BEGINS.get(name, place)
         made = {field: self._step_of(name, field, kind, place) for field, kind in MESSAGES[name].items()}
         steps = [(field, step) for field, step in made.items() if step is not None]
@@ -128,7 +129,7 @@ class Filter:
         return step
 
     def _keeping(self, place: Place) -> tuple[Callable[[dict[str, Any], Taken], bool], KeepsValue]:
-        """Whether an attribute of this place stays, and whether a value does. The value may be changed."""
+        """Two functions for a place: whether an attribute is kept, and whether a value is. Both may change it."""
         there = place.value
         allowed, prefixes = self.policy.allowed[place], self.policy.prefixes.get(place, ())
         harmless = self._harmless_values
@@ -146,7 +147,7 @@ class Filter:
         def keeps_value(value: dict[str, Any], key: str, taken: Taken) -> bool:
             if "stringValue" in value:
                 return self._keeps_text(value, there, key, taken)
-            if "bytesValue" in value:  # what they mean cannot be known
+            if "bytesValue" in value:  # their meaning is unknown
                 _count(taken, there, key, _VALUE)
                 return False
             if _is_large(value) and key not in OF_LARGE_NUMBERS and not key.endswith(OF_QUANTITIES):
@@ -183,7 +184,7 @@ class Filter:
         there, limit, of_version = place.value, self.policy.max_value_length, field == _VERSION
         harmless: set[str] = set() if of_version else self._harmless_names
         placeheld: dict[str, str] = {}
-        """What names became: one with an id in it comes again as often as a harmless one."""
+        """A cache of masked names: names with an id in them repeat as often as harmless ones."""
 
         def step(message: dict[str, Any], taken: Taken) -> None:
             text = message[field]
@@ -218,7 +219,7 @@ class Filter:
         return step
 
     def _entities(self, field: str) -> Step:
-        """References to attributes that are gone go too."""
+        """Remove references to attributes that were removed."""
         name = self._walk_of("EntityRef", Place.RESOURCE)
 
         def step(resource: dict[str, Any], taken: Taken) -> None:
@@ -268,7 +269,7 @@ def _dropping(place: Place, field: str, label: str) -> Step:
 
 
 def _unless_of_opentelemetry(field: str, otherwise: Step) -> Step:
-    """A schema that everybody has is nobody's."""
+    """``otherwise``, except for a public schema URL of OpenTelemetry, which is harmless."""
 
     def step(message: dict[str, Any], taken: Taken) -> None:
         if _SCHEMA_OF_OPENTELEMETRY.fullmatch(message[field]) is None:
@@ -278,7 +279,7 @@ def _unless_of_opentelemetry(field: str, otherwise: Step) -> Step:
 
 
 def _is_large(value: dict[str, Any]) -> bool:
-    """Whether the value is a number of ten digits and more, as those of cards, accounts and telephones are."""
+    """Whether the value is a number of ten or more digits, like those of cards, accounts and telephones."""
     if "intValue" in value:
         return abs(int(value["intValue"])) >= _LARGE
     number = value.get("doubleValue")
@@ -286,7 +287,7 @@ def _is_large(value: dict[str, Any]) -> bool:
 
 
 def _id(place: Place, field: str) -> Step:
-    """An id is digits; where malformed ones are let through, one may hold anything."""
+    """Remove an id that is longer than 32 or not only letters and digits: a malformed one may contain anything."""
     there = place.value
 
     def step(message: dict[str, Any], taken: Taken) -> None:

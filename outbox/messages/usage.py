@@ -1,4 +1,4 @@
-"""UsageInterval: how many traces one session of one tenant made in one interval. These rows are money."""
+"""UsageInterval: how many traces one session of one tenant produced in one interval. These are billing rows."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ from outbox.messages.message import (
 MAX_TEXT_CHARS = 200
 MAX_TRACE_COUNT = 2**63 - 1
 FUTURE_SECONDS = 300
-"""How far ahead of this machine's clock an interval may end: clocks differ, but usage is not foretold."""
+"""How far ahead of this machine's clock an interval may end, because clocks differ."""
 NAMESPACE = UUID("0f6a1d3e-2c57-4f0b-9a8e-6d1b54c7e3a9")
-"""Namespace of :meth:`UsageInterval.derived_id`. It must never change: ids already sent were made with it."""
+"""Namespace of :meth:`UsageInterval.derived_id`. It must never change: ids that were sent depend on it."""
 
 _convert, _now = msgspec.convert, time.time
 
@@ -66,7 +66,7 @@ class UsageFields(TypedDict):
 
 
 class _Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The twelve fields as they are written, in the order of the beacon document."""
+    """The twelve fields on the wire, in the order of the beacon document."""
 
     id: UUID
     tenant_id: UUID
@@ -77,7 +77,7 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     start_interval_time: Time
     end_interval_time: Time
     status: Text = "completed"
-    num_failed_send_attempts: Literal[0] = 0  # the sender splices the batch's count into the text
+    num_failed_send_attempts: Literal[0] = 0  # the transport puts the batch's number into the text
     transaction_type: Text
     organization_id: UUID
 
@@ -118,7 +118,7 @@ class UsageInterval(Sealed):
         if len(payload) > _MAX_PAYLOAD_BYTES:
             longest = max(("status", "transaction_type"), key=lambda name: len(to_json(getattr(row, name))))
             raise InvalidMessage(longest, "is too long once its characters are escaped: shorten it")
-        # Without the row: its eight objects would live as long as the message, and a bulk of them wakes the collector.
+        # The row is not kept: its eight objects per message would trigger garbage collections in a bulk enqueue.
         set_id(self, row.id)
         set_payload(self, payload)
 
@@ -136,10 +136,10 @@ class UsageInterval(Sealed):
 
     @classmethod
     def from_json(cls, row: JsonText | Mapping[str, Any]) -> Self:
-        """From one row of JSON, as text or parsed.
+        """Read one row of JSON, as text or parsed.
 
-        ``num_failed_send_attempts`` may be there, as in the beacon document: it is checked and then forgotten,
-        because the outbox counts for itself. Text that is not JSON raises :class:`InvalidMessage` on ``(line)``.
+        ``num_failed_send_attempts`` is accepted, as in the beacon document; it is checked and then ignored, because
+        the outbox does its own counting. Text that is not JSON raises :class:`InvalidMessage` on ``(line)``.
         """
         fields = dict(_object(row, _LINE, _MAX_LINE_BYTES))
         count = fields.pop(_COUNT, 0)
@@ -157,9 +157,9 @@ class UsageInterval(Sealed):
         start_interval_time: datetime | str,
         end_interval_time: datetime | str,
     ) -> UUID:
-        """A UUIDv5 of what the interval measures: the same on every run, for producers that may run twice.
+        """A UUIDv5 of the arguments, the same on every run: an idempotency key for producers that may run twice.
 
-        Equal instants give equal ids, whatever zone they are written in. Raises :class:`InvalidMessage`.
+        Equal instants give equal ids, in any time zone. Raises :class:`InvalidMessage`.
         """
         parts = {
             "tenant_id": tenant_id,
@@ -174,8 +174,8 @@ class UsageInterval(Sealed):
 def usage_from_document(document: JsonText | Mapping[str, Any]) -> list[UsageInterval]:
     """The rows of a whole ``/ingest-traces`` request body, ``{"license": ..., "trace_transactions": [...]}``.
 
-    ``license`` is ignored, whatever it holds: licences are settings, and none is ever stored. Errors name the
-    path: ``trace_transactions[3].tenant_id``.
+    ``license`` is ignored with any value: the licence is a setting and is never stored. Errors name the path:
+    ``trace_transactions[3].tenant_id``.
     """
     body = _object(document, _DOCUMENT, None)
     for key in body:
@@ -208,8 +208,11 @@ def _object(source: object, where: str, max_bytes: int | None) -> Mapping[str, A
 
 
 def _row_of(fields: Mapping[str, Any]) -> _Row:
-    """One native pass when every value is plain: all times in UTC and both texts harmless. Else field by field, to
-    convert it or to say what is wrong."""
+    """Convert and check the arguments.
+
+    msgspec does it in one pass if all times are in UTC and both texts are plain ASCII. Otherwise each field is read by
+    itself, to convert it or to raise an error that names it.
+    """
     try:
         row = _convert(fields, _Row)
     except (msgspec.ValidationError, UnicodeError):
@@ -225,7 +228,7 @@ def _row_of(fields: Mapping[str, Any]) -> _Row:
             and "\x00" not in texts
         ):
             row = _read_each(fields)
-    # Only after conversion: two datetimes of one zone compare by wall clock, which repeats an hour in autumn.
+    # Only after conversion to UTC: datetimes of one zone compare by wall clock, which repeats an hour in autumn.
     if row.end_insertion_time < row.start_insertion_time:
         raise InvalidMessage("end_insertion_time", "is before start_insertion_time")
     if row.end_interval_time < row.start_interval_time:
@@ -286,7 +289,7 @@ def _read_time(field: str, value: object) -> datetime:
 
 
 def _parse_time(field: str, text: str) -> datetime:
-    try:  # the parser of the native pass first, so that both ways round a fraction alike
+    try:  # msgspec's parser first, so that both ways round fractions alike
         return msgspec.convert(str.__str__(text), datetime)
     except (msgspec.ValidationError, UnicodeError):
         pass
@@ -309,6 +312,6 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "transaction_type": _read_text,
     "organization_id": to_uuid,
 }
-"""How each argument is read when the native pass will not do, in the order of the document."""
+"""The function that reads each argument outside the msgspec pass, in the order of the document."""
 
 _set_row = UsageInterval.__dict__["_row"].__set__
