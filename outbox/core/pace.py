@@ -93,9 +93,7 @@ class Pace:
             return most
         if now < self.next_at:
             return 0
-        if (
-            self.held and not self.begun
-        ):  # after a pause a pair would use up the burst allowance that a late request needs
+        if self.held and not self.begun:  # two at once would use up the burst that a late request needs
             return min(most, 1)
         return min(most, 1 + int(min(now - self.next_at, BURST_SECONDS) * self.rate))
 
