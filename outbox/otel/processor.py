@@ -39,7 +39,7 @@ FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 2.0
 TRIES = 5
 """Tries of a group that fails with an unknown error, which would probably be repeated for ever."""
-TOLD_EVERY_SECONDS = 10.0
+LOG_EVERY_SECONDS = 10.0
 
 
 class OutboxSpanProcessor(SpanProcessor):
@@ -93,7 +93,7 @@ class OutboxSpanProcessor(SpanProcessor):
         self._thread: threading.Thread | None = None
         self._starting = False
         """A thread is being started. A span that a signal handler ends meanwhile must not start a second one."""
-        self._told_at = -math.inf
+        self._logged_at = -math.inf
 
     # --- where spans end ---------------------------------------------------------------------------------
 
@@ -126,10 +126,10 @@ class OutboxSpanProcessor(SpanProcessor):
     def _drop(self, spans: int, why: str) -> None:
         with self._lock:
             self.dropped += spans
-            told = time.monotonic() < self._told_at + TOLD_EVERY_SECONDS
-            if not told:
-                self._told_at = time.monotonic()
-        if not told:
+            logged_lately = time.monotonic() < self._logged_at + LOG_EVERY_SECONDS
+            if not logged_lately:
+                self._logged_at = time.monotonic()
+        if not logged_lately:
             logger.error("lane traces: spans are lost, %d so far: %s", self.dropped, why)
 
     def force_flush(self, timeout_millis: int = 30_000) -> bool:
@@ -245,7 +245,7 @@ class OutboxSpanProcessor(SpanProcessor):
     def _put(self, envelopes: Sequence[TelemetryEnvelope]) -> bool:
         """Store the envelopes in one transaction. Retries with the same ids until it succeeds, cannot succeed, or the
         deadline has passed. Returns whether they are stored."""
-        pause, tries, strange, told_at = FIRST_PAUSE_SECONDS, 0, 0, -math.inf
+        pause, tries, strange, logged_at = FIRST_PAUSE_SECONDS, 0, 0, -math.inf
         while True:
             try:
                 self._box.put(*envelopes)
@@ -255,8 +255,8 @@ class OutboxSpanProcessor(SpanProcessor):
                 strange += not known
                 never = isinstance(error, InvalidMessage | ConfigError | InheritedConnection)
                 now = time.monotonic()
-                if now > told_at + TOLD_EVERY_SECONDS:
-                    told_at = now
+                if now > logged_at + LOG_EVERY_SECONDS:
+                    logged_at = now
                     state = "cannot" if never else "wait to"
                     logger.error("lane traces: spans %s be stored: %s", state, error, exc_info=None if known else error)
                 if never or strange == TRIES or now + pause > self._deadline:

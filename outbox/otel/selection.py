@@ -123,7 +123,7 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         """Traces that ``next`` did not accept completely; the log says why."""
         self.unjudged = 0
         """Traces whose root could not be read; kept if they had failed before. The log says why, for the first."""
-        self._to_tell: Exception | None = None
+        self._to_log: Exception | None = None
         """The error of the first of these, until it is logged outside the lock."""
 
     # --- what the SDK calls ------------------------------------------------------------------------------
@@ -142,7 +142,7 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
             if len(trace.live) <= self._max_spans:
                 trace.live.add(id)
                 self._trace_of[id] = trace
-        self._hand_on(*early)
+        self._pass_on(*early)
 
     def on_end(self, span: ReadableSpan) -> None:
         """Never raises: an exception would reach the application."""
@@ -160,7 +160,7 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
                 self.strays += 1
                 return
             ready = self._take(trace, span, is_root=id == trace.root_id)
-        self._hand_on(ready)
+        self._pass_on(ready)
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Flush what was passed on. Open traces stay open."""
@@ -171,7 +171,7 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         with self._lock:
             self._closed = True
             early = [self._decide_early(trace) for trace in list(self._open.values())]
-        self._hand_on(*early)
+        self._pass_on(*early)
         self._next.shutdown()
 
     # --- under the lock ----------------------------------------------------------------------------------
@@ -223,7 +223,7 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         except Exception as error:  # noqa: BLE001 - logged after the lock is released: a log handler may make spans
             self.unjudged += 1
             if self.unjudged == 1:
-                self._to_tell = error
+                self._to_log = error
             return trace.failed
 
     def _decide(self, trace: _Trace, keep: bool, *last: ReadableSpan) -> Spans:
@@ -245,15 +245,15 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
 
     # --- outside the lock: a commit may take a while -----------------------------------------------------
 
-    def _hand_on(self, *traces: Spans) -> None:
-        if self._to_tell is not None:
-            error, self._to_tell = self._to_tell, None
+    def _pass_on(self, *traces: Spans) -> None:
+        if self._to_log is not None:
+            error, self._to_log = self._to_log, None
             logger.error("a trace could not be judged by its root; `unjudged` counts such traces", exc_info=error)
         for spans in traces:
             if spans:
-                self._hand_on_one(spans)
+                self._pass_on_one(spans)
 
-    def _hand_on_one(self, spans: Spans) -> None:
+    def _pass_on_one(self, spans: Spans) -> None:
         try:
             taken = self._deliver(spans)
         except Exception:

@@ -212,10 +212,10 @@ class BeaconTransport:
     def _posted(self, batch: Batch, request: WireRequest, license: Secret, token: Secret) -> Receipt:
         outcome = self._exchange(request, USAGE_ANSWER_BYTES if LANES[batch.lane].billing else OTLP_ANSWER_BYTES)
         receipt = judge(batch.lane, batch.rows, outcome[0], now=time.time())
-        told = _for_the_operator(receipt, outcome, license, token, *secrets_of(self._proxy))
-        if told.excerpt and LANES[batch.lane].billing and CONTENT_ENCODING in request.headers:
-            return replace(told, excerpt=WITHHELD)
-        return told
+        shown = _for_the_operator(receipt, outcome, license, token, *secrets_of(self._proxy))
+        if shown.excerpt and LANES[batch.lane].billing and CONTENT_ENCODING in request.headers:
+            return replace(shown, excerpt=WITHHELD)
+        return shown
 
     def _exchange(self, request: WireRequest, limit: int) -> Outcome:
         """Send one request within the deadline. Exceptions that are not about the network pass through."""
