@@ -18,8 +18,8 @@ FIRST = {
     "outbox": "import outbox, outbox.producer, outbox.transport.beacon\ninstrument()",
 }
 
-SEEN = "import contextlib, outbox.uninstrumented\noutbox.observe.uninstrumented = contextlib.nullcontext\n"
-"""Makes the outbox visible, to prove that the test would see it."""
+SEEN = "import contextlib, outbox.uninstrumented\noutbox.uninstrumented.uninstrumented = contextlib.nullcontext\n"
+"""Turns the suppression off, to prove that the test would see the spans of the outbox."""
 
 PROGRAM = """
 import json, sys
