@@ -1,4 +1,4 @@
-"""One lane over days of virtual time: core decides, and a beacon is a function of what it is sent and when."""
+"""Simulates one lane over days of virtual time with the decisions of core. Beacon is a function of the request."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ TAKEN = Answer(200, {}, b'{"inserted_count": 1}')
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A batch of one entry on the wire. Times in µs."""
+    """A batch of one entry in flight. Times are in µs."""
 
     sent: int
     lands: int
     probe: bool
     fresh: bool
-    """Its entry was never refused."""
+    """Whether its entry was never refused."""
 
 
 Beacon = Callable[[Request], Answer | Failure]
-"""What comes of a request when it lands."""
+"""The result of a request at the time it ends."""
 
 
 class LaneOverDays:
-    """A lane that always has something to send: ``senders`` at most on the wire, a request every ``every`` µs."""
+    """A lane that always has entries: at most ``senders`` requests in flight, one every ``every`` µs."""
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class LaneOverDays:
         self._sent = 0
 
     def run(self, until: int, enough: Callable[[], bool] = lambda: False) -> None:
-        """Let time pass to ``until``, or to the answer after which it is ``enough``."""
+        """Advance the time to ``until``, or to the first answer after which ``enough`` is true."""
         while not enough():
             self._send_what_may_leave()
             landing = self._flying[0][0] if self._flying else until

@@ -1,4 +1,4 @@
-"""The adaptive limit, without a wire."""
+"""The adaptive concurrency limit, without a network."""
 
 from __future__ import annotations
 

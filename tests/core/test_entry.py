@@ -1,4 +1,4 @@
-"""What a reader of the outbox is shown: moments, and sums over lanes."""
+"""The read-only views of the outbox: times, derived facts of a lane, and sums over lanes."""
 
 from __future__ import annotations
 

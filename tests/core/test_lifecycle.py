@@ -1,4 +1,4 @@
-"""What an entry's status is, from the state of the batch that holds it."""
+"""The status of an entry, derived from the state of its batch."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Outages of hours and days, decided by core alone: what they cost, and how soon they are over.
+"""Outages of hours and days, decided by core alone: how many probes they cost, and how soon their end is noticed.
 
-A day without beacon costs a lane 430 probes or so, and never more than 630: the wait between two of them is, within
-the hour, half to all of OUTBOX_BACKOFF_MAX, five minutes. Where beacon answers it is so within minutes: 390, and 590 at
-most. The lane's row is shared, so more workers send no more of them.
+A day without beacon costs a lane about 430 probes, and at most 630: within an hour the wait between two of them has
+grown to half to all of OUTBOX_BACKOFF_MAX, five minutes. If beacon answers with errors this takes only minutes: 390
+probes, and at most 590. The lane's row is shared, so more workers do not send more probes.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ DOWN: tuple[Answer | Failure, ...] = (
 
 
 def even(seed: int = 0) -> Iterator[float]:
-    """Draws of the jitter, evenly from 0 to 1."""
+    """Draws of the jitter, uniform in 0..1."""
     chance = Random(seed)
     while True:
         yield chance.random()
 
 
 def down(start: int, end: int, said: Answer | Failure = Failure.NOT_SENT) -> Beacon:
-    """A beacon that is out from ``start`` to ``end``: what was on the wire during any of it comes to nothing."""
+    """A beacon that is unavailable from ``start`` to ``end``: requests in flight at any time between fail."""
     return lambda request: said if request.lands >= start and request.sent < end else TAKEN
 
 

@@ -1,4 +1,4 @@
-"""The search for a limit of requests, against limiters that only count."""
+"""The search for a rate limit, against simulated rate limiters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def answered(pace: Pace, receipt: Receipt, at: float) -> Pace:
 
 
 def taken(pace: Pace, requests: int, *, since: float, seconds: float) -> Pace:
-    """So many requests leave evenly and are delivered, the last ``seconds`` after the first."""
+    """The pace after so many evenly spaced ``requests`` are delivered, the last ``seconds`` after the first."""
     for number in range(requests):
         at = since + seconds * number / max(requests - 1, 1)
         pace = answered(left(pace, at, 1), DELIVERED, at)
@@ -95,7 +95,7 @@ def test_what_could_not_leave_in_time_leaves_together_but_not_more_than_a_twenti
 
 
 def test_the_first_after_a_pause_leaves_alone() -> None:
-    """What beacon saved up meanwhile is there for those that come a little early."""
+    """The burst allowance that has accumulated in the pause is left for requests that arrive a little early."""
     pace = answered(Pace(rate=104.0, proven=100.0, next_at=1.0, begun=True, taken=9), TOO_MANY, 1.0)
     assert (pace.held, pace.room(2.0, 9)) == (True, 1)
     assert left(pace, 2.0, 1).room(2.1, 9) == 6
@@ -259,7 +259,7 @@ def test_there_a_request_keeps_its_distance_from_one_that_may_have_arrived_late(
 
 
 class Bucket:
-    """Holds ``seconds`` worth of tokens, and at least one."""
+    """A token bucket of ``seconds`` times the rate, and at least one token."""
 
     def __init__(self, rate: float, seconds: float) -> None:
         self.rate, self.most = rate, max(1.0, rate * seconds)
@@ -272,7 +272,7 @@ class Bucket:
 
 
 class Window:
-    """So many a second, counted anew each second."""
+    """A fixed window: a number of requests in each second."""
 
     def __init__(self, rate: float) -> None:
         self.rate, self.second, self.count = rate, -1, 0
@@ -285,7 +285,7 @@ class Window:
 
 
 def sent(limiter: Bucket | Window, *, since: float = 0.0, until: float, pace: Pace) -> tuple[Pace, list[float], int]:
-    """A lane with more than enough to send: its pace, when requests were taken, how many were answered 429."""
+    """Simulate a lane with enough entries. Returns its pace, the times of accepted requests, and the number of 429s."""
     now, took, refused = since, [], 0
     while now < until:
         pace = left(pace, now, 1)
@@ -312,11 +312,13 @@ def test_a_limit_is_found_and_nearly_all_of_it_is_used_with_few_429s(rate: float
 
 
 def sent_unevenly(limiter: Bucket, random: Random, *, until: float, late: float) -> list[tuple[float, bool]]:
-    """By four senders on a real network: requests are ``late`` by so many seconds on average, seldom by 20 ms, and
-    leave half as late. When each arrived, and whether it was taken."""
+    """Simulate four senders on a network with jitter. Returns when each request arrived and whether it was accepted.
+
+    Requests arrive ``late`` by so many seconds on average, rarely by 20 ms, and leave late by half of that.
+    """
     pace, now, resting_until, under_way, arrived = Pace(), 0.0, 0.0, 0, []
     wire: list[tuple[float, float, bool | None]] = []
-    """When something arrives, when its request left, the answer; None: it is the request."""
+    """Events: time of arrival, when the request left, and the answer; None: the request itself arrives at beacon."""
     while now < until:
         if wire and wire[0][0] <= now:
             at, left_at, answer = heapq.heappop(wire)
@@ -349,7 +351,7 @@ def test_a_limit_is_used_though_requests_do_not_arrive_evenly(rate: float, late:
 
 
 class Rising(Bucket):
-    """Twice as much from a minute and a half on."""
+    """The limit doubles after a minute and a half."""
 
     def takes(self, now: float) -> bool:
         if now >= 90.0 and self.at < 90.0:
@@ -359,7 +361,7 @@ class Rising(Bucket):
 
 @pytest.mark.parametrize("late", [0.002, 0.0004])
 def test_a_limit_that_rises_is_used_though_requests_do_not_arrive_evenly(late: float) -> None:
-    """Where few requests prove a pace, what they came to differs each time: the search must end all the same."""
+    """If few requests prove a rate, their measured rate varies. The search must end all the same."""
     for seed in range(4):
         arrived = sent_unevenly(Rising(21, 0.1), Random(seed), until=270.0, late=late)
         assert sum(taken for at, taken in arrived if at > 250.0) / 20 >= 0.85 * 42

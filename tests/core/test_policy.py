@@ -1,4 +1,4 @@
-"""The bounds that the store and the dispatcher decide by."""
+"""The limits that the store and the dispatcher decide by."""
 
 from __future__ import annotations
 

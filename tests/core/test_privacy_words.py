@@ -1,4 +1,4 @@
-"""What is told of removals: words that tables and settings hold."""
+"""The vocabulary of removals, which is stored in tables and used in settings."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from outbox.core.privacy import MAX_VALUE_LENGTH, OTHER, Place, Removal, Removed
 
 
 def test_places_and_reasons_keep_their_words() -> None:
-    """Rows of outbox_removed and OUTBOX_TELEMETRY_ALLOW_ATTRIBUTES hold them."""
+    """Rows of outbox_removed and OUTBOX_TELEMETRY_ALLOW_ATTRIBUTES contain them."""
     assert list(Place) == ["resource", "scope", "span", "event", "point", "log"]
     assert list(Why) == ["key", "value", "length"]
     assert (MAX_VALUE_LENGTH, OTHER) == (256, "(other)")

@@ -17,7 +17,7 @@ sets = st.builds(
     st.lists(stretches, max_size=5),
     st.sets(st.integers(1, 72), max_size=8),
 )
-"""Sets of numbers with long runs in them, and with holes in the runs."""
+"""Sets of numbers with long runs, and with gaps in the runs."""
 
 
 def of(numbers: frozenset[int]) -> Runs:
@@ -29,7 +29,7 @@ def back(found: Runs) -> set[int]:
 
 
 def is_canonical(found: Runs) -> bool:
-    """Sorted, disjoint, none empty, neighbours joined."""
+    """Whether the runs are sorted, disjoint and not empty, with adjacent ones joined."""
     within = all(lo <= hi for lo, hi in found)
     return within and all(a[1] + 1 < b[0] for a, b in pairwise(found))
 

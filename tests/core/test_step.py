@@ -1,4 +1,4 @@
-"""What passes between the dispatcher and the store."""
+"""The arguments and results of a step."""
 
 from __future__ import annotations
 

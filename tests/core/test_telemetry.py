@@ -22,7 +22,7 @@ KINDS = ("gauge", "sum", "histogram", "exponentialHistogram", "summary")
 
 @st.composite
 def documents(draw: st.DrawFn) -> tuple[Lane, Document]:
-    """A document whose every block has a name of its own; empty ones and such without a list among them."""
+    """A document in which every block has a unique name, including empty blocks and blocks without a list."""
     lane = Lane(draw(st.sampled_from(SIGNALS)))
     names = iter(range(10_000))
 
@@ -42,7 +42,7 @@ def documents(draw: st.DrawFn) -> tuple[Lane, Document]:
 
 
 def joined(one: Any, other: Any) -> Any:
-    """Two neighbouring parts as one document: a block in both of them, which has one name, was cut through."""
+    """Two adjacent parts joined into one document. A block in both of them, recognised by its name, was split."""
     if isinstance(one, list):
         if one and other and one[-1].get("before") == other[0].get("before") is not None:
             return [*one[:-1], joined(one[-1], other[0]), *other[1:]]

@@ -1,4 +1,4 @@
-"""What becomes of a leased batch: every verdict, by hand."""
+"""The move of a leased batch for every verdict."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every status, every kind of body, every lane, against an expectation written down a second time."""
+"""Every status, kind of body and lane, compared with an independent table of expectations."""
 
 from __future__ import annotations
 

@@ -19,11 +19,11 @@ METRIC_PATH = "resourceMetrics[0].scopeMetrics[0].metrics[0]"
 
 
 MENDED = {"3c191d03fa8be0": SPAN["spanId"], "0932ksdka12345": "0932ad5da1234567"}
-"""The two span ids of the traces example that are none, and what stands for each of them in ``example``."""
+"""The two invalid span ids of the traces example, and their replacements in ``example``."""
 
 
 def example(signal: Signal) -> str:
-    """The example of the beacon document, its two malformed span ids mended."""
+    """The example of the beacon document, with its two malformed span ids replaced."""
     text = as_it_stands(signal)
     for malformed, mended in MENDED.items():
         text = text.replace(f'"{malformed}"', f'"{mended}"')
@@ -51,7 +51,7 @@ def of_record(**fields: Any) -> dict[str, Any]:
 
 
 def span(**fields: Any) -> dict[str, Any]:
-    """The span of these fields, as it is stored, without its two ids."""
+    """A span with these fields, as it is stored, without its two ids."""
     stored = json.loads(TelemetryEnvelope("traces", of_span(**fields)).payload)
     stored = stored["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
     return {name: value for name, value in stored.items() if name not in SPAN}
@@ -74,7 +74,7 @@ def refusal(signal: Signal, document: Any, **options: Any) -> InvalidMessage:
 
 
 def span_refusal(**fields: Any) -> tuple[str, str]:
-    """The path inside the span, and the reason."""
+    """The path inside the span, and the reason, of the refusal."""
     error = refusal("traces", of_span(**fields))
     assert error.field.startswith(f"{SPAN_PATH}.")
     return error.field.removeprefix(f"{SPAN_PATH}."), error.reason

@@ -1,4 +1,4 @@
-"""Documents through the filter of the standard policy, or of one that is wider."""
+"""Filters documents by the standard policy or by a wider one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STANDARD = Filter(PrivacyPolicy())
 
 
 def filtered(signal: Signal, document: Any, by: Filter = STANDARD) -> tuple[str, Taken]:
-    """The text that is left, which must be canonical and stay as it is, and what was taken."""
+    """The filtered text, checked to be canonical and idempotent, and what was removed."""
     text, taken = by.filtered(Lane(signal), TelemetryEnvelope(signal, document).payload)
     assert TelemetryEnvelope(signal, text).payload == text
     assert by.filtered(Lane(signal), text) == (text, {})
@@ -43,7 +43,7 @@ def attribute(key: str, value: str = "x") -> dict[str, Any]:
 
 
 def value_left(value: dict[str, Any], key: str = "endpoint", by: Filter = STANDARD) -> dict[str, Any] | None:
-    """The AnyValue of an attribute of a span as it is left; None: the attribute is gone."""
+    """The filtered AnyValue of an attribute of a span; None: the attribute was removed."""
     left, _ = span_left(by, attributes=[{"key": key, "value": value}])
     found = left["attributes"]
     return found[0]["value"] if found else None

@@ -1,4 +1,4 @@
-"""The row of the beacon document, as it is written and as arguments."""
+"""The example row of the beacon document, as JSON and as arguments."""
 
 from __future__ import annotations
 

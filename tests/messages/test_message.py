@@ -1,4 +1,4 @@
-"""What both messages share: one text per value, and JSON read strictly."""
+"""The common parts of both messages: deterministic JSON, and strict parsing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever comes in: the one exception is InvalidMessage, and what is accepted is OTLP by its official messages."""
+"""Fuzzing: the only exception is InvalidMessage, and what is accepted parses as the official OTLP messages."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ generous = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.dat
 
 
 def parsed(signal: Signal, document: Any) -> Message:
-    """``document`` as the official message. Raises ParseError for an unknown field and for a value of another kind."""
+    """``document`` as the official message. Raises ParseError for an unknown field or a value of a wrong kind."""
     return ParseDict(_with_base64_ids(document), OFFICIAL[signal](), max_recursion_depth=100)
 
 
 def _with_base64_ids(value: Any, key: str = "") -> Any:
-    """protobuf's JSON has bytes in base64; OTLP/JSON has ids in hex, which would be read as base64 without a word."""
+    """Protobuf's JSON has bytes in base64. OTLP/JSON has ids in hex, which would silently be read as base64."""
     if isinstance(value, dict):
         return {name: _with_base64_ids(item, name) for name, item in value.items()}
     if isinstance(value, list):
@@ -46,7 +46,7 @@ def _with_base64_ids(value: Any, key: str = "") -> Any:
 
 
 def accepted(signal: Signal, document: Any) -> bool:
-    """Whether it was; then the payload must be OTLP. Any exception but InvalidMessage passes through and fails."""
+    """Whether the document was accepted; if so its payload must be OTLP. Other exceptions than InvalidMessage fail."""
     try:
         envelope = TelemetryEnvelope(signal, document)
     except InvalidMessage:
@@ -80,7 +80,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 @st.composite
 def mutants(draw: st.DrawFn) -> tuple[Signal, Any]:
-    """A valid document after one to three strokes."""
+    """A valid document after one to three mutations."""
     signal, document = draw(documents())
     document = copy.deepcopy(document)
     for _ in range(draw(st.integers(1, 3))):

@@ -1,4 +1,4 @@
-"""TelemetryEnvelope against documents drawn from its own schema, in every loose form it accepts."""
+"""TelemetryEnvelope with documents generated from its own schema, in every non-canonical form that it accepts."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def without_nulls(value: Any) -> Any:
 
 
 def shape(value: Any) -> Any:
-    """Keys and lengths, without the scalars, whose form may change."""
+    """The keys and lengths of a value, without its scalars, whose form may change."""
     if isinstance(value, dict):
         return {key: shape(item) for key, item in value.items()}
     return [shape(item) for item in value] if isinstance(value, list) else None

@@ -1,4 +1,4 @@
-"""What TelemetryEnvelope refuses: each rule with the path to the field it was broken in."""
+"""What TelemetryEnvelope refuses: each rule, with the path to the field that violates it."""
 
 from __future__ import annotations
 

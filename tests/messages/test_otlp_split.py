@@ -1,4 +1,4 @@
-"""A document beyond the limit becomes several within it, and nothing of it is lost."""
+"""A document above the size limit becomes several within it, and nothing is lost."""
 
 from __future__ import annotations
 

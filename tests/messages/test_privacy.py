@@ -1,4 +1,4 @@
-"""What the standard policy lets out, what it takes, and what each setting of it adds."""
+"""What the standard policy keeps, what it removes, and what each setting adds."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ PERSONAL = (
 
 
 def with_a_span(of_scope: dict[str, Any] | None = None, **of_resource: Any) -> dict[str, Any]:
-    """A document with a span in its one scope, and more fields of this scope and its resource."""
+    """A document with one span, and additional fields of its scope and resource."""
     return {"resourceSpans": [{**of_resource, "scopeSpans": [{**(of_scope or {}), "spans": [SPAN]}]}]}
 
 
@@ -56,7 +56,7 @@ CLOSED: tuple[tuple[Signal, Any], ...] = (
     ("metrics", of_metric(gauge={"dataPoints": [{"exemplars": [{"filteredAttributes": [attribute("K", "V")]}]}]})),
     ("metrics", of_metric(metadata=[attribute("K", "V")])),
 )
-"""A document for each place where attributes may stand."""
+"""A document for each place that may have attributes."""
 
 
 @pytest.mark.parametrize("signal", ["metrics", "traces"])

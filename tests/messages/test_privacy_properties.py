@@ -1,4 +1,4 @@
-"""The filter against documents drawn from the schema of OTLP, with people and secrets planted anywhere in them."""
+"""The filter with documents generated from the OTLP schema, with personal data and secrets planted anywhere."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ RECOGNISED = {
     "eyjzq": ("eyJzqhbG.eyJzqhbG.eyJzqhbG",),
     "555-0199": ("+1 202 555-0199",),
 }
-"""By the part of it that must be nowhere: what is recognised wherever it stands."""
+"""Planted texts that are recognised anywhere, by the part that must not be in the output."""
 NAME = "Zqanna Zqvist"
-"""The name of a person, which no pattern could tell from that of a service."""
+"""The name of a person, which no pattern can distinguish from that of a service."""
 
 BEFORE = ("", "of ", "/users/", "(", "x=", "id:", "'", '"', "https://h.example/p?q=", "y" * 248 + " ", "é ")
 AFTER = ("", " and more", "/x", ")", "'", '"', ", ", "\n", " " + "y" * 400)
@@ -50,15 +50,15 @@ canaries = st.sampled_from([text for texts in RECOGNISED.values() for text in te
 
 @st.composite
 def planted(draw: st.DrawFn) -> tuple[Signal, dict[str, Any]]:
-    """A document in which any text is, or holds, what must not leave, and any key is one that may."""
+    """A document in which any text is or contains planted data, and all keys are allowed ones."""
     signal, document = draw(documents())
     return signal, _planted(draw, signal, normalise(signal, document))
 
 
 def _planted(draw: st.DrawFn, kind: str, value: Any, *, goes: bool = False, of_version: bool = False) -> Any:
-    """``value``, of a kind of ``otlp_schema``, planted with what must not leave. ``goes``: all of it will.
+    """``value``, of a kind of ``otlp_schema``, with planted data. ``goes``: the filter will remove all of it.
 
-    ``of_version``: it is a version, in which 1.2.3.4 is no address.
+    ``of_version``: it is a version, in which 1.2.3.4 is not an address.
     """
     if kind.startswith("["):
         return [_planted(draw, kind[1:-1], each, goes=goes, of_version=of_version) for each in value]

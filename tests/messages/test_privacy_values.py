@@ -1,4 +1,4 @@
-"""What a text may give away: found in values and names, and hardly anything else is."""
+"""Identifying parts of texts are found in values and names, with few false positives."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_the_version_of_a_scope_is_a_version_and_its_name_is_none() -> None:
     ],
 )
 def test_a_text_of_megabytes_is_looked_at_once(part: str) -> None:
-    """A pattern that looks again from each place takes hours for this, one that does not takes no second."""
+    """A pattern with quadratic time takes hours for this, a linear one less than a second."""
     short, long = part * 2000, part * 32_000
     times = []
     for text in (short, long):

@@ -1,4 +1,4 @@
-"""UsageInterval: what is accepted, how it is written, and the name of the field in every refusal."""
+"""UsageInterval: which arguments are accepted, its JSON, and the name of the field in every error."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ class DriverUUID(uuid.UUID):
 )
 @pytest.mark.parametrize("status", ["completed", "beendet für heute"])
 def test_every_form_of_a_uuid_is_written_in_the_canonical_one(field: str, form: Any, status: str) -> None:
-    """Also where one of the other values must be looked at by itself."""
+    """Also if one of the other values needs the slow path."""
     made = interval(**{field: form(ROW[field])}, status=status)
     assert made.payload == interval(status=status).payload
     assert getattr(made, field) == uuid.UUID(ROW[field])

@@ -1,4 +1,4 @@
-"""UsageInterval against generated values: carried exactly, or refused by the name of the field."""
+"""UsageInterval with generated values: each is kept exactly, or refused with the name of its field."""
 
 from __future__ import annotations
 

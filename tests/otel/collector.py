@@ -1,11 +1,11 @@
-"""A collector that is not ours: rotel, a Rust program in a wheel, between a front and a sink.
+"""A third-party collector: rotel, a Rust program in a wheel, between a front and a sink.
 
     outbox ──JSON──▶ Front (verify; counts, holds back) ──▶ rotel ──protobuf──▶ Sink (what arrived)
 
-OTLP/JSON writes 64-bit integers as text, and receivers take numbers too. Of data points this version of rotel takes
-numbers only (of exponential ones in times too, and with every field there), and drops the others without a word
-(https://github.com/open-telemetry/opentelemetry-rust/issues/3527): so the Front rewrites those, as other receivers
-built on the same parser do before it, and keeps each body as it came beside.
+OTLP/JSON writes 64-bit integers as text, and receivers accept numbers too. In data points this version of rotel accepts
+only numbers (in exponential ones for times too, and only with every field present) and silently drops the others
+(https://github.com/open-telemetry/opentelemetry-rust/issues/3527). So the Front rewrites them, as other receivers with
+the same parser do, and also keeps each original body.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *_: Any) -> None:
-        """A test looks at what arrived."""
+        """Log nothing."""
 
 
 def _plain(body: bytes, headers: Any) -> bytes:
@@ -85,7 +85,7 @@ def _with_numbers(value: Any, key: str = "", numbers: frozenset[str] = frozenset
 
 
 class Sink:
-    """Takes what rotel passes on; ``requests`` are the official messages."""
+    """Receives the output of rotel; ``requests`` are official messages."""
 
     def __init__(self) -> None:
         self.requests: dict[Signal, list[Any]] = {signal: [] for signal in SIGNALS}
@@ -104,18 +104,18 @@ class Sink:
 
 
 class Front:
-    """What beacon adds to a collector: verify."""
+    """Adds the verify endpoint of beacon to a collector."""
 
     def __init__(self, collector: int) -> None:
         self.requests: Counter[str] = Counter()
         """Telemetry requests by lane."""
         self.encodings: Counter[str] = Counter()
         self.passed_on: dict[Signal, list[bytes]] = {signal: [] for signal in SIGNALS}
-        """Bodies that went on, decompressed."""
+        """Bodies that were passed on to rotel, decompressed."""
         self.refused: list[str] = []
-        """What rotel said to what it did not take."""
+        """Rotel's answers to requests that it refused."""
         self.held = threading.Event()
-        """A request came while ``hold`` was set; it was not passed on, and is never answered."""
+        """Set when a request arrived while ``hold`` was set. That request is neither passed on nor answered."""
         self.hold = threading.Event()
         front = self
 

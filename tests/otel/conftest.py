@@ -1,4 +1,4 @@
-"""Fixtures of the tests with the SDK: outboxes on SQLite, and no provider of one test left for the next."""
+"""Fixtures of the tests with the SDK: outboxes on SQLite, and a reset of the global providers after each test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OpenBox = Callable[..., Outbox]
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty outbox: to copy it is quicker than to migrate."""
+    """An empty outbox to be copied, which is faster than a migration."""
     path = tmp_path_factory.mktemp("migrated") / "outbox.db"
     with Outbox(f"sqlite:///{path}", settings=Settings()) as box:
         box.migrate()
@@ -28,9 +28,9 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def open_box(tmp_path: Path, migrated: Path) -> Iterator[OpenBox]:
-    """Opens migrated outboxes on one SQLite file, each with settings of its own; its ledger must hold at the end.
+    """Opens migrated outboxes on one SQLite file, each with its own settings; the ledger is checked at the end.
 
-    Unfiltered unless they say otherwise: what is made up here is nobody's, and must arrive as it was.
+    Filtering is off unless the settings say otherwise: the data is artificial and must arrive unchanged.
     """
     url = f"sqlite:///{shutil.copy(migrated, tmp_path / 'otel.db')}"
     opened: list[Outbox] = []

@@ -1,4 +1,4 @@
-"""Personal data that cannot be mistaken for anything else, and the search for it in all that is stored and sent."""
+"""Unmistakable personal data, and the search for it in everything that is stored and sent."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ MEASURED = {
     "exception": "Ex1cTo5Hb8Qa",
     "method": "MTHDVX3NRWKZ",
 }
-"""Where instruments meet personal data, and must leave it."""
+"""Places where the instruments see personal data and must not record it."""
 OF_THE_HOST = {"attribute": "At2bJr7Oe9Pu", "span name": "Nm6gCv3Iz1Xd", "log": "Lg8fZa5Ks2Yw"}
-"""Where the host itself hands it over, and the outbox filters it."""
+"""Places where the application itself records it, and the outbox filters it."""
 
 MARKS = MEASURED | OF_THE_HOST
 
@@ -31,13 +31,13 @@ _NEEDLES = {needle.lower(): mark for mark, text in MARKS.items() for needle in s
 
 
 def found(data: bytes) -> set[str]:
-    """The places whose mark is in ``data``: as it is, in hex, UTF-16 or base64."""
+    """The places whose mark is in ``data``: plain, or in hex, UTF-16 or base64."""
     folded = data.lower()
     return {mark for needle, mark in _NEEDLES.items() if needle in folded}
 
 
 def found_in_files(folder: Path) -> dict[str, set[str]]:
-    """By file, below ``folder``: databases with their journals too."""
+    """The marks found in each file below ``folder``, databases and their journals included."""
     return {name: marks for name, data in files_in(folder) if (marks := found(data))}
 
 

@@ -1,4 +1,4 @@
-"""OTLP/JSON read by the official messages, strictly: a field that they do not have is an error."""
+"""Parses OTLP/JSON strictly as the official messages: an unknown field is an error."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _W3C_FLAGS = 0xFF
 
 
 def parse(signal: Signal, body: str | bytes) -> Any:
-    """The request message. Raises ``json_format.ParseError`` for what is not OTLP, ValueError for ids not in hex."""
+    """The request message. Raises ``json_format.ParseError`` if it is not OTLP, ValueError for ids that are not hex."""
     return json_format.ParseDict(_with_base64_ids(json.loads(body)), REQUESTS[signal](), ignore_unknown_fields=False)
 
 
 def _with_base64_ids(value: Any) -> Any:
-    """OTLP/JSON writes ids in hex, where protobuf's JSON reads bytes as base64: it would take them for other ids."""
+    """OTLP/JSON writes ids in hex, but protobuf's JSON would read them as base64, giving other ids."""
     if isinstance(value, dict):
         return {
             key: base64.b64encode(bytes.fromhex(each)).decode() if key in _HEX else _with_base64_ids(each)
@@ -44,9 +44,9 @@ def _with_base64_ids(value: Any) -> Any:
 
 
 def flat(signal: Signal, *requests: Any) -> list[tuple[str, ...]]:
-    """Every item with its resource and scope, in an order of its own: however requests are cut, it is the same.
+    """Every item with its resource and scope, sorted, so that the result does not depend on how requests are split.
 
-    Less what the official encoder leaves out: the flags of W3C, the state of a link, the start of a gauge.
+    Fields that the official encoder omits are left out: the W3C flags, the state of a link, the start of a gauge.
     """
     outer, inner, leaf = _LEVELS[signal]
     return sorted(

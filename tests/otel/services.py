@@ -1,4 +1,4 @@
-"""The same small service in each framework, and somebody who calls it.
+"""The same small service in each framework, and a client of it.
 
 GET    /orders/{order_id}        one order by its name, 404 without it
 POST   /orders                   the body's bytes come back twice
@@ -28,18 +28,18 @@ TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"
 
 class Calling(Protocol):
     def __call__(self, method: str, path: str, **options: Any) -> int:
-        """The status of the answer; 500 where the application let an exception through."""
+        """The status of the response; 500 if the application raised."""
 
 
 def work(engine: Engine, name: str) -> bool:
-    """Reads, with personal data in a literal, a comment and a parameter."""
+    """A SELECT with personal data in a literal, a comment and a parameter."""
     with engine.begin() as connection:
         query = f"/* {MEASURED['sql']} */ SELECT '{MEASURED['sql']}', name FROM orders WHERE name = :name"
         return connection.execute(text(query), {"name": name}).first() is not None
 
 
 def fail(engine: Engine) -> None:
-    """An IntegrityError that names what was there already."""
+    """Raises an IntegrityError whose message contains personal data."""
     with engine.begin() as connection:
         connection.execute(text("INSERT INTO orders (name) VALUES (:name)"), {"name": MEASURED["parameter"]})
 
@@ -148,7 +148,7 @@ FRAMEWORKS: dict[str, Callable[[Engine], Any]] = {"fastapi": in_fastapi, "starle
 
 
 def caller(app: Any) -> Calling:
-    """Calls ``app`` in this process, with headers that hold personal data."""
+    """Calls ``app`` in this process, with personal data in the headers."""
     headers = {
         "user-agent": MEASURED["agent"],
         "x-forwarded-for": MEASURED["header"],

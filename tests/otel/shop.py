@@ -1,4 +1,4 @@
-"""The example service, that also tells what it committed: ``python -m tests.otel.shop PORT``, set by ``OUTBOX_*``.
+"""The example service, which also prints what it committed: ``python -m tests.otel.shop PORT``, set by ``OUTBOX_*``.
 
 listening        when it is about to serve
 TRACE SPAN       a line for each span of an envelope, once the transaction that holds it is committed
@@ -18,7 +18,7 @@ from tests.otel.written import spans_of
 
 
 class Telling(Outbox):
-    """Prints what is committed; what a kill cuts off here was committed as well, and may arrive."""
+    """Prints what is committed. Lines that a kill cuts off are of committed spans too, which may arrive."""
 
     def put(self, *messages: Any, timeout: float = 0) -> EnqueueResult:
         messages = (*map(_with_personal_data, messages), _log_record())
@@ -31,7 +31,7 @@ class Telling(Outbox):
 
 
 def _with_personal_data(message: Any) -> Any:
-    """As a host might that puts a customer into an attribute, a name and a log record."""
+    """Like an application that puts the name of a customer into an attribute, a span name and a log record."""
     if message.lane != "traces":
         return message
     document = json.loads(message.payload)

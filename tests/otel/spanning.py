@@ -1,4 +1,4 @@
-"""Spans for tests: ended ones by name, and a provider that ends none of its own accord."""
+"""Spans for tests: ended spans by name, and a provider that does not shut itself down at exit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def ended(*names: str, **attributes: Any) -> list[ReadableSpan]:
 
 @contextmanager
 def tracing(processor: SpanProcessor) -> Iterator[Tracer]:
-    """A tracer whose spans end in ``processor``; shut down at the end of the block."""
+    """A tracer that passes its spans to ``processor``; shut down at the end of the block."""
     provider = TracerProvider(resource=SHOP, shutdown_on_exit=False)
     provider.add_span_processor(processor)
     try:

@@ -1,4 +1,4 @@
-"""What is in the tables, read by the official messages."""
+"""The contents of the tables, parsed as the official messages."""
 
 from __future__ import annotations
 

@@ -34,14 +34,14 @@ ROOT = Path(__file__).parents[2]
 DOWN_SECONDS = float(os.environ.get("OUTBOX_TEST_BEACON_DOWN_SECONDS", "1"))
 SEED = int(os.environ.get("OUTBOX_TEST_SEED", "1"))
 PATIENCE = 150.0
-"""Seconds for a process to start, or for a condition to hold, on a machine that does other things as well."""
+"""Seconds for a process to start, or for a condition to hold, on a busy machine."""
 SERVER, ERROR = 2, 2
 """A span's kind and status, as OTLP numbers them."""
 CUSTOMERS = [f"{MEASURED['path']}@example.com"]
 
 
 class Process:
-    """A process that is started again when it was killed. What it prints is kept, and whole lines count."""
+    """A process that can be restarted after a kill. Its output is kept; only complete lines count."""
 
     def __init__(self, folder: Path, name: str, *command: str, **settings: Any) -> None:
         self._folder, self._name, self._command = folder, name, command
@@ -141,7 +141,7 @@ class Scene:
         wait_until(lambda: len(self.committed()) > told, PATIENCE, "nothing is committed")
 
     def committed(self) -> list[tuple[str, str]]:
-        """Trace and span of each span that the shop told it had committed."""
+        """Trace and span id of each span that the shop reported as committed."""
         pairs = (line.split() for line in self.shop.lines() if line != "listening")
         return [(trace, span) for trace, span in pairs]
 
@@ -151,7 +151,7 @@ class Scene:
 
 @contextmanager
 def shopping(scene: Scene) -> Iterator[list[Outcome]]:
-    """Customers who keep coming until the end of the block; what came of their requests."""
+    """Clients that send requests until the end of the block. Yields the outcomes of their requests."""
     outcomes: list[Outcome] = []
     enough = threading.Event()
 
@@ -227,8 +227,8 @@ def spans_in(arrived: dict[str, list[Span]]) -> Counter[tuple[str, str]]:
 
 
 def judge(committed: list[tuple[str, str]], arrived: dict[str, list[Span]], outcomes: list[Outcome]) -> None:
-    """Every trace that was told arrived, each span once; each that arrived is slow or failed, by what it says itself
-    and by what its customer saw."""
+    """Every reported trace arrived, each span once; each trace that arrived is slow or failed, by its own spans and by
+    the outcome of its request."""
     assert committed
     assert len(set(committed)) == len(committed)
     spans = spans_in(arrived)
@@ -246,7 +246,7 @@ def judge(committed: list[tuple[str, str]], arrived: dict[str, list[Span]], outc
 
 
 def is_selected(spans: list[Span]) -> bool:
-    """By what the spans say themselves. Where a kill cut the root off, they do not say it."""
+    """Whether a trace is slow or failed by its own spans. True if a kill cut off the root, which would show it."""
     roots = [span for span in spans if span["kind"] == SERVER]
     return (
         not roots

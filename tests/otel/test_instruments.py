@@ -1,4 +1,4 @@
-"""Requests and statements are measured in the words of the conventions, and nothing that is measured names a person."""
+"""Requests and statements are measured by the semantic conventions, and no measurement contains personal data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.otel.personal import MEASURED, found, found_in_files
 from tests.otel.services import FRAMEWORKS, TRACEPARENT, caller
 
 EVERYTHING, NOTHING = 0.0, 3600.0
-"""Thresholds beyond which each request is slow, or none."""
+"""Thresholds above which every request is slow, or none."""
 
 
 @pytest.fixture
@@ -482,5 +482,5 @@ def _of(method: str, points: list[written.Json]) -> written.Json:
 
 
 def _error_of(app: Any, name: str) -> str:
-    """Flask answers 500 before its server could see the exception."""
+    """Flask answers 500 before the server can see the exception."""
     return "500" if hasattr(app, "wsgi_app") else name

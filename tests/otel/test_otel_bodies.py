@@ -1,6 +1,6 @@
-"""Every body is one that the official messages parse, strictly: the real bodies, merged from several envelopes.
+"""Every request body, merged from several envelopes, parses strictly as the official messages.
 
-``OUTBOX_TEST_BODIES`` is the number of bodies of each test (60); ``-s`` tells how many documents these were made of.
+``OUTBOX_TEST_BODIES`` is the number of bodies of each test (60); ``-s`` prints the number of documents in them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _PACK = {
 
 
 def body_of(signal: Signal, payloads: Sequence[str]) -> bytes:
-    """As it leaves."""
+    """The body as it is sent."""
     lane = Lane(signal)
     batch = Batch(
         id=uuid4(),
@@ -63,7 +63,7 @@ def body_of(signal: Signal, payloads: Sequence[str]) -> bytes:
 
 @pytest.fixture
 def checked() -> Iterator[Counter[str]]:
-    """How many were parsed."""
+    """Counts the parsed documents and bodies, and requires at least ``BODIES`` bodies at the end."""
     counts: Counter[str] = Counter()
     yield counts
     assert counts["bodies"] >= BODIES
@@ -102,7 +102,7 @@ def test_a_body_of_any_documents_is_parsed_and_holds_every_item(checked: Counter
 
 
 def _with_hex_ids(value: Any) -> Any:
-    """What a caller may call an id and OTLP may not is another test's matter."""
+    """Replace ids by valid ones: refusals of invalid ids are tested elsewhere."""
     if isinstance(value, dict):
         lengths = {"traceId": 32, "spanId": 16, "parentSpanId": 16}
         return {

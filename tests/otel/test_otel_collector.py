@@ -1,4 +1,4 @@
-"""What the real SDK makes arrives at an independent collector as it was, in few requests, whatever happens between."""
+"""Telemetry of the real SDK arrives unchanged at an independent collector, in few requests, despite faults."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def collector(tmp_path: Path) -> Iterator[tuple[Front, Sink]]:
 
 @dataclass
 class Kept(SpanProcessor):
-    """What was handed to the outbox, to compare with what arrives."""
+    """The telemetry that was given to the outbox, to be compared with what arrives."""
 
     spans: list[ReadableSpan] = field(default_factory=list)
     metrics: list[MetricsData] = field(default_factory=list)
@@ -63,7 +63,7 @@ class Kept(SpanProcessor):
 
 
 def record(box: Outbox, kept: Kept) -> None:
-    """Some of everything that the SDK makes, committed in several envelopes a lane."""
+    """Some telemetry of every kind of the SDK, committed in several envelopes per lane."""
     _trace(box, kept)
     _measure(box, kept)
     _log(box, kept)

@@ -1,4 +1,4 @@
-"""Documents hold what belongs together, and none is larger than an envelope may be."""
+"""Documents group items by resource and scope, and none is larger than an envelope may be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is written for objects of the SDK: what the official encoders write, in canonical form, whatever is in them."""
+"""The encoding of SDK objects equals that of the official encoders, in canonical form, for any contents."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _only(packed: Packed) -> Any:
 def test_what_is_written_is_canonical_already(
     spans: Sequence[ReadableSpan], batch: Sequence[Any], data: sdk.MetricsData
 ) -> None:
-    """So an envelope of it need not be checked: the check would find nothing and change nothing."""
+    """So an envelope of it need not be checked: normalising it changes nothing."""
     for packed in (of_spans(spans), of_logs(batch), of_metrics(data)):
         for envelope in packed.envelopes:
             assert TelemetryEnvelope(envelope.signal, envelope.payload, envelope.id) == envelope
@@ -149,7 +149,7 @@ def test_a_time_in_whole_floating_nanoseconds_is_its_integer() -> None:
 
 
 def _timed(start: Any = 1, end: Any = 1, event: Any = 1) -> ReadableSpan:
-    """An ``order`` of the real SDK, which takes any time for one."""
+    """A span ``order`` of the real SDK, which accepts any object as a time."""
     span = TracerProvider(shutdown_on_exit=False).get_tracer("shop").start_span("order", start_time=start)
     span.add_event("paid", timestamp=event)
     span.end(end)

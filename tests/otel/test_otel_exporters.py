@@ -60,7 +60,7 @@ def test_metrics_of_a_periodic_reader_are_stored(box: Outbox) -> None:
 
 @contextmanager
 def logging_to(box: Outbox) -> Iterator[LoggerProvider]:
-    """Everything that is logged at INFO goes to the SDK, and from there to ``box``."""
+    """Send everything that is logged at INFO to the SDK, and from there to ``box``."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`LoggingHandler` in `opentelemetry-sdk` is deprecated")
         from opentelemetry.sdk._logs import LoggingHandler

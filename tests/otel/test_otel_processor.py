@@ -1,4 +1,4 @@
-"""The durable span processor: group commit, room, drains, forks."""
+"""The durable span processor: group commits, a full queue, drains, forks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.otel.spanning import ended, tracing
 from tests.support.waiting import wait_until
 
 NEVER = 3_600_000.0
-"""Milliseconds: a group is not committed for its age."""
+"""Milliseconds; so long that no group is committed because of its age."""
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def box(open_box: OpenBox) -> Outbox:
 
 
 class Gate:
-    """Stands before ``box.put``: holds every commit back while it is shut, and counts them."""
+    """Wraps ``box.put``: blocks every commit while it is shut, and counts them."""
 
     def __init__(self, box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
         self.commits: list[int] = []
         self.errors: list[Exception] = []
-        """Raised instead of a commit, one each."""
+        """Exceptions that are raised instead of commits, one for each."""
         self.arrived = threading.Event()
         self._open = threading.Event()
         self._open.set()

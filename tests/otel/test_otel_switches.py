@@ -1,4 +1,4 @@
-"""``config.telemetry.*: false`` and OUTBOX_TELEMETRY_*: nothing is stored or sent, and what waited is discarded."""
+"""``config.telemetry.*: false`` and OUTBOX_TELEMETRY_*: nothing is stored or sent; waiting entries are discarded."""
 
 from __future__ import annotations
 

@@ -70,7 +70,7 @@ print(json.dumps([span.name for span in seen.get_finished_spans()]))
 
 
 HOSTS = ["GET", "SELECT", "connect", "order"]
-"""The host's request, its own engine's connection and statement, and the span around them."""
+"""The application's own request, the connection and statement of its engine, and the span around them."""
 
 
 @needs_suppression_of_sql
@@ -90,7 +90,7 @@ def test_the_spans_would_be_seen(open_box: OpenBox) -> None:
 
 
 def _names(open_box: OpenBox, beacon: Simulator, **program: object) -> list[str]:
-    """Of all spans that ended in the program, sorted."""
+    """The names of all spans that ended in the program, sorted."""
     url = open_box().settings.database_url
     given = {"database_url": url, "beacon_url": beacon.url, "license_key": beacon.license}
     line = [sys.executable, "-c", textwrap.dedent(PROGRAM).format(**program), json.dumps(given)]

@@ -1,4 +1,4 @@
-"""Traces of slow and failed requests are kept whole, all others are dropped, and memory has an end."""
+"""Traces of slow and failed requests are kept whole, all others are dropped, and memory is bounded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLOW, QUICK = 2.0, 0.1
 
 
 class Kept(SpanExporter):
-    """What was handed on, a list for each call."""
+    """The names of the exported spans, one list per call."""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
@@ -50,7 +50,7 @@ class Kept(SpanExporter):
 
 
 class Service:
-    """A service whose spans take as long as they say, by a clock that stands still."""
+    """A service with spans of given durations, on a clock that does not advance by itself."""
 
     def __init__(self, threshold: float | Percentile = 1.0, **bounds: Any) -> None:
         self.now = 0.0
@@ -80,7 +80,7 @@ def end(span: Span, seconds: float = QUICK) -> None:
 
 
 def remote(trace_id: int = 7) -> Context:
-    """What a request has that says it is part of somebody else's trace."""
+    """The context of a request that belongs to a remote trace."""
     parent = SpanContext(trace_id, 9, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
     return set_span_in_context(NonRecordingSpan(parent), Context())
 
@@ -201,7 +201,7 @@ def test_a_child_whose_times_are_no_numbers_goes_with_its_trace() -> None:
 
 
 class Unreadable:
-    """A name that the SDK takes as it is."""
+    """A span name whose str() raises; the SDK does not check names."""
 
     def __str__(self) -> str:
         raise LookupError("who is this?")
@@ -350,7 +350,7 @@ def test_an_error_beyond_the_bound_still_keeps_the_trace() -> None:
 
 
 def test_nothing_is_remembered_of_traces_that_are_forgotten() -> None:
-    """Whatever a service leaves open, and in whatever order it ends."""
+    """Spans end in any order, and some never."""
     service = Service(max_traces=10, max_spans=5, remember=10)
     chance = random.Random(1)
     spans: list[Span] = []

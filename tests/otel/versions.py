@@ -1,4 +1,4 @@
-"""Which of OpenTelemetry's packages are there: the oldest that the outbox serves are too old to be compared with."""
+"""Skips by the installed versions of OpenTelemetry: the oldest supported ones are too old for a comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an outbox holds of telemetry, read back from its documents."""
+"""The telemetry in an outbox, read back from its documents."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def documents(box: Outbox, lane: str) -> list[Json]:
 
 
 def spans(box: Outbox) -> list[Json]:
-    """In the order in which they were stored; ``attributes`` as a plain dict."""
+    """The items in the order in which they were stored, with ``attributes`` as a plain dict."""
     return [_plain(span) for document in documents(box, "traces") for span in spans_of(document)]
 
 

@@ -1,4 +1,4 @@
-"""A raw server, and a transport that talks to it."""
+"""A raw server, and a transport to it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def no_proxies_from_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server() -> Iterator[RawServer]:
-    """Verifies every licence, and takes two usage rows."""
+    """Accepts every licence, batches of two usage rows, and telemetry."""
     with RawServer() as server:
         server.on("/verify", answer(200, json.dumps({"token": TOKEN}).encode()))
         server.on("/ingest-traces", answer(200, b'{"inserted_count":2}'))
@@ -34,7 +34,7 @@ def server() -> Iterator[RawServer]:
 
 @pytest.fixture
 def transport_to() -> Iterator[MakeTransport]:
-    """Makes transports to a URL; closes them at the end."""
+    """Makes transports to a URL and closes them at the end."""
     with ExitStack() as transports:
 
         def make(url: str, *, client: Any = None, **settings: Any) -> BeaconTransport:

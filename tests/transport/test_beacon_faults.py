@@ -1,4 +1,4 @@
-"""Each fault of the wire, planted for real, proved to have fired, and judged."""
+"""Each fault of the network, injected for real, proved to have happened, and judged."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.transport.support.raw_server import (
 )
 
 DEADLINE = 0.4
-"""Seconds; short, because each of these tests waits for it to pass."""
+"""Request timeout in seconds; short, because each of these tests waits for it."""
 
 STATUS_LINE = b"HTTP/1.1 200 OK\r\n"
 GOOD = b'{"inserted_count":2}'
@@ -44,7 +44,7 @@ def not_sent(receipt: Receipt) -> bool:
 
 @pytest.fixture
 def hasty(server: RawServer, transport_to: MakeTransport) -> BeaconTransport:
-    """A transport with a short deadline that holds a token already."""
+    """A transport with a short deadline that already has a token."""
     transport = transport_to(server.url, request_timeout=DEADLINE)
     assert transport.verify().last_error is None
     return transport
@@ -166,7 +166,7 @@ def test_an_endless_answer_is_cut_at_its_limit(
 
 
 def test_an_early_error_is_read_although_the_body_was_not(server: RawServer, transport_to: MakeTransport) -> None:
-    """A server may refuse by the headers alone and close; the write error is not the news, the 413 is."""
+    """A server may refuse after the headers and close. The 413 decides, not the write error."""
 
     def refuse_unread(connection: object) -> None:
         sock = connection.sock  # type: ignore[attr-defined]
@@ -188,7 +188,7 @@ def test_an_early_error_is_read_although_the_body_was_not(server: RawServer, tra
 
 @pytest.fixture
 def dead_port() -> Iterator[int]:
-    """Bound, never listening: every connection is refused."""
+    """A socket that is bound but not listening: every connection is refused."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]

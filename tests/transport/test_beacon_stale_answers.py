@@ -1,4 +1,4 @@
-"""An answer is to the request that was just sent, never to one before it."""
+"""An answer counts only for the request that was just sent, never for an earlier one."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_second_answer_is_not_taken_for_that_of_the_next_request(
 
 
 def test_nor_is_one_whose_end_comes_with_the_true_answer(server: RawServer, transport: BeaconTransport) -> None:
-    """The border of a packet cuts it."""
+    """The stale answer is split at a packet boundary."""
     another = head_of(200, JSON, len(GOOD)) + GOOD
     server.on(
         "/ingest-traces", send_bytes(ANSWER + another[:40]), send_bytes(another[40:] + head_of(503, {}, 0)), hang_up
@@ -76,7 +76,7 @@ def test_nor_is_it_behind_tls(transport_to: MakeTransport, tmp_path: Path) -> No
 def test_what_comes_unasked_on_an_idle_connection_is_not_an_answer(
     server: RawServer, transport: BeaconTransport
 ) -> None:
-    """Nothing of it was read with the first answer: the pool sees that the idle connection has something to say."""
+    """Nothing of it was read with the first answer, so the pool sees that the idle connection is readable."""
     delivered = threading.Event()
 
     def answer_and_go_on(connection: Connection) -> None:

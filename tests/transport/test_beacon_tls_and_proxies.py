@@ -1,4 +1,4 @@
-"""Private authorities, client certificates, and the proxies of the environment."""
+"""Private certificate authorities, client certificates, and the proxies of the environment."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def serve(server: RawServer) -> RawServer:
 
 
 def certainly_not_sent(receipt: Receipt) -> bool:
-    """Of a verify: uncounted, since no batch was on its way."""
+    """Whether the receipt is one of a verify: uncounted, since no batch was sent."""
     return receipt.verdict is Verdict.UNAVAILABLE and "nothing was sent" in receipt.reason
 
 
@@ -121,7 +121,7 @@ def test_a_dripping_answer_over_tls_is_cut_at_the_deadline(
 
 
 def tunnel_to(port: int) -> Reply:
-    """A CONNECT proxy in a few lines: joins two sockets, whatever name was asked for."""
+    """A minimal CONNECT proxy: joins two sockets, for any requested name."""
 
     def pump(source: socket.socket, sink: socket.socket) -> None:
         try:
@@ -209,7 +209,7 @@ def test_what_fails_while_the_proxy_is_asked_is_certainly_not_sent(
 def test_a_proxy_behind_tls_is_trusted_as_beacon_is_and_its_connections_are_used_once(
     tls_server: RawServer, authority: Authority, transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second answer may wait between the two layers of TLS, where nobody sees it before the next request."""
+    """A second answer may be buffered between the two layers of TLS, where it is invisible before the next request."""
     with RawServer(on_connect=within_tls(authority.server_context(), tunnel_to(tls_server.port))) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("http://", "https://"))
         transport = transport_to(f"https://{NAME}", ca_file=authority.ca)

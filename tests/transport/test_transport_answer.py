@@ -1,4 +1,4 @@
-"""What comes off the wire, read within bounds."""
+"""Responses are read within bounds."""
 
 from __future__ import annotations
 

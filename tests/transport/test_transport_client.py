@@ -1,4 +1,4 @@
-"""Connections: one for each request on the wire, used again, ended when they are idle for long."""
+"""Connections: one for each request in flight, reused, and closed when they are idle for long."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_requests_at_one_time_have_a_connection_each_and_the_next_ones_use_them_
 
 @pytest.fixture
 def pools(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Keeps no pool that is idle for longer than the last one."""
+    """Closes every idle pool but the one used last."""
     monkeypatch.setattr(client, "KEEPALIVE_SECONDS", 0.0)
     return client._Pools(Mock)
 

@@ -1,4 +1,4 @@
-"""Bodies in gzip and zstd, against the simulator on a real port; and endpoints that take none."""
+"""Bodies in gzip and zstd, sent to the simulator on a real port; and endpoints that accept neither."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def beacon() -> Iterator[Simulator]:
 
 @pytest.fixture
 def packing(beacon: Simulator, transport_to: MakeTransport) -> Callable[[str], BeaconTransport]:
-    """A transport that packs every lane."""
+    """A transport that compresses every lane."""
     return lambda codec: transport_to(beacon.url, telemetry_compression=codec, usage_compression=codec)
 
 

@@ -1,4 +1,4 @@
-"""Settings that cannot work are refused before a licence can go anywhere."""
+"""Invalid settings are refused before a licence can be sent anywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masking: however a server writes a secret, and wherever its answer breaks off."""
+"""Masking, for every way to write a secret and every place where a response may be cut off."""
 
 from __future__ import annotations
 

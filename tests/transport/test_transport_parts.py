@@ -34,12 +34,12 @@ def spans_of(count: int, *, huge: int | None = None) -> Batch:
 
 
 def names(text: str) -> list[str]:
-    """Of the spans in a body, in order."""
+    """The names of the spans in a body, in order."""
     return re.findall(r'"name":"(\d+)"', text)
 
 
 class Beacon:
-    """Takes bodies of so many bytes; ``answers`` come first, by key."""
+    """Accepts bodies up to a size limit; ``answers``, by key, take precedence."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit

@@ -1,4 +1,4 @@
-"""Requests are joined as text; json, which parses, is the judge of that."""
+"""Requests are joined as text. Checked by parsing the result."""
 
 from __future__ import annotations
 

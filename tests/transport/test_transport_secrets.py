@@ -1,4 +1,4 @@
-"""Canaries: the licence and the token come out nowhere, even where the server repeats them."""
+"""Canaries: the licence and the token are never shown, even if the server repeats them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.transport.support.batches import LICENSE, TOKEN, MakeTransport, batch
 from tests.transport.support.raw_server import RawServer, answer, half, reset, send_bytes
 
 CANARY = "C4NARY"
-"""Part of the licence and of the token, and of nothing else."""
+"""A text that is part of the licence and of the token, and of nothing else."""
 
 ECHO = json.dumps({"error": f"no: {LICENSE}", "again": TOKEN, "partialSuccess": {"errorMessage": LICENSE}}).encode()
 ECHO_HEADERS = {"X-Echo": f"Bearer {TOKEN}", "Set-Cookie": f"token={TOKEN}", "Content-Type": "application/json"}
@@ -32,7 +32,7 @@ ECHO_HEADERS = {"X-Echo": f"Bearer {TOKEN}", "Set-Cookie": f"token={TOKEN}", "Co
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """Everything any logger says, at DEBUG."""
+    """Everything that any logger writes, at DEBUG."""
     caplog.set_level(logging.DEBUG)
     for name in ("httpx", "httpcore", "httpcore.http11", "httpcore.connection", "outbox"):
         caplog.set_level(logging.DEBUG, logger=name)

@@ -1,6 +1,6 @@
-"""The way to beacon through a proxy that breaks it: the verdict of each fault, and what the second attempt does.
+"""Requests through a fault-injecting proxy: the verdict of each fault, and what the second attempt does.
 
-The simulator behind the proxy says what arrived, so a fault is not only survived: what the verdict says of it is true.
+The simulator behind the proxy knows what arrived, so the tests also check that each verdict is true.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from tests.transport.support.batches import MakeTransport, batch_of
 
 PATIENT = 20.0
 HASTY = 1.0
-"""Seconds; what a test spends on each fault that only the deadline ends."""
+"""Request timeout in seconds; each fault that only the deadline ends takes this long."""
 CALM = 2.5
-"""Seconds; the same where a request that is well must not meet the deadline, however busy the machine."""
+"""Request timeout in seconds for requests that must not reach the deadline, even on a busy machine."""
 
 IN_THE_HEAD, IN_THE_BODY = 20, -3
-"""Where an answer is cut; the simulator's is in one piece, so from its end counts too."""
+"""Offsets at which an answer is cut off. The simulator sends it in one piece, so offsets from its end work too."""
 
 NEVER_ARRIVES = [Fault.RESET_AT_CONNECT, Fault.RESET_BEFORE, Fault.RESET_WITHIN, Fault.BLACKHOLE]
 ARRIVES = [Fault.RESET_AFTER, Fault.DROP, Fault.SILENCE, Fault.CUT, Fault.DRIP]
@@ -52,7 +52,7 @@ Connect = Callable[..., BeaconTransport]
 
 @pytest.fixture
 def connect(proxy: FaultProxy, beacon: Simulator, transport_to: MakeTransport) -> Connect:
-    """Makes a transport through the proxy that holds a token already."""
+    """Makes a transport through the proxy that already has a token."""
 
     def make(request_timeout: float = PATIENT) -> BeaconTransport:
         transport = transport_to(proxy.url(BASE_PATH), key=beacon.license, request_timeout=request_timeout)
@@ -192,7 +192,7 @@ def test_a_fault_on_the_way_to_verify_counts_nothing_and_sends_nothing(
 
 @pytest.fixture
 def box(proxy: FaultProxy, beacon: Simulator, tmp_path: Path) -> Iterator[Outbox]:
-    """On SQLite, with retries that a test can wait for; its ledger must hold at the end."""
+    """An outbox on SQLite with short retries; its ledger is checked at the end."""
     settings = Settings(
         database_url=f"sqlite:///{tmp_path}/outbox.db",
         beacon_url=proxy.url(BASE_PATH),

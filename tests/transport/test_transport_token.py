@@ -1,4 +1,4 @@
-"""The token's life: on a clock of the test's own, with a verify that counts its calls."""
+"""The lifetime of the token, on a fake clock, with a verify that counts its calls."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Clock:
 
 
 class FakeVerify:
-    """Answers with what it is given in turn; the last answer stays."""
+    """Returns the given answers in turn; the last one is repeated."""
 
     def __init__(self, *outcomes: Secret | Receipt) -> None:
         self.outcomes = list(outcomes)
@@ -170,7 +170,7 @@ def test_a_jump_of_the_wall_clock_changes_nothing() -> None:
 
 
 class CountedLock:
-    """A lock that knows how many have asked for it: a caller that did has read everything it decides by."""
+    """A lock that counts its callers: by then each has read all the state that it decides by."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -185,7 +185,7 @@ class CountedLock:
 
 
 def in_flight(outcome: Secret | Receipt, callers: int) -> tuple[list[Secret | Receipt], int]:
-    """Several threads want a token while the one verify is held back: what they get, and how often it was asked."""
+    """Several threads ask for a token during one blocked verify. Returns what they got, and the number of verifies."""
     lock, release = CountedLock(), threading.Event()
     calls: list[int] = []
 
@@ -319,7 +319,7 @@ def without(claim: str) -> Secret:
 
 
 def confused(public: str) -> Secret:
-    """HS256 with the public key as its secret: the classic confusion, put together by hand as PyJWT refuses to."""
+    """HS256 with the public key as its secret (algorithm confusion), built by hand because PyJWT refuses to."""
     import base64
     import hashlib
     import hmac

@@ -1,4 +1,4 @@
-"""What an answer to /verify means, status by status."""
+"""The meaning of an answer to /verify, for each status."""
 
 from __future__ import annotations
 

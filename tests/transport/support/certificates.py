@@ -1,4 +1,4 @@
-"""A throw-away authority, and certificates for 127.0.0.1 and one invented name."""
+"""A temporary certificate authority, and certificates for 127.0.0.1 and one invented name."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""A server of raw bytes on a real port: what no HTTP framework agrees to send.
+"""A server of raw bytes on a real port, for responses that no HTTP framework sends.
 
     server.on("/verify", answer(200, b'{"token":"t"}'))
     server.on("/ingest-traces", drip(b"HTTP/1.1 200 OK\\r\\n"), answer(200, b'{"inserted_count":1}'))
 
-A path's replies are used in turn, the last one for ever. Every request is kept in ``seen``; every fault notes
-itself in ``fired`` when it has really happened, so that a test can prove that it did.
+The replies of a path are used in turn, and the last one is repeated. Every request is kept in ``seen``. Every fault is
+recorded in ``fired`` when it has really happened, so that a test can prove it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Connection:
         self.server.note(fault)
 
     def pause(self, seconds: float) -> bool:
-        """Waits without sleeping through the end of the server; True: it is ending."""
+        """Wait for ``seconds`` or for the end of the server; True: it is ending."""
         return self.server.ending.wait(seconds)
 
     def wait_for_hang_up(self) -> None:
@@ -212,13 +212,13 @@ def silence(connection: Connection) -> None:
 
 
 def hang_up(connection: Connection) -> None:
-    """Takes the request and closes, without a word."""
+    """Reads the request and closes the connection without a response."""
     connection.sock.close()
     connection.fire("hung up")
 
 
 def reset(connection: Connection) -> None:
-    """Takes the request and sends RST."""
+    """Reads the request and sends RST."""
     connection.reset()
 
 
@@ -234,7 +234,7 @@ def half(raw: bytes) -> Reply:
 
 
 def drip(head: bytes, *, byte: bytes = b" ", every: float = 0.02) -> Reply:
-    """Sends ``head``, then one byte after the other, until the client hangs up."""
+    """Sends ``head``, then one byte at a time, until the client hangs up."""
 
     def reply(connection: Connection) -> None:
         connection.sock.sendall(head)
@@ -264,7 +264,7 @@ def flood(head: bytes, chunk: bytes) -> Reply:
 
 
 def read_slowly(connection: Connection) -> None:
-    """As ``on_connect``: takes the request at a few MB a second. No single write waits long; all of them do."""
+    """For ``on_connect``: reads the request at a few MB a second. No single write is slow, but the whole is."""
     try:
         while connection.sock.recv(65536):
             if connection.pause(0.01):
