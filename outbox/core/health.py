@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from outbox.core.backoff import Backoff, equal_jitter
+from outbox.core.policy import is_due
 from outbox.core.receipt import Receipt, Verdict
 
 FAILURES_TO_OPEN_BREAKER = 3
@@ -83,7 +84,7 @@ class Health:
             return True
         if self.state is LaneState.OFF or self.next_probe_at is None:
             return False
-        return self.next_probe_at <= now or self.next_probe_at > now + max_pause
+        return is_due(self.next_probe_at, now, max_pause)
 
 
 def probing(health: Health, now: int, lease: int) -> Health:

@@ -12,6 +12,12 @@ MAX_RETRY_AFTER_SECONDS = 3600.0
 """A longer Retry-After is clamped to an hour."""
 
 
+def is_due(at: int, now: int, max_wait: int) -> bool:
+    """Whether ``at`` has come, or is more than ``max_wait`` after ``now``: nothing is dated so far ahead, so the clock
+    was set back. All in microseconds; ``store.ledger.overdue`` is the same rule in SQL."""
+    return at <= now or at > now + max_wait
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Times in seconds, sizes in bytes; see the settings of the same names."""

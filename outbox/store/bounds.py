@@ -10,16 +10,14 @@ from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
-from outbox.core import batching, runs
 from outbox.core.entry import state_and_reason
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import LIVE, BatchState, Ending
 from outbox.core.policy import MICROSECONDS, Bounds
 from outbox.errors import OutboxFull
-from outbox.store import holes
 from outbox.store.dialects import now_us
 from outbox.store.ledger import Clock, LockedLane
-from outbox.store.operate import end
+from outbox.store.operate import end_pending, oldest_pending
 from outbox.store.schema import BATCH, LANE, LOGS, UNTRANSLATED
 
 SHED_AT_ONCE = 5_000
@@ -91,25 +89,16 @@ def _held_by(connection: Connection, lane: Lane, *which: ColumnElement[bool]) ->
 
 
 def shed(lane: LockedLane, beyond: Surplus) -> int:
-    """Shed the oldest pending entries that are beyond the bounds, up to a chunk. Entries; 0: none left.
-
-    Over the rows seen in one statement, never over a range: a row that commits late is not shed unseen.
-    """
+    """Shed the oldest pending entries that are beyond the bounds, up to a chunk. Entries; 0: none left."""
     over = beyond.now(lane)
-    log = LOGS[lane.lane]
-    oldest = select(log.c.seq, log.c.size, log.c.created_at).where(log.c.seq > lane.cursor).order_by(log.c.seq)
-    numbers: list[int] = []
-    size = 0
-    for row in lane.connection.execute(oldest.limit(SHED_AT_ONCE)):
-        if over.entries <= len(numbers) and over.size <= size and row.created_at >= beyond.before:
+    oldest = oldest_pending(lane, SHED_AT_ONCE)
+    count = size = 0
+    for row in oldest:
+        if over.entries <= count and over.size <= size and row.created_at >= beyond.before:
             break
-        numbers.append(row.seq)
+        count += 1
         size += row.size
-    if numbers:
-        holes.record(lane, batching.gaps(lane.cursor, numbers))
-        lane.cursor = numbers[-1]
-        end(lane, runs.from_sorted(numbers), size, Ending.SHED, beyond.reason)
-    return len(numbers)
+    return end_pending(lane, oldest[:count], Ending.SHED, beyond.reason)
 
 
 def require_room(connection: Connection, lane: Lane, entries: int, bound: int) -> None:

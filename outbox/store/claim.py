@@ -23,7 +23,18 @@ from outbox.core.transition import Move, after_crash
 from outbox.store import holes
 from outbox.store.compiled import CompiledStatement
 from outbox.store.dialects import dialect_of
-from outbox.store.ledger import IS_LIVE, Inside, LockedLane, add_to_totals, backoff, batch_columns, new_id, waiting_of
+from outbox.store.ledger import (
+    IS_LIVE,
+    NEW,
+    Inside,
+    LockedLane,
+    add_to_totals,
+    backoff,
+    batch_columns,
+    new_id,
+    overdue,
+    waiting_of,
+)
 from outbox.store.read_ahead import RUN, at_once, whole
 from outbox.store.schema import BATCH, LOGS
 from outbox.store.settle import halve
@@ -46,12 +57,12 @@ def _sizes_of(log: Table) -> Any:
 
 def _due_of(probe: bool) -> Any:
     b = BATCH.c
-    overdue = or_(b.due_at <= bindparam("now"), b.due_at > bindparam("horizon"))
+    due = overdue(b.due_at, bindparam("now"), bindparam("horizon"))
     waiting = b.state == BatchState.WAITING
     return (
         select(b.id, b.state, b.members, b.entries, b.payload_bytes, b.attempts, b.crash_count, b.ambiguous)
         .add_columns(b.lease_token, b.root_id, b.last_error)
-        .where(b.lane == bindparam("key"), IS_LIVE, or_(waiting, overdue) if probe else overdue)
+        .where(b.lane == bindparam("key"), IS_LIVE, or_(waiting, due) if probe else due)
         .order_by(b.due_at)
         .limit(bindparam("count"))
     )
@@ -59,7 +70,7 @@ def _due_of(probe: bool) -> Any:
 
 def _leasing_again() -> Any:
     names = ("state", "lease_token", "due_at", "attempts", "crash_count", "ambiguous")
-    return update(BATCH).where(BATCH.c.id == bindparam("batch")).values({n: bindparam(f"new_{n}") for n in names})
+    return update(BATCH).where(BATCH.c.id == bindparam("batch")).values({n: bindparam(NEW + n) for n in names})
 
 
 _SIZES = {lane: CompiledStatement(_sizes_of(log)) for lane, log in LOGS.items()}
@@ -166,16 +177,16 @@ def _lease_again(lane: LockedLane, policy: Policy, row: Row[Any]) -> Batch:
     members = runs.decode(row.members)
     entries = read_entries(lane, members)
     attempts, ambiguous = row.attempts + crashed, bool(row.ambiguous) or crashed
-    values = {
-        "batch": row.id,
-        "new_state": BatchState.LEASED,
-        "new_lease_token": token,
-        "new_due_at": lane.now + policy.lease_us,
-        "new_attempts": attempts,
-        "new_crash_count": row.crash_count + crashed,
-        "new_ambiguous": ambiguous,
+    leased = {
+        "state": BatchState.LEASED,
+        "lease_token": token,
+        "due_at": lane.now + policy.lease_us,
+        "attempts": attempts,
+        "crash_count": row.crash_count + crashed,
+        "ambiguous": ambiguous,
     }
-    _LEASE_AGAIN.changed(lane.connection, [values])
+    again = {"batch": row.id} | {NEW + name: value for name, value in leased.items()}
+    _LEASE_AGAIN.changed(lane.connection, [again])
     return Batch(
         id=row.id,
         lane=lane.lane,

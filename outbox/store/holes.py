@@ -11,14 +11,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, delete, insert, or_, select, update
 
 from outbox.core import runs
 from outbox.core.lane import LANES
 from outbox.core.policy import MICROSECONDS, Policy
 from outbox.core.runs import Runs
 from outbox.store.dialects import dialect_of
-from outbox.store.ledger import LockedLane
+from outbox.store.ledger import LockedLane, overdue
 from outbox.store.schema import HOLE, LOGS
 
 FIRST_CHECK_US = 20_000
@@ -57,7 +57,7 @@ def check(lane: LockedLane, policy: Policy, *, eager: bool) -> Runs:
 def _due(lane: LockedLane, policy: Policy, eager: bool) -> Sequence[Row[Any]]:
     """Those that are due, the longest first; ``eager``: the newest too, but never instead of them."""
     live = select(HOLE).where(HOLE.c.lane == lane.key, HOLE.c.next_check_at.is_not(None)).limit(_AT_ONCE)
-    late = or_(HOLE.c.next_check_at <= lane.now, HOLE.c.next_check_at > lane.now + policy.max_wait_us)
+    late = overdue(HOLE.c.next_check_at, lane.now, lane.now + policy.max_wait_us)
     queries = [live.where(late).order_by(HOLE.c.next_check_at)]
     if eager:
         queries.append(live.order_by(HOLE.c.lo.desc()))
@@ -92,30 +92,26 @@ def _look_again_or_forget(lane: LockedLane, policy: Policy, hole: Row[Any], writ
 
 def fill(lane: LockedLane, taken: Runs) -> None:
     """Numbers that a batch takes leave their holes, in the same transaction."""
+    _take_out(lane, taken, HOLE.c.forgotten_at.is_(None))
+
+
+def revive(lane: LockedLane, present: Runs) -> None:
+    """Rows turned up inside forgotten holes: these numbers are a live hole again, due now."""
+    if present:
+        _take_out(lane, present, HOLE.c.forgotten_at.is_not(None))
+        record(lane, present, due_now=True)
+
+
+def _take_out(lane: LockedLane, numbers: Runs, which: ColumnElement[bool]) -> None:
+    """Shrink or split ``which`` holes of the lane, so that none of ``numbers`` is left in them."""
     # By the whole span: a thousand scattered runs in one WHERE are too deep an expression for SQLite.
-    live = (HOLE.c.lane == lane.key, HOLE.c.forgotten_at.is_(None))
-    span = (HOLE.c.lo <= taken[-1][1], HOLE.c.hi >= taken[0][0])
-    for hole in lane.connection.execute(select(HOLE).where(*live, *span)).all():
+    span = (HOLE.c.lo <= numbers[-1][1], HOLE.c.hi >= numbers[0][0])
+    for hole in lane.connection.execute(select(HOLE).where(HOLE.c.lane == lane.key, which, *span)).all():
         whole = ((hole.lo, hole.hi),)
-        rest = runs.subtract(whole, taken)
+        rest = runs.subtract(whole, numbers)
         if rest == whole:
             continue
         gone = lane.connection.execute(delete(HOLE).where(HOLE.c.lane == lane.key, HOLE.c.lo == hole.lo))
         assert gone.rowcount == 1, "the lane's row is locked: nobody else changes its holes"
         for lo, hi in rest:
-            kept = {**hole._mapping, "lo": lo, "hi": hi}
-            lane.connection.execute(insert(HOLE), kept)
-
-
-def revive(lane: LockedLane, present: Runs) -> None:
-    """Rows turned up inside forgotten holes: these numbers are a live hole again, due now."""
-    if not present:
-        return
-    within = (HOLE.c.lane == lane.key, HOLE.c.forgotten_at.is_not(None))
-    span = (HOLE.c.lo <= present[-1][1], HOLE.c.hi >= present[0][0])
-    for hole in lane.connection.execute(select(HOLE).where(*within, *span)).all():
-        rest = runs.subtract(((hole.lo, hole.hi),), present)
-        lane.connection.execute(delete(HOLE).where(HOLE.c.lane == lane.key, HOLE.c.lo == hole.lo))
-        for lo, hi in rest:
             lane.connection.execute(insert(HOLE), {**hole._mapping, "lo": lo, "hi": hi})
-    record(lane, present, due_now=True)

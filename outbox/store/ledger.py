@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -11,14 +11,14 @@ from typing import Any
 from uuid import UUID
 
 import uuid_utils
-from sqlalchemy import Connection, Update, bindparam, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, Update, bindparam, func, insert, or_, select, true, update
 
 from outbox.boottime import boottime
 from outbox.core.backoff import Backoff
 from outbox.core.health import Health, LaneState
 from outbox.core.lane import Lane
-from outbox.core.lifecycle import LIVE
-from outbox.core.policy import Policy
+from outbox.core.lifecycle import LIVE, BatchState, Ending
+from outbox.core.policy import Policy, is_due
 from outbox.core.runs import Runs, encode
 from outbox.errors import SchemaOutOfDate
 from outbox.store.compiled import CompiledStatement
@@ -114,9 +114,14 @@ LEASED = {"batch": BATCH.c.id, "token": BATCH.c.lease_token, "leased": BATCH.c.s
 """By parameter, the columns that tell whether a batch is still ours."""
 
 
+def still_leased(batch_id: Any, token: Any, leased: Any = BatchState.LEASED) -> Sequence[ColumnElement[bool]]:
+    """The lease fence, as WHERE conditions: no row when the lease was lost. Values, or parameters of such values."""
+    return BATCH.c.id == batch_id, BATCH.c.lease_token == token, BATCH.c.state == leased
+
+
 def leased_batch(names: Iterable[str], prefix: str = "") -> Update:
     """The update of a batch whose lease is still ours, by parameters: ``batch``, ``token``, ``leased``, ``new_...``."""
-    fence = [column == bindparam(prefix + name) for name, column in LEASED.items()]
+    fence = still_leased(*(bindparam(prefix + name) for name in LEASED))
     changed: dict[str, Any] = {n.removeprefix(NEW): bindparam(prefix + n) for n in names if n.startswith(NEW)}
     return update(BATCH).where(*fence).values(changed)
 
@@ -187,6 +192,15 @@ def backoff(policy: Policy, lane: Lane) -> Backoff:
     return Backoff(policy.backoff_base, policy.backoff_max, random.random(), limited)  # noqa: S311 - jitter
 
 
+TOTAL_OF = {
+    Ending.DELIVERED: "sent",
+    Ending.REFUSED: "dead",
+    Ending.SHED: "shed",
+    Ending.DISCARDED: "shed",
+}
+"""The column of the lane's row that counts the entries of batches that ended so."""
+
+
 def add_to_totals(lane: LockedLane, **amounts: int) -> None:
     """Add to counting columns of the lane's row; its lock is held."""
     added = {name: amount for name, amount in amounts.items() if amount}
@@ -251,6 +265,11 @@ IS_LIVE = or_(*(BATCH.c.state == state for state in LIVE))
 """Of a batch. Each state by itself, and nothing else in it: so each is a range of the index, on SQLite too."""
 
 
+def overdue(column: ColumnElement[Any], now: Any, horizon: Any) -> ColumnElement[bool]:
+    """``core.policy.is_due`` as a condition. ``horizon``: ``now`` and the longest wait, in µs as they all are."""
+    return or_(column <= now, column > horizon)
+
+
 def _waiting() -> Any:
     due_at, check_at = BATCH.c.due_at, HOLE.c.next_check_at
     batches = (
@@ -273,8 +292,8 @@ def waiting_of(lane: LockedLane, max_wait_us: int) -> Waiting:
     """By one query. What is due more than ``max_wait_us`` (µs) from now is due: the clock was set back."""
     [row] = _WAITING.rows(lane.connection, {"key": lane.key})
 
-    def due(first: int | None, last: int | None) -> bool:
-        return first is not None and last is not None and (first <= lane.now or last > lane.now + max_wait_us)
+    def due(*ends: int | None) -> bool:
+        return any(at is not None and is_due(at, lane.now, max_wait_us) for at in ends)
 
     return Waiting(
         batches=row.batches + len(lane.leases),

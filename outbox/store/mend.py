@@ -149,5 +149,6 @@ def _split_off(lane: LockedLane, batch: Row[Any], gone: Runs) -> None:
         insert_batch(lane, left, runs.count(left), payload_bytes(lane, left), **history, **went_on)
     if batch.verdict == Ending.REFUSED and batch.settled_version <= lane.folded_version:
         add_to_totals(lane, dead=-runs.count(gone))
-    lost = ended(lane, Ending.DISCARDED) | {"purged_at": lane.now, "last_error": "rows were gone from the log"}
+    purged = {"due_at": None, "purged_at": lane.now, "last_error": "rows were gone from the log"}
+    lost = ended(lane, Ending.DISCARDED) | purged
     insert_batch(lane, gone, runs.count(gone), 0, **history, **lost)

@@ -94,7 +94,7 @@ def discard(lane: LockedLane, window: Window) -> int:
     """End up to a chunk of dead letters for good; retention deletes them later. Entries; 0: none left."""
     dead = _chunk(lane, window)
     lane.untouched = not dead
-    _leave_dead(lane, dead, **ended(lane, Ending.DISCARDED) | {"due_at": lane.now})
+    _leave_dead(lane, dead, **ended(lane, Ending.DISCARDED))
     return sum(row.entries for row in dead)
 
 
@@ -126,26 +126,30 @@ def _leave_dead(lane: LockedLane, dead: Sequence[Row[Any]], **values: Any) -> No
     add_to_totals(lane, dead=-counted)
 
 
-def shed(lane: LockedLane, at_most: int, verdict: Ending, reason: str) -> int:
-    """End the oldest pending entries without sending them; entries in live batches are left alone.
-
-    Over the rows seen in one statement, never over a range: a row that commits late is not shed unseen.
-    """
+def oldest_pending(lane: LockedLane, at_most: int) -> Sequence[Any]:
+    """Number, size and time (µs) of the first rows above the cursor, in order."""
     log = LOGS[lane.lane]
-    query = select(log.c.seq, log.c.size).where(log.c.seq > lane.cursor).order_by(log.c.seq).limit(at_most)
-    rows = lane.connection.execute(query).all()
-    if not rows:
-        return 0
-    numbers = [row.seq for row in rows]
-    holes.record(lane, batching.gaps(lane.cursor, numbers))
-    lane.cursor = numbers[-1]
-    end(lane, runs.from_sorted(numbers), sum(row.size for row in rows), verdict, reason)
+    above = select(log.c.seq, log.c.size, log.c.created_at).where(log.c.seq > lane.cursor)
+    return lane.connection.execute(above.order_by(log.c.seq).limit(at_most)).all()
+
+
+def end_pending(lane: LockedLane, rows: Sequence[Any], verdict: Ending, reason: str) -> int:
+    """End entries unsent: the first of ``oldest_pending``, seen by one statement. Entries ended.
+
+    Only the rows that were seen, never a range of numbers: a row that commits late is not ended unseen, its number
+    becomes a hole. Entries in live batches are left alone.
+    """
+    if rows:
+        numbers = [row.seq for row in rows]
+        holes.record(lane, batching.gaps(lane.cursor, numbers))
+        lane.cursor = numbers[-1]
+        _end(lane, runs.from_sorted(numbers), sum(row.size for row in rows), verdict, reason)
     return len(rows)
 
 
-def end(lane: LockedLane, members: runs.Runs, payload_bytes: int, verdict: Ending, reason: str) -> None:
+def _end(lane: LockedLane, members: runs.Runs, payload_bytes: int, verdict: Ending, reason: str) -> None:
     """Entries that were in no batch end unsent; retention deletes them."""
-    columns = ended(lane, verdict) | {"due_at": lane.now}
+    columns = ended(lane, verdict)
     insert_batch(lane, members, runs.count(members), payload_bytes, last_error=reason, **columns)
 
 
@@ -158,13 +162,14 @@ def switch_off(lane: LockedLane, policy: Policy, reason: str) -> int:
     waiting = (BATCH.c.lane == lane.key, BATCH.c.state == BatchState.WAITING)
     count = lane.connection.execute(select(func.coalesce(func.sum(BATCH.c.entries), 0)).where(*waiting)).scalar_one()
     if count:
-        values = ended(lane, Ending.DISCARDED) | {"due_at": lane.now, "last_error": reason}
+        values = ended(lane, Ending.DISCARDED) | {"last_error": reason}
         lane.connection.execute(update(BATCH).where(*waiting).values(values))
     late = holes.check(lane, policy, eager=True)
     if late:
         holes.fill(lane, late)
-        end(lane, late, 0, Ending.DISCARDED, reason)
-    return int(count) + runs.count(late) + shed(lane, 10 * policy.batch_max_rows, Ending.DISCARDED, reason)
+        _end(lane, late, 0, Ending.DISCARDED, reason)
+    pending = oldest_pending(lane, 10 * policy.batch_max_rows)
+    return int(count) + runs.count(late) + end_pending(lane, pending, Ending.DISCARDED, reason)
 
 
 def switch_on(lane: LockedLane) -> None:

@@ -19,10 +19,11 @@ from outbox.core import runs
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, moment
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import BatchState, Ending, Status, status_of
+from outbox.core.policy import MICROSECONDS
 from outbox.store import operate
 from outbox.store.compiled import CompiledStatement
 from outbox.store.dialects import now_us
-from outbox.store.ledger import IS_LIVE, Clock
+from outbox.store.ledger import IS_LIVE, TOTAL_OF, Clock
 from outbox.store.operate import Window, chunks, dead_letters
 from outbox.store.schema import BATCH, HOLE, LANE, LOGS, REMOVED
 
@@ -176,16 +177,18 @@ def _live(state: BatchState, what: Any) -> Any:
     return select(func.coalesce(what, 0)).where(BATCH.c.lane == LANE.c.lane, BATCH.c.state == state).scalar_subquery()
 
 
-def _unfolded(*verdicts: Ending) -> Any:
-    return (
+def _total(name: str) -> Any:
+    """A counter of the lane's row, and what settled since it was folded last."""
+    unfolded = (
         select(func.coalesce(func.sum(BATCH.c.entries), 0))
         .where(
             BATCH.c.lane == LANE.c.lane,
             BATCH.c.settled_version > LANE.c.folded_version,
-            BATCH.c.verdict.in_(verdicts),
+            BATCH.c.verdict.in_([ending for ending, total in TOTAL_OF.items() if total == name]),
         )
         .scalar_subquery()
     )
+    return (LANE.c[name] + unfolded).label(f"all_{name}")
 
 
 _STATUS = select(
@@ -194,9 +197,9 @@ _STATUS = select(
     _live(BatchState.LEASED, func.sum(BATCH.c.entries)).label("in_flight"),
     _live(BatchState.LEASED, func.count()).label("senders"),
     _live(BatchState.WAITING, func.sum(BATCH.c.entries)).label("waiting"),
-    (LANE.c.sent + _unfolded(Ending.DELIVERED)).label("all_sent"),
-    (LANE.c.dead + _unfolded(Ending.REFUSED)).label("all_dead"),
-    (LANE.c.shed + _unfolded(Ending.SHED, Ending.DISCARDED)).label("all_shed"),
+    _total("sent"),
+    _total("dead"),
+    _total("shed"),
     select(func.coalesce(func.sum(REMOVED.c.times), 0))
     .where(REMOVED.c.lane == LANE.c.lane)
     .scalar_subquery()
@@ -240,12 +243,12 @@ def lane_status(connection: Connection, lane: Lane, clock: Clock | None = None) 
         sent=int(row.all_sent),
         dead=int(row.all_dead),
         shed=int(row.all_shed),
-        oldest_pending_seconds=None if oldest is None else max(0.0, (now - oldest) / 1_000_000),
+        oldest_pending_seconds=None if oldest is None else max(0.0, (now - oldest) / MICROSECONDS),
         failed_attempts=row.failed_attempts,
         senders=int(row.senders),
         strays=row.strays,
         removed=int(row.removed),
-        next_probe_seconds=None if row.next_probe_at is None else max(0.0, (row.next_probe_at - now) / 1_000_000),
+        next_probe_seconds=None if row.next_probe_at is None else max(0.0, (row.next_probe_at - now) / MICROSECONDS),
         rejected=row.rejected,
         shortfall=row.shortfall,
         last_warning=row.last_warning,

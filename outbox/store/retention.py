@@ -18,10 +18,10 @@ from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, null,
 from outbox.core import runs
 from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import BatchState, Ending
-from outbox.core.policy import Retention
+from outbox.core.policy import MICROSECONDS, Retention
 from outbox.store.compiled import CompiledStatement
 from outbox.store.dialects import dialect_of
-from outbox.store.ledger import IS_LIVE, LockedLane, add_to_totals
+from outbox.store.ledger import IS_LIVE, TOTAL_OF, LockedLane, add_to_totals
 from outbox.store.mend import CLOCK_ERROR
 from outbox.store.schema import BATCH, HOLE, LANE
 
@@ -69,7 +69,7 @@ def purge_batches(connection: Connection, lane: Lane, settled_before: int, now: 
 
 def oversize_before(connection: Connection, lane: Lane, retention: Retention, now: int) -> int:
     """Batches settled before this time are purged: by age, or sooner where the settled rows take too much room."""
-    by_age = now - int(retention.sent_seconds * 1_000_000)
+    by_age = now - int(retention.sent_seconds * MICROSECONDS)
     unpurged = (BATCH.c.lane == str(lane), BATCH.c.state == BatchState.SETTLED, BATCH.c.due_at.is_not(None))
     total = connection.execute(select(func.sum(BATCH.c.payload_bytes)).where(*unpurged)).scalar() or 0
     excess = int(total) - retention.max_bytes
@@ -82,7 +82,7 @@ def oversize_before(connection: Connection, lane: Lane, retention: Retention, no
             break
         newest_to_go = settled_at
         excess -= size
-    at_least = now - int(retention.at_least_seconds * 1_000_000)
+    at_least = now - int(retention.at_least_seconds * MICROSECONDS)
     return max(by_age, min(newest_to_go, at_least))
 
 
@@ -175,14 +175,6 @@ def delete_receipts(connection: Connection, old: Sequence[UUID]) -> int:
     return connection.execute(delete(BATCH).where(BATCH.c.id.in_(old))).rowcount
 
 
-_TOTAL_OF = {
-    Ending.DELIVERED: "sent",
-    Ending.REFUSED: "dead",
-    Ending.SHED: "shed",
-    Ending.DISCARDED: "shed",
-}
-
-
 def fold_totals(lane: LockedLane) -> bool:
     """Add what settled since the last fold to the lane's totals, so much at a time. Whether there is more.
 
@@ -196,7 +188,7 @@ def fold_totals(lane: LockedLane) -> bool:
     query = select(BATCH.c.verdict, func.sum(BATCH.c.entries)).where(*new, version <= until).group_by(BATCH.c.verdict)
     amounts: dict[str, int] = {}
     for verdict, entries in lane.connection.execute(query).all():
-        name = _TOTAL_OF[Ending(verdict)]
+        name = TOTAL_OF[Ending(verdict)]
         amounts[name] = amounts.get(name, 0) + int(entries)
     add_to_totals(lane, **amounts)
     lane.folded_version = until

@@ -23,7 +23,7 @@ from outbox.core.runs import Runs
 from outbox.core.step import Settled, Settlement
 from outbox.core.transition import Move, Transition, decide
 from outbox.store.dialects import RUNS_AT_ONCE
-from outbox.store.ledger import NEW, LockedLane, add_to_totals, backoff, insert_batch, settling
+from outbox.store.ledger import NEW, LockedLane, add_to_totals, backoff, insert_batch, settling, still_leased
 from outbox.store.schema import BATCH, LANE, LOGS
 
 
@@ -104,7 +104,7 @@ def _apply(lane: LockedLane, batch: Batch, receipt: Receipt, transition: Transit
 
 def _deliver(lane: LockedLane, group: Sequence[Settlement]) -> frozenset[UUID]:
     """Settle the batches that arrived, all by one statement. The lease tokens of those that were still ours."""
-    arrived = ended(lane, Ending.DELIVERED) | {"due_at": lane.now}
+    arrived = ended(lane, Ending.DELIVERED)
     rows = [_parameters(one.batch, one.receipt, arrived) for one in group]
     ids = {one.batch.id for one in group}
     if len(ids) < len(group):  # two leases of one batch: only one at a time tells which of them still held
@@ -120,12 +120,12 @@ def _deliver(lane: LockedLane, group: Sequence[Settlement]) -> frozenset[UUID]:
 
 
 def ended(lane: LockedLane, verdict: Ending) -> dict[str, Any]:
-    """The columns of a settled batch. Only rows that may be purged later keep a ``due_at``."""
+    """The columns of a settled batch. ``due_at`` is what purge goes by: None for dead letters, which are kept."""
     return {
         "state": BatchState.SETTLED,
         "verdict": verdict,
         "lease_token": None,
-        "due_at": None,
+        "due_at": None if verdict is Ending.REFUSED else lane.now,
         "settled_at": lane.now,
         "settled_version": lane.version,
     }
@@ -154,8 +154,7 @@ def _update_leased(lane: LockedLane, rows: Sequence[dict[str, Any]]) -> int:
 
 
 def _leased(lane: LockedLane, batch: Batch) -> Row[Any] | None:
-    fence = (BATCH.c.id == batch.id, BATCH.c.lease_token == batch.lease_token, BATCH.c.state == BatchState.LEASED)
-    return lane.connection.execute(select(BATCH).where(*fence)).first()
+    return lane.connection.execute(select(BATCH).where(*still_leased(batch.id, batch.lease_token))).first()
 
 
 def halve(lane: LockedLane, parent: Row[Any], *, attempts: int, ambiguous: bool, error: str | None = None) -> None:
@@ -163,7 +162,7 @@ def halve(lane: LockedLane, parent: Row[Any], *, attempts: int, ambiguous: bool,
     members = runs.decode(parent.members)
     superseded = lane.connection.execute(
         update(BATCH)
-        .where(BATCH.c.id == parent.id, BATCH.c.state == BatchState.LEASED, BATCH.c.lease_token == parent.lease_token)
+        .where(*still_leased(parent.id, parent.lease_token))
         .values(state=BatchState.SUPERSEDED, lease_token=None, due_at=None, last_error=error or parent.last_error)
     )
     assert superseded.rowcount == 1, "the lane's row is locked and the lease was just read"

@@ -16,8 +16,7 @@ from outbox.core.batch import Batch
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, SchemaStatus
 from outbox.core.health import Health, LaneState
 from outbox.core.lane import Lane
-from outbox.core.lifecycle import Ending
-from outbox.core.policy import MICROSECONDS, Bounds, Policy, Retention
+from outbox.core.policy import MICROSECONDS, Bounds, Policy, Retention, is_due
 from outbox.core.privacy import Removal, Removed
 from outbox.core.step import Committed, Outlook, Settled, Settlement, Step
 from outbox.errors import DatabaseUnavailable, LaneStopped, OutcomeUnknown
@@ -156,11 +155,11 @@ class Store:
         if health.state is LaneState.PAUSED:
             waiting = bool(row.newer or times)
             probe = health.may_send(now, self.policy.max_wait_us)
-            left = max(0.0, ((row.next_probe_at or now) - now) / 1_000_000)
+            left = max(0.0, ((row.next_probe_at or now) - now) / MICROSECONDS)
             return Outlook(waiting and probe, left if waiting else None, paused=waiting and not probe)
         first = min(times, default=None)
-        overdue = first is not None and (first <= now or first > now + self.policy.max_wait_us)
-        left_seconds = None if first is None else max(0.0, (first - now) / 1_000_000)
+        overdue = first is not None and is_due(first, now, self.policy.max_wait_us)
+        left_seconds = None if first is None else max(0.0, (first - now) / MICROSECONDS)
         if not overdue:
             at = time.monotonic() if self.clock is None else now / MICROSECONDS
             self._timers[lane] = _Timer(row.version, None if left_seconds is None else at + left_seconds)
@@ -205,12 +204,6 @@ class Store:
         return self._in_chunks(
             (lane, partial(operate.discard, window=part)) for lane, window in windows for part in window.parts()
         )
-
-    def shed(self, lane: Lane, entries: int, reason: str) -> int:
-        """End the ``entries`` oldest pending entries of a telemetry lane unsent. Usage is never shed."""
-        if lane is Lane.USAGE:
-            raise ValueError("usage is billing: it is never shed")
-        return self._on(lane, lambda row: operate.shed(row, entries, Ending.SHED, reason))
 
     def keep_within(self, lane: Lane, limits: Bounds) -> int:
         """Shed what a telemetry lane holds beyond its bounds, in chunks; entries shed. Usage is never shed."""
@@ -300,10 +293,6 @@ class Store:
     def _give_back(self) -> bool:
         with self.database.write(in_turn=True) as connection:
             return self.database.dialect.give_back(connection)
-
-    def fold_totals(self, lane: Lane) -> None:
-        while self._on(lane, retention.fold_totals):
-            pass
 
     def audit(self, lane: Lane, *, newest: int | None = None, mend: bool = False) -> AuditReport:
         """Compare the log with the ledger (the ``newest`` numbers only, when given) and bring strays back.

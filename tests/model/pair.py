@@ -23,6 +23,7 @@ from outbox.store.schema import BATCH, HOLE, LANE, LOGS
 from outbox.testing.clock import FrozenClock
 from tests.model.ledger import ModelStore
 from tests.model.tables import Entry, Held, Ledger
+from tests.store.driving import shed
 from tests.support import ledger as outside
 
 PAYLOAD = '{"resourceSpans":[{"scopeSpans":[]}]}'
@@ -222,7 +223,7 @@ class Pair:
             case "discard":
                 assert store.discard((lane, Window())) == model.discard(lane)
             case "shed" if lane is not Lane.USAGE:
-                assert store.shed(lane, 1 + number % 4, "shed") == model.shed(lane, 1 + number % 4)
+                assert shed(store, lane, 1 + number % 4, "shed") == model.shed(lane, 1 + number % 4)
             case "off and on" | "off":
                 assert store.switch_off(lane, "off") == model.switch_off(lane)
                 if what == "off and on":

@@ -14,11 +14,13 @@ from outbox.core import runs
 from outbox.core.batch import Batch
 from outbox.core.entry import EntryView, LaneStatus
 from outbox.core.lane import LANES, Lane
-from outbox.core.lifecycle import Status
+from outbox.core.lifecycle import Ending, Status
 from outbox.core.policy import Retention
 from outbox.core.step import Settled, Settlement
-from outbox.store.ledger import new_id
+from outbox.store import operate, retention
+from outbox.store.ledger import LockedLane, new_id
 from outbox.store.schema import BATCH, HOLE, LANE, LOGS
+from outbox.store.store import Store
 from outbox.testing.clock import FrozenClock
 
 TENANT = "6c1f0ab1-6dd0-4b41-9b1c-1c6f7b9d3d10"
@@ -48,6 +50,15 @@ def usage(**fields: Any) -> UsageInterval:
 def span(name: str = "s") -> TelemetryEnvelope:
     ids = {"traceId": "71699b6fe85982c7c8995ea3d9c95df2", "spanId": "3c191d03fa8be065"}
     return TelemetryEnvelope("traces", {"resourceSpans": [{"scopeSpans": [{"spans": [{**ids, "name": name}]}]}]})
+
+
+def shed(store: Store, lane: Lane, entries: int, reason: str) -> int:
+    """End the oldest pending entries, so many; ``keep_within`` decides by its bounds how many. Entries shed."""
+
+    def move(row: LockedLane) -> int:
+        return operate.end_pending(row, operate.oldest_pending(row, entries), Ending.SHED, reason)
+
+    return store._on(lane, move)
 
 
 class Worker:
@@ -93,6 +104,10 @@ class Worker:
 
     def purge(self, rules: Retention = KEEP_NOTHING) -> int:
         return self.box.store.purge(self.lane, rules)
+
+    def fold_totals(self) -> None:
+        while self.box.store._on(self.lane, retention.fold_totals):
+            pass
 
     # --- what became of it -------------------------------------------------------------------------------
 

@@ -161,10 +161,10 @@ def test_a_batch_whose_rows_are_all_gone_is_given_up_whole(worker: Worker) -> No
 def test_a_dead_letter_whose_row_is_gone_is_counted_once(worker: Worker) -> None:
     worker.put(1)
     worker.settle(worker.must_claim(), REFUSED)
-    worker.box.store.fold_totals(worker.lane)
+    worker.fold_totals()
     worker.run(delete(worker.log))
     audit(worker, mend=True)
-    worker.box.store.fold_totals(worker.lane)
+    worker.fold_totals()
     assert (worker.status.dead, worker.status.shed) == (0, 1)
 
 
@@ -181,7 +181,7 @@ def test_what_is_left_of_a_batch_goes_on_as_another_and_what_is_gone_is_shed(wor
     assert (left.entries, left.payload_bytes) == (2, size[0])
     for _ in range(2):
         assert (worker.status.waiting, worker.status.shed, worker.status.dead) == (2, 1, 0)
-        worker.box.store.fold_totals(worker.lane)
+        worker.fold_totals()
     worker.due_now()
     assert worker.deliver_all() == [ids[0], ids[2]]
     assert (worker.status.sent, worker.status.shed, worker.status.unfinished) == (2, 1, 0)
@@ -211,13 +211,13 @@ def test_a_dead_batch_that_lost_some_of_its_rows_keeps_the_others_dead(worker: W
     whole = {"members": "1-2", "entries": 2, "last_seq": 2, "payload_bytes": 2 * first.payload_bytes}
     worker.run(update(BATCH).where(BATCH.c.id == first.id).values(whole))
     if folded:
-        worker.box.store.fold_totals(worker.lane)
+        worker.fold_totals()
     assert worker.status.dead == 2
     worker.run(delete(worker.log).where(worker.log.c.id == theirs))
     assert audit(worker, mend=True).discarded == 1
     for _ in range(2):
         assert (worker.status.dead, worker.status.shed) == (1, 1)
-        worker.box.store.fold_totals(worker.lane)
+        worker.fold_totals()
     assert worker.statuses([ours]) == [Status.DEAD]
     (left,) = [batch for batch in worker.batches("settled") if batch.verdict == "refused"]
     assert (left.entries, left.payload_bytes, left.settled_at) == (1, first.payload_bytes, first.settled_at)

@@ -103,7 +103,7 @@ def test_what_is_still_gone_after_others_have_changed_the_lane_stops_it(
 
     def put_one_back() -> None:
         other.run(insert(other.log).values(back))
-        other.box.store.fold_totals(other.lane)
+        other.fold_totals()
 
     before_judging(monkeypatch, put_one_back)
     report = audit(worker)
@@ -121,7 +121,7 @@ def test_a_stopped_lane_whose_rows_are_put_back_before_an_audit_judges_is_opened
 
     def put_back() -> None:
         other.run(insert(other.log).values(rows))
-        other.box.store.fold_totals(other.lane)
+        other.fold_totals()
 
     before_judging(monkeypatch, put_back)
     assert audit(worker).problem is None
@@ -136,7 +136,7 @@ def test_what_nobody_has_changed_since_is_not_looked_at_again(worker: Worker, mo
     again = looks_of_judges(monkeypatch)
     assert audit(worker).missing == 4
     assert (again, worker.status.state) == ([], "paused")
-    before_judging(monkeypatch, lambda: worker.box.store.fold_totals(worker.lane))
+    before_judging(monkeypatch, worker.fold_totals)
     assert audit(worker).missing == 4
     assert again == [(4, 5), (2, 3), (0, 2)], "where rows are gone, and nowhere else"
     audit(worker, mend=True)

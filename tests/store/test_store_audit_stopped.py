@@ -85,7 +85,7 @@ def test_a_lane_that_changes_during_the_look_at_all_of_it_is_looked_at_again(
     def change(look: int) -> None:
         if look == 2:  # a look that is over
             worker.run(delete(worker.log).where(worker.log.c.seq == row.seq))
-            worker.box.store.fold_totals(worker.lane)
+            worker.fold_totals()
 
     looks = during_looks(monkeypatch, change)
     report = audit(worker)
@@ -102,7 +102,7 @@ def test_a_lane_that_never_stands_still_is_left_to_a_later_audit(
     put_back(worker, stopped_for_a_row(worker))
     reason = worker.status.reason
     with monkeypatch.context() as meanwhile:
-        during_looks(meanwhile, lambda _: worker.box.store.fold_totals(worker.lane))
+        during_looks(meanwhile, lambda _: worker.fold_totals())
         assert audit(worker).problem == reason
     assert worker.status.state == "paused"
     assert audit(worker).problem is None

@@ -115,7 +115,7 @@ class Costs:
         with self.named("find"):
             assert self.box.find(worker.ids(refused[0])[0])
         with self.named("fold"):
-            store.fold_totals(lane)
+            worker.fold_totals()
         with self.named("audit"):
             store.audit(lane, newest=100)
         with self.named("bounds"):

@@ -13,12 +13,13 @@ from sqlalchemy import Engine, event
 from outbox.core.entry import DeadCounts
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
+from outbox.core.policy import Bounds
 from outbox.errors import DatabaseUnavailable
 from outbox.store import operate
 from outbox.store.database import NOTHING_WRITTEN
 from outbox.store.ledger import LockedLane
 from outbox.store.operate import Window
-from tests.store.driving import AMBIGUOUS, DELIVERED, REFUSED, UNAVAILABLE, Worker, usage
+from tests.store.driving import AMBIGUOUS, DELIVERED, REFUSED, UNAVAILABLE, Worker, shed, usage
 
 
 def put_dead(worker: Worker, count: int) -> list[UUID]:
@@ -56,7 +57,7 @@ def counted(engine: Engine) -> Iterator[list[str]]:
 def test_requeued_entries_are_merged_and_start_over(worker: Worker, folded: bool) -> None:
     ids = put_dead(worker, 3)
     if folded:
-        worker.box.store.fold_totals(worker.lane)
+        worker.fold_totals()
     assert totals(worker) == (0, 3, 0, 0)
     assert worker.box.requeue() == 3
     assert totals(worker) == (0, 0, 0, 3)
@@ -65,7 +66,7 @@ def test_requeued_entries_are_merged_and_start_over(worker: Worker, folded: bool
     assert (batch.rows, batch.attempts, worker.ids(batch)) == (3, 0, ids)
     worker.settle(batch, DELIVERED)
     assert totals(worker) == (3, 0, 0, 0)
-    worker.box.store.fold_totals(worker.lane)
+    worker.fold_totals()
     assert totals(worker) == (3, 0, 0, 0)
 
 
@@ -73,21 +74,21 @@ def test_requeued_entries_are_merged_and_start_over(worker: Worker, folded: bool
 def test_discarded_entries_are_dead_no_more(worker: Worker, folded: bool) -> None:
     ids = put_dead(worker, 3)
     if folded:
-        worker.box.store.fold_totals(worker.lane)
+        worker.fold_totals()
     assert worker.box.discard(ids[:1]) == 1
     assert worker.box.discard(ids[:1]) == 0
     assert totals(worker) == (0, 2, 1, 0)
-    worker.box.store.fold_totals(worker.lane)
+    worker.fold_totals()
     assert totals(worker) == (0, 2, 1, 0)
     assert worker.statuses(ids) == [Status.SHED, Status.DEAD, Status.DEAD]
 
 
 def test_a_requeued_entry_may_die_again_and_is_counted_once(worker: Worker) -> None:
     put_dead(worker, 1)
-    worker.box.store.fold_totals(worker.lane)
+    worker.fold_totals()
     worker.box.requeue()
     worker.settle(worker.must_claim(), REFUSED)
-    worker.box.store.fold_totals(worker.lane)
+    worker.fold_totals()
     assert totals(worker) == (0, 1, 0, 0)
 
 
@@ -245,13 +246,13 @@ def test_what_was_done_before_the_database_went_away_is_told(
 def test_usage_is_never_shed(worker: Worker) -> None:
     ids = worker.put(1)
     with pytest.raises(ValueError, match="never shed"):
-        worker.box.store.shed(worker.lane, 1, "too many")
+        worker.box.store.keep_within(worker.lane, Bounds(entries=0, size=0, age_seconds=0))
     assert worker.statuses(ids) == [Status.PENDING]
 
 
 def test_telemetry_sheds_its_oldest_and_counts_them(tracer: Worker) -> None:
     ids = tracer.put(4)
-    assert tracer.box.store.shed(tracer.lane, 2, "too many entries") == 2
+    assert shed(tracer.box.store, tracer.lane, 2, "too many entries") == 2
     assert tracer.statuses(ids) == [Status.SHED, Status.SHED, Status.PENDING, Status.PENDING]
     assert tracer.find(ids[0]).last_error == "too many entries"
     assert (tracer.status.shed, tracer.status.pending) == (2, 2)
@@ -261,7 +262,7 @@ def test_telemetry_sheds_its_oldest_and_counts_them(tracer: Worker) -> None:
 def test_shedding_leaves_a_batch_on_the_wire_alone(tracer: Worker) -> None:
     ids = tracer.put(2)
     batch = tracer.must_claim()
-    assert tracer.box.store.shed(tracer.lane, 10, "too many entries") == 0
+    assert shed(tracer.box.store, tracer.lane, 10, "too many entries") == 0
     tracer.settle(batch, DELIVERED)
     assert tracer.statuses(ids) == [Status.SENT] * 2
 

@@ -12,7 +12,7 @@ from outbox import Outbox, Receipt, SchemaOutOfDate
 from outbox.core.lifecycle import Status
 from outbox.store import retention
 from outbox.store.schema import HOLE, LANE
-from tests.store.driving import DELIVERED, KEEP_NOTHING, REFUSED, UNAVAILABLE, Worker, usage
+from tests.store.driving import DELIVERED, KEEP_NOTHING, REFUSED, UNAVAILABLE, Worker, shed, usage
 
 
 def test_purge_deletes_settled_rows_and_raises_the_floor(worker: Worker) -> None:
@@ -105,7 +105,7 @@ def test_superseded_batches_are_dropped_too(worker: Worker) -> None:
 
 def test_shed_rows_are_purged_like_sent_ones(tracer: Worker) -> None:
     tracer.put(2)
-    tracer.box.store.shed(tracer.lane, 2, "too many")
+    shed(tracer.box.store, tracer.lane, 2, "too many")
     assert tracer.purge() == 2
     assert tracer.status.shed == 2
 
@@ -172,7 +172,7 @@ def test_totals_are_added_up_a_few_at_a_time(worker: Worker, monkeypatch: pytest
     monkeypatch.setattr(retention, "FOLDED_AT_ONCE", 2)
     one_by_one(worker, DELIVERED, DELIVERED, REFUSED, DELIVERED, DELIVERED)
     more = noted(monkeypatch, "fold_totals")
-    worker.box.store.fold_totals(worker.lane)
+    worker.fold_totals()
     assert more == [True, True, False]
     assert (worker.row.sent, worker.row.dead) == (4, 1)
     assert (worker.status.sent, worker.status.dead) == (4, 1)
