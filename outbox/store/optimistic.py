@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
@@ -24,7 +25,7 @@ from outbox.core.batch import Batch
 from outbox.core.health import LaneState
 from outbox.core.lane import Lane
 from outbox.core.policy import MICROSECONDS, Policy
-from outbox.core.step import Committed, Settlement, Step
+from outbox.core.step import Committed, Settled, Settlement, Step
 from outbox.errors import OutboxError
 from outbox.store import optimistic_write
 from outbox.store.claim import Entries, claim, lease_columns, new_batch, newest_seen
@@ -48,6 +49,30 @@ class _NoConnection:
 _NO_CONNECTION = cast(Connection, _NoConnection())
 
 
+class Request(NamedTuple):
+    """What a caller asks of one step."""
+
+    policy: Policy
+    settlements: Sequence[Settlement]
+    want: int
+    """Batches to lease. No more than ``BATCHES_AHEAD`` are leased, or settled."""
+    clock: Clock | None
+    """Of tests."""
+    committed: Committed | None = None
+    """They are not read."""
+
+
+@dataclass(slots=True)
+class _Decided:
+    """What a step is to write, and its outcome if that succeeds."""
+
+    row: LockedLane
+    settled: Settled
+    batches: Sequence[Batch]
+    look: optimistic_write.ReadAndLease | None = None
+    """Where the entries are read by the statement that writes: ``batches`` are known afterwards."""
+
+
 class OptimisticSteps:
     """Of one worker: each lane as it left it."""
 
@@ -65,72 +90,82 @@ class OptimisticSteps:
         """When the database last told its clock, in ``boottime``: for a while who does not read goes
         on from there."""
 
-    def step(
-        self,
-        lane: Lane,
-        policy: Policy,
-        settlements: Sequence[Settlement],
-        want: int,
-        clock: Clock | None,
-        committed: Committed | None = None,
-    ) -> Step | None:
-        """None, and nothing is written: the step takes the lock. Raises as ``Database.write``.
-
-        ``want``: batches to lease. No more than ``BATCHES_AHEAD`` are leased, or settled. ``clock``: of tests.
-        ``committed``: they are not read.
-        """
+    def step(self, lane: Lane, request: Request) -> Step | None:
+        """None, and nothing is written: the step takes the lock. Raises as ``Database.write``."""
         left = self._left.get(lane)
-        if left is None or want > BATCHES_AHEAD or len(settlements) > BATCHES_AHEAD or not (want or settlements):
+        if left is None or not self._possible(request):
             return None
-        if has_listeners(self._database.engine):
-            return None
-        handed_over = self._handed_over(left, policy, committed) if want else None
-        reads_while_writing = want > 0 and handed_over is None and self._reads_while_writing(left)
         try:
-            row = self._read(left, policy, 0 if reads_while_writing else want, clock, handed_over)
-            settled = settle(row, policy, settlements)
-            batches = () if reads_while_writing else claim(row, policy, want=want, look_due=False)
+            decided = self._decide(left, request)
         except (NeedsLock, OutboxError, DBAPIError):  # what the database has to say it says under the lock
             return self._fall_back(lane)
-        look = self._read_and_lease(row, policy, clock) if reads_while_writing else None
-        if not (settlements or batches or look):
+        row, look = decided.row, decided.look
+        if not (request.settlements or decided.batches or look):
             return self._in_vain(row)
         if row.health != left.health:
             return None
-        began, statements = boottime(), optimistic_write.statements(self._database.dialect.optimistic_write)
-        arrived = self._database.alone(
-            lambda pooled: self._write(pooled, left, row, look), statements=statements, in_turn=True
-        )
+        began = boottime()
+        arrived = self._commit(left, decided)
         if look is not None and look.found is not None:
-            batches = self._took(row, policy, look)
-            if not (batches or row.emptied):
+            decided.batches = self._took(row, request.policy, look)
+            if not (decided.batches or row.emptied):
                 return self._fall_back(lane)
-            if not (batches or settlements):
+            if not (decided.batches or request.settlements):
                 return self._in_vain(row)
             self._looked_at[lane] = began
-            if clock is None:
+            if request.clock is None:
                 row.now, row.at = look.found.now, began
         if arrived is None:
             self._left.pop(lane, None)
             return None
-        for batch, ours in zip((one.batch for one in settlements), arrived, strict=True):
+        return self._apply(decided, request, arrived)
+
+    def _possible(self, request: Request) -> bool:
+        want, settlements = request.want, request.settlements
+        if want > BATCHES_AHEAD or len(settlements) > BATCHES_AHEAD or not (want or settlements):
+            return False
+        return not has_listeners(self._database.engine)
+
+    def _decide(self, left: LockedLane, request: Request) -> _Decided:
+        """Settle and claim in memory. Raises ``NeedsLock``, or what reading raised."""
+        policy, want = request.policy, request.want
+        handed_over = self._handed_over(left, policy, request.committed) if want else None
+        reads_while_writing = want > 0 and handed_over is None and self._reads_while_writing(left)
+        row = self._read(left, request, 0 if reads_while_writing else want, handed_over)
+        settled = settle(row, policy, request.settlements)
+        if reads_while_writing:
+            return _Decided(row, settled, (), self._read_and_lease(row, request))
+        return _Decided(row, settled, claim(row, policy, want=want, look_due=False))
+
+    def _commit(self, left: LockedLane, decided: _Decided) -> Sequence[bool] | None:
+        """Of each batch that arrived, whether it was still ours. None: the lane was not as it was left."""
+        statements = optimistic_write.statements(self._database.dialect.optimistic_write)
+        return self._database.alone(
+            lambda pooled: self._write(pooled, left, decided.row, decided.look), statements=statements, in_turn=True
+        )
+
+    def _apply(self, decided: _Decided, request: Request, arrived: Sequence[bool]) -> Step:
+        """What the step did, after its commit, which is remembered."""
+        row, settled, batches = decided.row, decided.settled, decided.batches
+        for one, ours in zip(request.settlements, arrived, strict=True):
             if not ours:  # nothing else in the step depended on it
                 settled.batches -= 1
-                settled.sent -= batch.rows
-                settled.lost.append(batch.id)
-        saw_all = row.emptied if want else lane in self._saw_all
-        self.remember(row, policy, optimistic=True)
+                settled.sent -= one.batch.rows
+                settled.lost.append(one.batch.id)
+        saw_all = row.emptied if request.want else row.lane in self._saw_all
+        self.remember(row, request.policy, optimistic=True)
         if saw_all:
-            self._saw_all.add(lane)
+            self._saw_all.add(row.lane)
         done = Step(batches, settled, row.emptied)
-        if reads_while_writing and want > 1 and batches and not row.emptied:
+        if decided.look is not None and request.want > 1 and batches and not row.emptied:
             with suppress(OutboxError, DBAPIError):  # what is leased so far is to be sent, whatever becomes of the rest
-                self._add_more(done, policy, want - 1, clock)
+                self._add_more(done, request)
         return done
 
-    def _add_more(self, done: Step, policy: Policy, want: int, clock: Clock | None) -> None:
+    def _add_more(self, done: Step, request: Request) -> None:
         """There were more entries than a batch takes."""
-        more = self.step(done.batches[0].lane, policy, (), want, clock)
+        rest = request._replace(settlements=(), want=request.want - 1, committed=None)
+        more = self.step(done.batches[0].lane, rest)
         if more is not None:
             done.batches, done.emptied = [*done.batches, *more.batches], more.emptied
 
@@ -188,10 +223,9 @@ class OptimisticSteps:
     def _knows_time(self, lane: Lane) -> bool:
         return boottime() - self._looked_at[lane] < FRESH_SECONDS
 
-    def _read(
-        self, left: LockedLane, policy: Policy, want: int, clock: Clock | None, handed_over: Any = None
-    ) -> LockedLane:
+    def _read(self, left: LockedLane, request: Request, want: int, handed_over: Any) -> LockedLane:
         """The lane as it was left, and what is above its cursor."""
+        policy, clock = request.policy, request.clock
         version, at = left.version + 1, boottime()
         kept = (left.floor, left.cursor, version, left.folded_version, left.health)
         if handed_over is not None or (not want and self._knows_time(left.lane)):
@@ -222,9 +256,9 @@ class OptimisticSteps:
         return self._database.dialect.reads_while_writing and left.emptied and self._knows_time(left.lane)
 
     @staticmethod
-    def _read_and_lease(row: LockedLane, policy: Policy, clock: Clock | None) -> optimistic_write.ReadAndLease:
-        columns = new_columns(row) | lease_columns()
-        now = None if clock is None else row.now
+    def _read_and_lease(row: LockedLane, request: Request) -> optimistic_write.ReadAndLease:
+        policy, columns = request.policy, new_columns(row) | lease_columns()
+        now = None if request.clock is None else row.now
         most, max_bytes = policy.batch_max_rows, policy.max_batch_bytes(row.lane)
         return optimistic_write.ReadAndLease(row.lane, columns, most, max_bytes, policy.lease_us, now)
 

@@ -17,9 +17,11 @@ from sqlalchemy import Connection, Row, and_, bindparam, func, select
 
 from outbox.core import runs
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, moment
+from outbox.core.health import Health, LaneState
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import BatchState, Ending, Status, status_of
-from outbox.core.policy import MICROSECONDS
+from outbox.core.policy import MICROSECONDS, is_due
+from outbox.core.step import Outlook
 from outbox.store import operate
 from outbox.store.compiled import CompiledStatement
 from outbox.store.dialects import now_us
@@ -280,3 +282,22 @@ def something_to_do(lane: Lane) -> CompiledStatement:
     says = (LANE.c.state, LANE.c.next_probe_at, LANE.c.version, LANE.c.cursor)
     waits = (newer.label("newer"), due.label("due_at"), hole.label("hole_at"))
     return CompiledStatement(select(*says, *waits, now_us().label("now")).where(LANE.c.lane == key))
+
+
+def first_timer(row: Any) -> int | None:
+    """Of a row of ``something_to_do``: when the first batch or hole is due (µs); None: none waits."""
+    return min((at for at in (row.due_at, row.hole_at) if at is not None), default=None)
+
+
+def outlook_of(row: Any, now: int, health: Health, max_wait_us: int) -> Outlook:
+    """What a row of ``something_to_do`` means for a lane in this ``health``."""
+    if health.state is LaneState.OFF or health.stopped:
+        return Outlook(False, None, paused=True)
+    first = first_timer(row)
+    if health.state is LaneState.PAUSED:
+        waiting = bool(row.newer) or first is not None
+        probe = health.may_send(now, max_wait_us)
+        left = max(0.0, ((row.next_probe_at or now) - now) / MICROSECONDS)
+        return Outlook(waiting and probe, left if waiting else None, paused=waiting and not probe)
+    due = first is not None and is_due(first, now, max_wait_us)
+    return Outlook(bool(row.newer) or due, None if first is None else max(0.0, (first - now) / MICROSECONDS))

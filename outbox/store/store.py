@@ -27,7 +27,7 @@ from outbox.store.claim import MembersMissing, claim
 from outbox.store.database import NOTHING_WRITTEN, Database
 from outbox.store.ledger import Clock, Inside, LockedLane, LostClaim, locked, no_row
 from outbox.store.operate import Window
-from outbox.store.optimistic import OptimisticSteps
+from outbox.store.optimistic import OptimisticSteps, Request
 from outbox.store.read_ahead import ReadAhead
 from outbox.store.settle import settle
 from outbox.store.wake import Listener
@@ -89,25 +89,22 @@ class Store:
         If the claim is lost, the settlements are committed alone. ``committed``: all that the caller knows to be there
         above the cursor.
         """
-
         if not look_due:
-            plain = self._optimistic.step(lane, self.policy, settlements, want, self.clock, committed)
-            if plain is not None:
-                return plain
+            request = Request(self.policy, settlements, want, self.clock, committed)
+            unlocked = self._optimistic.step(lane, request)
+            if unlocked is not None:
+                return unlocked
         ahead = self._ahead.ready(lane, self.policy, want)
-        left: LockedLane
 
-        def settle_and_claim(row: LockedLane) -> Step:
-            nonlocal left
-            left = row
+        def settle_and_claim(row: LockedLane) -> tuple[Step, LockedLane]:
             row.ahead = ahead.rows if ahead.version == row.version - 1 else {}
             settled = settle(row, self.policy, settlements)
             batches = claim(row, self.policy, want=want, look_due=look_due, eager_holes=eager)
             row.untouched = not (settlements or batches or look_due)
-            return Step(batches, settled, row.emptied)
+            return Step(batches, settled, row.emptied), row
 
         try:
-            step = self._on(lane, settle_and_claim)
+            step, left = self._on(lane, settle_and_claim)
         except MembersMissing as missing:
             self._stop(lane, str(missing))
         except Exception as error:
@@ -141,29 +138,30 @@ class Store:
         ``stepped``: asked after steps until nothing was there, of which all batches have been settled. Where those
         were plain and the last one left no entry that was known of, the answer is that of before, and is not read.
         """
-        before = self._timers.pop(lane, None)
-        if stepped and before is not None and self._optimistic.only_since(lane, before.version):
-            left = before.left(time.monotonic() if self.clock is None else self.clock() / MICROSECONDS)
-            if left is None or left > 0:
-                self._timers[lane] = before
-                return Outlook(False, left)
+        remembered = self._remembered_outlook(lane) if stepped else None
+        if remembered is not None:
+            return remembered
+        self._timers.pop(lane, None)
         row, now, health = self._something_to_do(lane)
         self._optimistic.check_against(lane, row.version, row.cursor)
-        if health.state is LaneState.OFF or health.stopped:
-            return Outlook(False, None, paused=True)
-        times = [time for time in (row.due_at, row.hole_at) if time is not None]
-        if health.state is LaneState.PAUSED:
-            waiting = bool(row.newer or times)
-            probe = health.may_send(now, self.policy.max_wait_us)
-            left = max(0.0, ((row.next_probe_at or now) - now) / MICROSECONDS)
-            return Outlook(waiting and probe, left if waiting else None, paused=waiting and not probe)
-        first = min(times, default=None)
-        overdue = first is not None and is_due(first, now, self.policy.max_wait_us)
-        left_seconds = None if first is None else max(0.0, (first - now) / MICROSECONDS)
-        if not overdue:
-            at = time.monotonic() if self.clock is None else now / MICROSECONDS
-            self._timers[lane] = _Timer(row.version, None if left_seconds is None else at + left_seconds)
-        return Outlook(bool(row.newer) or overdue, left_seconds)
+        outlook = queries.outlook_of(row, now, health, self.policy.max_wait_us)
+        first = queries.first_timer(row)
+        if health.state is LaneState.OPEN and (first is None or not is_due(first, now, self.policy.max_wait_us)):
+            left = outlook.next_seconds
+            self._timers[lane] = _Timer(row.version, None if left is None else self._timer_clock() + left)
+        return outlook
+
+    def _remembered_outlook(self, lane: Lane) -> Outlook | None:
+        """That nothing is to be done until the timer seen last; None: something else may be true by now."""
+        timer = self._timers.get(lane)
+        if timer is None or not self._optimistic.only_since(lane, timer.version):
+            return None
+        left = timer.left(self._timer_clock())
+        return Outlook(False, left) if left is None or left > 0 else None
+
+    def _timer_clock(self) -> float:
+        """Seconds, of this process; in tests of their clock."""
+        return time.monotonic() if self.clock is None else self.clock() / MICROSECONDS
 
     def claims_by_reading(self, lane: Lane) -> bool:
         """Where the database tells of no commits elsewhere: whether a step in vain only reads."""
