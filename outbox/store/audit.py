@@ -89,13 +89,13 @@ class Findings:
         """Present rows whose number says of them what is true of an earlier row."""
         return runs.union([*self.spent, *self.overwritten])
 
-    def amiss(self, span: Span) -> Span:
+    def recheck_span(self, span: Span) -> Span:
         """The part of ``span`` (lo, hi] to look at again, where it is not clean."""
         if self.misplaced:  # what is around them tells them
             return span
-        gone = (run for _, numbers in self.shrunken for run in numbers)
-        amiss = runs.union([*self.unaccounted, *self.forgotten, *gone])
-        return amiss[0][0] - 1, amiss[-1][1]
+        gone = (run for _, members in self.shrunken for run in members)
+        numbers = runs.union([*self.unaccounted, *self.forgotten, *gone])
+        return numbers[0][0] - 1, numbers[-1][1]
 
     @property
     def strays(self) -> int:
@@ -105,17 +105,17 @@ class Findings:
     def missing(self) -> int:
         return sum(runs.count(gone) for _, gone in self.shrunken)
 
-    def gone(self, version: int) -> Gone | None:
+    def missing_rows(self, version: int) -> MissingRows | None:
         """What is missing, and around what to look for it again; None: nothing is."""
         if not self.shrunken:
             return None
         first = min(gone[0][0] for _, gone in self.shrunken)
         last = max(gone[-1][1] for _, gone in self.shrunken)
-        return Gone((first - 1, last), self.missing, version)
+        return MissingRows((first - 1, last), self.missing, version)
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class MissingRows:
     """Where rows of unfinished batches were gone when it was looked at under the lane's lock."""
 
     span: Span
@@ -125,7 +125,7 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class FullScan:
     """What all ranges of a stopped lane had, seen without its lock."""
 
     version: int
@@ -145,7 +145,7 @@ def ranges(connection: Connection, lane: Lane, newest: int | None = None) -> Ite
         hi = lo
 
 
-def widest(connection: Connection, lane: Lane) -> int:
+def longest_batch_span(connection: Connection, lane: Lane) -> int:
     """How far any batch above the floor reaches, from its first number to its last."""
     floor = select(LANE.c.floor).where(LANE.c.lane == str(lane)).scalar_subquery()
     above = (BATCH.c.lane == str(lane), BATCH.c.last_seq > floor)
@@ -155,8 +155,8 @@ def widest(connection: Connection, lane: Lane) -> int:
 def inspect(connection: Connection, lane: Lane, lo: int, hi: int, *, reach: int | None = None) -> Findings:
     """Compare the rows numbered (lo, hi] with the ledger. Rows are read first: a purge in between hides nothing.
 
-    ``reach``: of ``widest``, when many ranges are looked at; without it each looks at all batches above it. To who
-    gives it a batch that is wider, and so was made since, is not there.
+    ``reach``: the result of ``longest_batch_span``, given when many ranges are compared; a batch that is longer, and so
+    was cut since, is then left out. None: every batch above the range is read.
     """
     found = Findings(_present(connection, lane, lo, hi))
     overlapping = select(HOLE).where(HOLE.c.lane == str(lane), HOLE.c.hi > lo, HOLE.c.lo <= hi)
@@ -300,24 +300,24 @@ def judge_sequence(lane: LockedLane, report: AuditReport) -> None:
     _become(lane, lane.health, report)
 
 
-def judge(lane: LockedLane, report: AuditReport, gone: Sequence[Gone], whole: Whole | None) -> bool:
+def judge(lane: LockedLane, report: AuditReport, gone: Sequence[MissingRows], scan: FullScan | None) -> bool:
     """Stop the lane at a contradiction; open one that was stopped when all of it, not only a part, is mended.
 
-    ``gone``: of this audit, in the order of the looks. ``whole``: None opens nothing, nor does one of a lane that has
+    ``gone``: of this audit, in the order of the looks. ``scan``: None opens nothing, nor does one of a lane that has
     changed since. False: it has.
     """
     health = lane.health
     report.missing = _missing(lane, gone)
     report.problem = _set_back(lane) or _gone(lane, report.missing)
     if report.problem is None and health.stopped:
-        report.problem = _not_mended(lane, whole)
+        report.problem = _not_mended(lane, scan)
         if report.problem is None:
             health = Health()
     _become(lane, health, report)
-    return whole is None or _is_of_now(lane, whole)
+    return scan is None or _is_of_now(lane, scan)
 
 
-def _missing(lane: LockedLane, gone: Sequence[Gone]) -> int:
+def _missing(lane: LockedLane, gone: Sequence[MissingRows]) -> int:
     """Looked at again if others had the lock since: an operator may have mended the lane, and stopped once more, for
     what is true no longer, it would wait for the next audit of all."""
     ours_alone = range(lane.version - len(gone), lane.version)
@@ -326,16 +326,16 @@ def _missing(lane: LockedLane, gone: Sequence[Gone]) -> int:
     return sum(inspect(lane.connection, lane.lane, *each.span).missing for each in gone)
 
 
-def _not_mended(lane: LockedLane, whole: Whole | None) -> str | None:
+def _not_mended(lane: LockedLane, scan: FullScan | None) -> str | None:
     """Why a stopped lane stays so; None: all of it is as it should be."""
-    if whole is None or not _is_of_now(lane, whole):
+    if scan is None or not _is_of_now(lane, scan):
         return lane.health.reason
-    hidden = lane.health.reason if whole.misplaced else None  # by the next batch to be settled, which looks whole
-    return _gone(lane, whole.missing) or hidden
+    hidden = lane.health.reason if scan.misplaced else None  # by the next batch to be settled, which looks whole
+    return _gone(lane, scan.missing) or hidden
 
 
-def _is_of_now(lane: LockedLane, whole: Whole) -> bool:
-    return whole.version == lane.version - 1
+def _is_of_now(lane: LockedLane, scan: FullScan) -> bool:
+    return scan.version == lane.version - 1
 
 
 def _become(lane: LockedLane, health: Health, report: AuditReport) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from outbox.core.lane import LANES, Lane
 from outbox.store import audit
-from outbox.store.audit import AuditReport, Findings, Gone, Span, Whole
+from outbox.store.audit import AuditReport, Findings, FullScan, MissingRows, Span
 from outbox.store.database import Database
 from outbox.store.ledger import LockedLane
 from outbox.store.mend import give_up_missing, mend_below_floor, mend_range
@@ -65,13 +65,13 @@ class Auditor:
             if self.database.dialect.sequence_position(connection, table) < beyond:
                 self.database.dialect.advance_sequence(connection, table, beyond)
 
-    def _mend_ranges(self, newest: int | None, mend: bool, report: AuditReport) -> list[Gone]:
+    def _mend_ranges(self, newest: int | None, mend: bool, report: AuditReport) -> list[MissingRows]:
         """What is gone from the ranges."""
-        missing: list[Gone] = []
+        missing: list[MissingRows] = []
         for span, found in self._ranges(newest):
             if found.clean:
                 continue
-            lo, hi = found.amiss(span)
+            lo, hi = found.recheck_span(span)
             if mend:
                 report.add(self.on_lane(partial(give_up_missing, lo=lo, hi=hi)))
             done, gone = self.on_lane(partial(mend_range, lo=lo, hi=hi))
@@ -79,15 +79,15 @@ class Auditor:
             missing += [gone] if gone else []
         return missing
 
-    def _judge(self, report: AuditReport, gone: list[Gone], *, opens: bool) -> None:
+    def _judge(self, report: AuditReport, gone: list[MissingRows], *, opens: bool) -> None:
         for _ in range(_LOOKS):
             missing = report.missing
-            whole = self._whole() if opens and not missing else None
-            judged = self.on_lane(partial(audit.judge, report=report, gone=gone, whole=whole))
+            scan = self._full_scan() if opens and not missing else None
+            judged = self.on_lane(partial(audit.judge, report=report, gone=gone, scan=scan))
             if judged and report.missing == missing:
                 return
 
-    def _whole(self) -> Whole | None:
+    def _full_scan(self) -> FullScan | None:
         """A look at all of a stopped lane; None: it is not stopped."""
         with self.database.read() as connection:
             version = audit.version_stopped(connection, self.lane)
@@ -97,12 +97,12 @@ class Auditor:
         for _, found in self._ranges(None):
             missing += found.missing
             misplaced = misplaced or bool(found.misplaced)
-        return Whole(version, missing, misplaced)
+        return FullScan(version, missing, misplaced)
 
     def _ranges(self, newest: int | None) -> Iterator[tuple[Span, Findings]]:
         with self.database.read() as connection:
             spans = list(audit.ranges(connection, self.lane, newest))
-            reach = audit.widest(connection, self.lane) if newest is None else None
+            reach = audit.longest_batch_span(connection, self.lane) if newest is None else None
         for lo, hi in spans:
             with self.database.read(snapshot=True) as connection:
                 found = audit.inspect(connection, self.lane, lo, hi, reach=reach)

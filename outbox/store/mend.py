@@ -20,7 +20,7 @@ from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import MICROSECONDS
 from outbox.core.runs import Runs
 from outbox.store import holes
-from outbox.store.audit import AuditReport, Findings, Gone, inspect
+from outbox.store.audit import AuditReport, Findings, MissingRows, inspect
 from outbox.store.ledger import LockedLane, add_to_totals, insert_batch
 from outbox.store.schema import BATCH, LOGS
 from outbox.store.settle import ended, payload_bytes
@@ -31,7 +31,7 @@ ROWS_AT_ONCE = 200
 """Rows read, payloads of up to 4 MiB and all, at a time."""
 
 
-def mend_range(lane: LockedLane, lo: int, hi: int) -> tuple[AuditReport, Gone | None]:
+def mend_range(lane: LockedLane, lo: int, hi: int) -> tuple[AuditReport, MissingRows | None]:
     """Bring back the strays of one range, looked at again under the lane's lock; and what is gone from it."""
     report, found = _bring_back_misplaced(lane, lo, hi)
     holes.revive(lane, found.forgotten)
@@ -39,7 +39,7 @@ def mend_range(lane: LockedLane, lo: int, hi: int) -> tuple[AuditReport, Gone | 
     add_to_totals(lane, strays=found.strays)
     report.strays += found.strays
     report.missing += found.missing
-    return report, found.gone(lane.version)
+    return report, found.missing_rows(lane.version)
 
 
 def mend_below_floor(lane: LockedLane) -> AuditReport | None:
