@@ -1,7 +1,8 @@
-"""Statements of the hot path: put together by SQLAlchemy once, run by the driver's own cursor.
+"""Statements of the hot path: compiled by SQLAlchemy once, executed by the driver's own cursor.
 
-SQLAlchemy's execution takes longer than most of them take the database, and on SQLite producers wait meanwhile for the
-one write lock (benchmarks/NOTES.md). Where somebody listens to the statements of the engine, SQLAlchemy runs them.
+SQLAlchemy's execution takes longer than most of these statements take in the database, and on SQLite producers wait
+meanwhile for the one write lock (benchmarks/NOTES.md). An engine with event listeners for its statements runs them
+through SQLAlchemy, so that the listeners are called.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ Values = Mapping[str, Any]
 
 
 class CompiledStatement:
-    """A SELECT, INSERT or UPDATE whose parameters are all bound by name. ``columns``: of an INSERT.
+    """A SELECT, INSERT or UPDATE whose parameters are all bound by name. ``columns``: those that an INSERT sets.
 
-    Values and errors are SQLAlchemy's own.
+    Values are converted, and errors raised, as SQLAlchemy would.
     """
 
     def __init__(self, statement: Executable, *columns: str) -> None:
@@ -42,14 +43,14 @@ class CompiledStatement:
             return self.fetched(pooled, connection.dialect, values)
 
     def changed(self, connection: Connection, rows: Sequence[Values]) -> int:
-        """Run for each of ``rows``; how many rows of the table that changed."""
+        """Run the statement for each of ``rows``, its parameters; how many rows of the table changed."""
         if has_listeners(connection):
             return connection.execute(self.statement, list(rows)).rowcount
         with _translating(connection) as pooled:
             return self.on(pooled, connection.dialect, rows)
 
     def on(self, pooled: PoolProxiedConnection, dialect: Dialect, rows: Sequence[Values]) -> int:
-        """As ``changed``, on a connection of the driver. Raises the driver's errors."""
+        """As ``changed``, on a connection checked out of the pool. Raises the driver's errors."""
         text = self._text(dialect)
         with closing(pooled.cursor()) as cursor:
             if len(rows) == 1:
@@ -59,7 +60,7 @@ class CompiledStatement:
             return int(cursor.rowcount)
 
     def fetched(self, pooled: PoolProxiedConnection, dialect: Dialect, values: Values) -> Sequence[Any]:
-        """As ``rows``, on a connection of the driver. Raises the driver's errors."""
+        """As ``rows``, on a connection checked out of the pool. Raises the driver's errors."""
         text = self._text(dialect)
         with closing(pooled.cursor()) as cursor:
             cursor.execute(text.sql, text.parameters(values))
@@ -75,7 +76,7 @@ class CompiledStatement:
 
 @contextmanager
 def _translating(connection: Connection) -> Iterator[PoolProxiedConnection]:
-    """The driver's connection; its errors become SQLAlchemy's."""
+    """The pooled connection behind ``connection``. Driver errors raised in the block become SQLAlchemy's."""
     pooled = connection.connection
     try:
         yield pooled
@@ -90,13 +91,13 @@ def _translating(connection: Connection) -> Iterator[PoolProxiedConnection]:
 class _Text:
     sql: str
     names: Sequence[str]
-    """Of the parameters, in order."""
+    """Names of the parameters, in order of their placeholders."""
     positional: bool
     constants: Values
     conversions: Mapping[str, Callable[[Any], Any]]
-    """By parameter, where the driver does not know the value's type."""
+    """By parameter name, where the driver cannot bind the value as it is."""
     results: Mapping[int, Callable[[Any], Any]]
-    """By the place of a column, where the driver's value is not the type's."""
+    """By column position, where the driver's value is not that of the column's type."""
 
     def parameters(self, values: Values) -> Any:
         given = {**self.constants, **values}
@@ -129,13 +130,13 @@ def _text_of(statement: Any, columns: Sequence[str], selected: Sequence[Any], di
 
 
 def has_listeners(by: Connection | Engine) -> bool:
-    """Somebody listens to statements: a test that strikes at one, a host that logs them."""
+    """Whether statement events of the engine have listeners: a host's logging or tracing, a test's fault injection."""
     told = by.dispatch
     return bool(told.before_cursor_execute or told.after_cursor_execute or by.dialect.dispatch.handle_error)
 
 
 def translated(error: Exception, dialect: Dialect, pooled: PoolProxiedConnection) -> DBAPIError:
-    """A driver's error as SQLAlchemy raises it."""
+    """The ``DBAPIError`` that SQLAlchemy would raise for a driver's error."""
     gone = not pooled.is_valid or dialect.is_disconnect(cast("Any", error), pooled, None)
     base = dialect.loaded_dbapi.Error
     made = DBAPIError.instance(

@@ -1,13 +1,14 @@
-"""Steps of a worker that has its lane to itself: decided without the lane's lock, written by one statement.
+"""Optimistic steps: a worker alone with a lane decides without the lane's lock, and writes by one statement.
 
-    read     the entries above the cursor, as the last step of this worker left it; nobody waits meanwhile. Not those
-             that a put of this process has handed over
-    decide   settle and claim as always, in memory
-    write    the lane's row, if its version is still the one of the last step; receipts and leases with it
+    read     without a lock, the entries above the cursor where this worker's last step left it; not those that a
+             producer of this process has handed over
+    decide   settle and claim in memory, by the same code as under the lock
+    write    a compare-and-swap of the lane's row, which must have the version of the last step; receipts and leases too
 
-A step under the lock is six or seven statements, one after the other: on SQLite producers wait for it, elsewhere each
-is a round trip. What is not plain takes the lock, and nothing is written before that: something is due, a number is
-missing, a batch did not arrive, somebody else has changed the lane.
+A step under the lock is six or seven statements, one after the other: on SQLite producers wait for the lock meanwhile,
+elsewhere each statement is a round trip. The lock is taken to look for due batches and holes, and where an optimistic
+step gives up, having written nothing: a number is missing, a batch was not delivered, or another worker has changed the
+lane.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ from outbox.store.read_ahead import BATCHES_AHEAD, FRESH_SECONDS, RUN, ReadAhead
 from outbox.store.settle import settle
 
 LOCKED_STEPS = 10
-"""After one that was not plain: where numbers are missing now and then, it is not read in vain each time."""
+"""How many steps take the lock after an optimistic one gave up: where numbers are missing now and then, most
+optimistic reads would be wasted."""
 
 
 class _NoConnection:
-    """Of a lane that is not locked."""
+    """The ``connection`` of a lane that is not locked: any use of it raises ``NeedsLock``."""
 
     def __getattr__(self, name: str) -> Any:
         raise NeedsLock(name)
@@ -50,16 +52,16 @@ _NO_CONNECTION = cast(Connection, _NoConnection())
 
 
 class Request(NamedTuple):
-    """What a caller asks of one step."""
+    """The arguments of one step."""
 
     policy: Policy
     settlements: Sequence[Settlement]
     want: int
-    """Batches to lease. No more than ``BATCHES_AHEAD`` are leased, or settled."""
+    """Batches to lease. A step of more than ``BATCHES_AHEAD``, or that settles more, is not done optimistically."""
     clock: Clock | None
-    """Of tests."""
+    """The clock of tests; None: the database's."""
     committed: Committed | None = None
-    """They are not read."""
+    """Entries that a producer of this process has handed over: they need not be read."""
 
 
 @dataclass(slots=True)
@@ -70,34 +72,38 @@ class _Decided:
     settled: Settled
     batches: Sequence[Batch]
     look: optimistic_write.ReadAndLease | None = None
-    """Where the entries are read by the statement that writes: ``batches`` are known afterwards."""
+    """Set when the writing statement reads the entries too; ``batches`` are then known only after it."""
 
 
 class OptimisticSteps:
-    """Of one worker: each lane as it left it."""
+    """The optimistic steps of one worker, which remembers each lane as its last step left it."""
 
     def __init__(self, database: Database, ahead: ReadAhead) -> None:
         self._database = database
         self._ahead = ahead
         self._left: dict[Lane, LockedLane] = {}
         self._locked_steps: dict[Lane, int] = {}
-        """How many more steps of a lane take its lock, since one was not plain."""
+        """How many more steps of a lane take its lock, see ``LOCKED_STEPS``."""
         self._saw_all: set[Lane] = set()
-        """Lanes that the last step left ``emptied``."""
+        """Lanes whose last step left them ``emptied``."""
         self._since: dict[Lane, int] = {}
-        """The version from which on all steps of a lane were plain."""
+        """The version of a lane's last step under the lock; all later steps were optimistic."""
         self._looked_at: dict[Lane, float] = {}
-        """When the database last told its clock, in ``boottime``: for a while who does not read goes
-        on from there."""
+        """When the database's clock was last read, in ``boottime``. For ``FRESH_SECONDS`` after that, a step that
+        reads nothing extrapolates from it."""
 
     def step(self, lane: Lane, request: Request) -> Step | None:
-        """None, and nothing is written: the step takes the lock. Raises as ``Database.write``."""
+        """Settle and lease. None: nothing was written, the caller takes the lock. Raises as ``Database.write``."""
         left = self._left.get(lane)
         if left is None or not self._possible(request):
             return None
         try:
             decided = self._decide(left, request)
-        except (NeedsLock, OutboxError, DBAPIError):  # what the database has to say it says under the lock
+        except (
+            NeedsLock,
+            OutboxError,
+            DBAPIError,
+        ):  # the same step under the lock raises the error, if it is still there
             return self._fall_back(lane)
         row, look = decided.row, decided.look
         if not (request.settlements or decided.batches or look):
@@ -127,7 +133,7 @@ class OptimisticSteps:
         return not has_listeners(self._database.engine)
 
     def _decide(self, left: LockedLane, request: Request) -> _Decided:
-        """Settle and claim in memory. Raises ``NeedsLock``, or what reading raised."""
+        """Settle and claim in memory. Raises ``NeedsLock``, and the errors of reading."""
         policy, want = request.policy, request.want
         handed_over = self._handed_over(left, policy, request.committed) if want else None
         reads_while_writing = want > 0 and handed_over is None and self._reads_while_writing(left)
@@ -138,17 +144,18 @@ class OptimisticSteps:
         return _Decided(row, settled, claim(row, policy, want=want, look_due=False))
 
     def _commit(self, left: LockedLane, decided: _Decided) -> Sequence[bool] | None:
-        """Of each batch that arrived, whether it was still ours. None: the lane was not as it was left."""
+        """Write the decision. For each delivered batch: whether this worker still had its lease. None: another worker
+        has changed the lane, and nothing was written."""
         statements = optimistic_write.statements(self._database.dialect.optimistic_write)
         return self._database.alone(
             lambda pooled: self._write(pooled, left, decided.row, decided.look), statements=statements, in_turn=True
         )
 
     def _apply(self, decided: _Decided, request: Request, arrived: Sequence[bool]) -> Step:
-        """What the step did, after its commit, which is remembered."""
+        """The outcome of a step that was committed; the lane is remembered for the next one."""
         row, settled, batches = decided.row, decided.settled, decided.batches
         for one, ours in zip(request.settlements, arrived, strict=True):
-            if not ours:  # nothing else in the step depended on it
+            if not ours:  # the lease was lost; nothing else in the step depends on this batch
                 settled.batches -= 1
                 settled.sent -= one.batch.rows
                 settled.lost.append(one.batch.id)
@@ -158,19 +165,19 @@ class OptimisticSteps:
             self._saw_all.add(row.lane)
         done = Step(batches, settled, row.emptied)
         if decided.look is not None and request.want > 1 and batches and not row.emptied:
-            with suppress(OutboxError, DBAPIError):  # what is leased so far is to be sent, whatever becomes of the rest
+            with suppress(OutboxError, DBAPIError):  # the batch leased so far is sent even if this fails
                 self._add_more(done, request)
         return done
 
     def _add_more(self, done: Step, request: Request) -> None:
-        """There were more entries than a batch takes."""
+        """Lease the rest by a second step: the statement that reads while it writes leases one batch."""
         rest = request._replace(settlements=(), want=request.want - 1, committed=None)
         more = self.step(done.batches[0].lane, rest)
         if more is not None:
             done.batches, done.emptied = [*done.batches, *more.batches], more.emptied
 
     def _fall_back(self, lane: Lane) -> Step | None:
-        """It takes the lock, and some steps after it."""
+        """Give up: this step takes the lock, and so do the next ``LOCKED_STEPS``."""
         self._locked_steps[lane] = LOCKED_STEPS
         self._left.pop(lane, None)
         return None
@@ -181,22 +188,23 @@ class OptimisticSteps:
         return Step(emptied=row.emptied)
 
     def check_against(self, lane: Lane, version: int, cursor: int) -> None:
-        """The lane's row as it was read. It may be behind: a server that fails over can lose what it committed last."""
+        """Forget the lane if its row, as just read, differs from what this worker committed. The row may also be
+        older: a server that fails over can lose its last commits."""
         left = self._left.get(lane)
         if left is not None and (left.version, left.cursor) != (version, cursor):
             self._left.pop(lane, None)
 
     def is_alone(self, lane: Lane) -> bool:
-        """Whether the next step may be plain."""
+        """Whether the next step may be optimistic."""
         return lane in self._left
 
     def only_since(self, lane: Lane, version: int) -> bool:
-        """Whether all steps since then were plain, and the last one left the lane ``emptied``."""
+        """Whether all steps since ``version`` were optimistic, and the last one left the lane ``emptied``."""
         left = self._left.get(lane)
         return left is not None and lane in self._saw_all and self._since[lane] <= version <= left.version
 
     def remember(self, row: LockedLane, policy: Policy, *, optimistic: bool = False) -> None:
-        """After the commit of a step that left the lane so, locked or not."""
+        """Called after the commit of a step, under the lock or optimistic, with the lane as the step left it."""
         self._saw_all.discard(row.lane)
         if not optimistic:
             self._since[row.lane], self._looked_at[row.lane] = row.version, row.at
@@ -211,7 +219,8 @@ class OptimisticSteps:
             self._locked_steps[lane] = locked_steps - 1
 
     def _handed_over(self, left: LockedLane, policy: Policy, committed: Committed | None) -> Any:
-        """What would be read, if it is known: a row of ``RUN``."""
+        """The entries handed over by a producer of this process, in the form of a row of ``RUN``. None: they have to be
+        read, for they are unknown, do not begin right above the cursor, exceed a batch, or are too old."""
         if committed is None or committed.first != left.cursor + 1 or len(committed.payloads) > policy.batch_max_rows:
             return None
         if not self._knows_time(left.lane) or boottime() - committed.at > FRESH_SECONDS:
@@ -224,7 +233,7 @@ class OptimisticSteps:
         return boottime() - self._looked_at[lane] < FRESH_SECONDS
 
     def _read(self, left: LockedLane, request: Request, want: int, handed_over: Any) -> LockedLane:
-        """The lane as it was left, and what is above its cursor."""
+        """The lane as the last step left it, one version on, with the entries above its cursor."""
         policy, clock = request.policy, request.clock
         version, at = left.version + 1, boottime()
         kept = (left.floor, left.cursor, version, left.folded_version, left.health)
@@ -252,7 +261,7 @@ class OptimisticSteps:
         return LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, ahead=rows, look=look, clock=now_of_tests)
 
     def _reads_while_writing(self, left: LockedLane) -> bool:
-        """Whether the statement that writes is asked for the entries too: there are few, and the time is known."""
+        """Whether the writing statement reads the entries too: few are expected, and the database's time is known."""
         return self._database.dialect.reads_while_writing and left.emptied and self._knows_time(left.lane)
 
     @staticmethod
@@ -264,7 +273,8 @@ class OptimisticSteps:
 
     @staticmethod
     def _took(row: LockedLane, policy: Policy, look: optimistic_write.ReadAndLease) -> Sequence[Batch]:
-        """The batch that was leased as it was found, unless somebody else has changed the lane."""
+        """The batch of the entries that the statement found. Empty when they did not fit one. Whether its lease was
+        written, which fails when another worker has changed the lane, only the caller knows."""
         found = look.found
         if not found.fit:
             row.newest = row.cursor if (found.newest or 0) <= row.cursor else None

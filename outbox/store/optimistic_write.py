@@ -1,9 +1,9 @@
-"""All that a plain step writes, as one statement, which commits itself, where the database has one for it.
+"""The writes of an optimistic step: one autocommitted statement, where the database has a form for it.
 
-PostgreSQL    the changes are parts of a WITH: one round trip; where few entries are likely, the look too
-SQLite        rows for a view that has a trigger: between two statements a thread may wait for the interpreter, and
-              producers meanwhile for the write lock
-others        a transaction of a few statements: all in a block of MariaDB's is no faster (benchmarks/NOTES.md)
+PostgreSQL    data-modifying CTEs of one WITH: one round trip, which also reads the entries where few are expected
+SQLite        an INSERT into a view with an INSTEAD OF trigger: between two statements the thread may wait for the
+              interpreter lock, and producers meanwhile for SQLite's write lock
+others        a transaction of a few statements: a compound statement of MariaDB is no faster (benchmarks/NOTES.md)
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ Names = tuple[str, ...]
 Values = Mapping[str, Any]
 
 SAVED = ("version", "cursor")
-"""What a plain step changes of the lane's row."""
+"""The columns of the lane's row that an optimistic step changes."""
 _ARRIVED, _LEASED = "arrived", "leased"
 
 
 def statements(how: OptimisticWrite | None) -> int:
-    """As how many it is written at most, whatever it writes."""
+    """An upper bound of the statements of one write."""
     return 3 if how == "apart" else 1
 
 
@@ -63,12 +63,14 @@ def write(
     arrivals: Sequence[Values],
     leases: Sequence[Values],
 ) -> Sequence[bool] | None:
-    """Which of the batches that arrived were still ours. None, and nothing is written: somebody else has changed the
-    lane. ``saved``: of ``save_lane``; ``arrivals``: of ``settling``; ``leases``: columns of new batches, in place of
-    ``due_at`` how long they last, ``lease_us``, and ``clock``. They begin when the statement runs: what is known here
-    of the time may be wrong.
+    """Save the lane, settle the delivered batches, insert the new ones. For each delivered batch: whether this worker
+    still had its lease. None: another worker has changed the lane, and nothing was written.
 
-    Raises the driver's errors; on SQLite its ``IntegrityError`` in place of None.
+    ``saved``: parameters of ``save_lane``; ``arrivals``: of ``settling``. ``leases``: columns of new batches, with
+    ``lease_us`` (how long the lease lasts) and ``clock`` (µs, of tests; None otherwise) in place of ``due_at``. A lease
+    begins when the statement runs, by the database's clock: the time known to this process may be wrong.
+
+    Raises the driver's errors; on SQLite its ``IntegrityError`` in place of None, and also when a lease was lost.
     """
     of_arrival, of_lease = (tuple(some[0]) if some else () for some in (arrivals, leases))
     if how == "triggered":
@@ -85,14 +87,14 @@ def write(
 
 
 def _numbered(what: str, rows: Sequence[Values]) -> dict[str, Any]:
-    """The parameters of all of them."""
+    """The parameters of all ``rows`` as one mapping, each name prefixed with ``what`` and the row's place."""
     return {f"{what}{at}_{name}": value for at, row in enumerate(rows) for name, value in row.items()}
 
 
 @cache
 def _joined(of_arrival: Names, arrivals: int, of_lease: Names, leases: int) -> CompiledStatement:
-    """Its row: how many rows of the lane were ``saved``, without which nothing else is written, and of each batch
-    whether it had arrived."""
+    """The WITH statement. Its one row counts the lane rows that were ``saved`` (with 0 nothing else is written), and
+    for each delivered batch the batch rows that were settled, 1 or 0."""
     saved = saved_lane(SAVED).returning(LANE.c.lane).cte("saved")
     still = select(saved).exists()
     settled = _settled(still, of_arrival, arrivals)
@@ -126,28 +128,29 @@ def _lease_end(now: Any, prefix: str = "") -> Any:
 
 @dataclass
 class ReadAndLease:
-    """For a batch of the next entries, in the statement that leases it. ``lease``: what is known of the batch before.
-    Its lease of ``lease_us`` begins when the statement looks, see ``write``.
+    """A batch whose entries are read by the statement that leases it. ``lease``: the columns that are known before.
+    The lease of ``lease_us`` (µs) begins when the statement runs, see ``write``.
 
-    ``found``, afterwards: a row of ``RUN``, and whether its entries ``fit`` a batch.
+    ``found`` is set by the statement: a row of ``RUN``, and ``fit``, whether its entries make one batch.
     """
 
     lane: Lane
     lease: Values
     most: int
-    """Entries."""
+    """Upper bound of the entries."""
     max_bytes: int
     lease_us: int
     now: int | None
-    """Of the clock of tests. None: of the database."""
+    """The time by the clock of tests, µs. None: the database's clock is used."""
     found: Any = None
 
 
 def look_and_write(
     pooled: PoolProxiedConnection, dialect: Dialect, saved: Values, arrivals: Sequence[Values], look: ReadAndLease
 ) -> Sequence[bool] | None:
-    """As ``write``, and leases what is found. None, and nothing is written, also where it does not fit, or is nothing
-    while nothing has arrived. The lane's cursor is not taken from ``saved``."""
+    """As ``write``, and lease the batch that is found. Nothing is written, and None returned, also when the entries do
+    not fit one batch, or when there are none and no batch was delivered either. The new cursor comes from the entries
+    found, not from ``saved``."""
     joined = _looking(look.lane, tuple(arrivals[0]) if arrivals else (), len(arrivals), tuple(look.lease))
     first = saved["read_cursor"] + 1
     asked = {"first": first, "last": first + look.most - 1, "most": look.most, "max_bytes": look.max_bytes}
@@ -225,16 +228,17 @@ _NUMBERS = count()
 
 @dataclass(frozen=True)
 class _View:
-    """A view in the temporary schema of a connection. The first row that is inserted saves the lane; each settles a
-    batch, leases one, or both. When the lane or a batch is not as it was, all is undone."""
+    """A view in a connection's temporary schema whose trigger does the writes. The first row inserted into it saves the
+    lane; each row settles a batch, leases one, or both. When the lane's version or a lease has changed, the trigger
+    raises ABORT, which undoes the whole INSERT."""
 
     name: str
     ddl: Sequence[str]
     into: str
-    """The INSERT, without its rows; ``marks`` are those of one."""
+    """The INSERT up to VALUES; ``marks`` are the placeholders of one row."""
     marks: str
     columns: Mapping[str, Callable[[Any], Any] | None]
-    """How their values are converted for the driver."""
+    """By column name, the conversion of its values for the driver; None: none is needed."""
 
     def write(
         self, pooled: PoolProxiedConnection, saved: Values, arrivals: Sequence[Values], leases: Sequence[Values]

@@ -1,9 +1,9 @@
-"""The entries of a batch as the database joins them, and reading them before they are claimed.
+"""Reading the entries of a batch by one query, and reading them before they are claimed.
 
-The log is append-only: what was committed between two numbers without a gap stays what it was. So a full batch can be
-read before the lane is locked, and is claimed without a look if nobody else has changed the lane meanwhile. On
-PostgreSQL, where reading takes longer than all else that a claim does, a thread reads while the batches before are on
-their way. On SQLite a claim reads just before it takes the lock that producers wait for.
+The log is append-only: a range of numbers that was committed without a gap never changes. So a full batch can be read
+before the lane is locked, and is claimed without reading it again if no other worker has changed the lane meanwhile.
+On PostgreSQL, where reading takes longer than the rest of a claim, a thread reads while the batches before are on the
+wire. On SQLite a claim reads just before it takes the write lock, which producers wait for.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from outbox.store.ledger import LockedLane
 from outbox.store.schema import LOGS
 
 _READ_AT_ONCE_BYTES = 8 * 1024 * 1024
-"""Where a full batch of the largest entries fits this, payloads are read with the numbers: one query for two."""
+"""If a full batch of the largest entries fits this, numbers and payloads are read by one query instead of two."""
 BATCHES_AHEAD = 4
-"""As many as are claimed at once."""
+"""Full batches read ahead, and the most that an optimistic step leases."""
 FEW = 20
-"""Where joining is slow (``Dialect.joins_slowly``), fewer entries are read row by row."""
+"""Where aggregation is slow (``Dialect.aggregates_slowly``), fewer entries than this are read row by row."""
 FRESH_SECONDS = 1.0
-"""What was read longer ago is read again: meanwhile somebody may have deleted or restored rows by hand."""
+"""Rows read longer ago are read again: an operator may have deleted or restored rows by hand since."""
 
 
 def run_of(log: Table) -> Any:
-    """The entries from ``first`` to ``last`` as one row: how many, the last number, bytes, the payloads as lines. With
-    none of them it still has the newest number."""
+    """The entries from ``first`` to ``last`` aggregated into one row: how many, the last number, bytes, the payloads
+    joined by line breaks. ``newest``, the highest number in the log, and ``now`` are set even if there are none."""
     within = log.c.seq.between(bindparam("first"), bindparam("last"))
     found = select(log.c.seq, log.c.size, log.c.payload).where(within).order_by(log.c.seq).subquery()
     return select(
@@ -63,21 +63,21 @@ _NOW = CompiledStatement(select(now_us().label("now")))
 
 
 def at_once(lane: Lane, policy: Policy) -> bool:
-    """Whether a batch of the lane may be read by ``RUN``: its size is known only when it is here."""
+    """Whether a batch of the lane may be read by ``RUN``, whose size is known only after it was fetched."""
     return policy.batch_max_rows * LANES[lane].max_payload_bytes <= _READ_AT_ONCE_BYTES
 
 
 def whole(row: Any) -> bool:
-    """Whether the joined payloads are all there, a line each: a database may cut off what is too long for it."""
+    """Whether a row of ``RUN`` has every payload whole, one line each: a database may truncate a long aggregate."""
     length = row.size + row.entries - 1
     return row.lines is not None and len(row.lines) == length and row.lines.count("\n") == row.entries - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """``begun_at``: of ``boottime``.
+    """A planned read of one batch. ``begun_at``: of ``boottime``.
 
-    ``row``: a future of ``Ahead.look``; None: it is read when it is wanted.
+    ``row``: the future of ``ReadAhead.look``; None: it is read when the claim wants it.
     """
 
     begun_at: float
@@ -90,8 +90,8 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """``rows``: of ``RUN``, by their first number. They hold while the lane has this ``version``. ``times``: of
-    ``boottime``, when each was begun to be read."""
+    """``rows``: rows of ``RUN`` by their first number, valid while the lane has this ``version``. ``times``: when the
+    read of each began, by ``boottime``."""
 
     version: int
     rows: Mapping[int, Any]
@@ -101,20 +101,21 @@ class Found:
 class ReadAhead:
     """The next full batches of each lane, by the number of their first entry.
 
-    What is read holds for the lane as this worker left it. Beside another worker nothing is read.
+    They are valid for the lane as this worker left it. While another worker uses the lane nothing is read ahead.
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._reads: dict[Lane, dict[int, Read]] = {}
         self._versions: dict[Lane, int] = {}
-        """Of each lane, as this worker left it."""
+        """The version of each lane after this worker's last step."""
         self._thread = _thread()
         self._pid = os.getpid()
 
     def ready(self, lane: Lane, policy: Policy, want: int) -> Found:
-        """What is there for ``want`` batches. Raises nothing: what is not, the claim reads itself, and tells why."""
-        if self._pid != os.getpid():  # the parent's thread is not here
+        """The rows read so far for the next ``want`` batches. Raises nothing: the claim reads the missing ones itself,
+        and raises then."""
+        if self._pid != os.getpid():  # the parent's thread does not exist in a forked child
             self._reads, self._thread, self._pid = {}, _thread(), os.getpid()
         rows, times = {}, {}
         with suppress(Exception):
@@ -126,9 +127,10 @@ class ReadAhead:
         return Found(self._versions.get(lane, 0), rows, times)
 
     def plan(self, left: LockedLane, policy: Policy) -> bool:
-        """After the commit of a step that ``left`` the lane so: what the next one will claim. Raises nothing.
+        """Called after the commit of a step with the lane as it ``left`` it: begin to read what the next step will
+        claim. Raises nothing.
 
-        Whether this worker had left the lane before it, too.
+        Returns whether the step before it in this lane was this worker's too: no other worker came between.
         """
         lane, before = left.lane, self._reads.pop(left.lane, {})
         alone = self._versions.get(lane) == left.version - 1
@@ -140,7 +142,7 @@ class ReadAhead:
             rows = policy.batch_max_rows
             batches = min(BATCHES_AHEAD, (left.newest - left.cursor) // rows)
             firsts = [left.cursor + 1 + number * rows for number in range(batches)]
-            with suppress(RuntimeError):  # closed, or no thread is to be had
+            with suppress(RuntimeError):  # the executor is closed, or no thread can be started
                 kept = {first: kept.get(first) or self._read(lane, first, rows) for first in firsts}
         self._reads[lane] = kept
         for first in before.keys() - kept.keys():
@@ -153,8 +155,8 @@ class ReadAhead:
         return Read(boottime(), self._thread.submit(self.look, lane, first, rows) if beside else None)
 
     def look(self, lane: Lane, first: int, rows: int, *, few: bool = False, untimed: bool = False) -> tuple[Any, float]:
-        """A row of ``RUN``, and when reading it began, in ``boottime``. ``few``: likely so.
-        ``untimed``: its ``now`` may be None."""
+        """A row of ``RUN``, and when reading it began, by ``boottime``. ``few``: few entries are expected.
+        ``untimed``: ``now`` of the row may be None."""
         began = boottime()
         if few and self._database.dialect.aggregates_slowly:
             found = self._database.look(_FEW[lane], {"first": first})
@@ -171,12 +173,12 @@ class ReadAhead:
         return RUN[lane].record((len(found), last, sum(row.size for row in found), lines, last, now))
 
     def close(self) -> None:
-        """Wait for the read that is under way; the others are not begun."""
+        """Wait for the running read; cancel the others."""
         self._reads = {}
         if self._pid == os.getpid():
             self._thread.shutdown(cancel_futures=True)
 
 
 def _thread() -> ThreadPoolExecutor:
-    """Starts at the first read."""
+    """An executor of one thread, which starts at the first read."""
     return ThreadPoolExecutor(1, thread_name_prefix="outbox-reader")
