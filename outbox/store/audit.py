@@ -1,17 +1,17 @@
-"""The auditor: looks again where nobody else would.
+"""The audit: finds rows that no claim would ever read.
 
-A number at or below the cursor is looked at only through its batch or its hole. So a row that got there by
-another way (a hole row deleted by hand, an explicit seq, a sequence set back, a table restored) would wait for
-ever. The auditor compares the rows present with the ledger, range by range:
+A number at or below the cursor is read only through its batch or its hole. So a row that got there in another way (a
+hole deleted by hand, an explicit seq, a sequence set back, a table restored) would wait for ever. The auditor compares
+the rows present with the ledger, range by range:
 
-    a number that nothing accounts for, or a row inside a forgotten hole   -> a hole again, so it is delivered
-    a row whose number is spent (its batch is purged, or it is below the floor), or whose batch was settled before
-    it was written, in a log that lost rows                                -> renumbered above the cursor
+    a number in no batch and no hole, or a row inside a forgotten hole     -> a hole again, so it is delivered
+    a row whose number is used up (its batch is purged, or it is below the floor), or whose batch was settled before
+    the row was written, in a log that lost rows                           -> renumbered above the cursor
         unless it is proven to be a restored copy of a delivered row       -> deleted again
     the sequence stands below the cursor                                   -> the lane stops until it is mended
     a batch that is not delivered has lost rows                            -> the lane stops until it is mended
 
-Here is what looks and judges; ``mend`` brings back, and ``auditor`` runs the one and the other.
+This module compares and judges, ``mend`` brings rows back, and ``auditor`` runs both in order.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Span = tuple[int, int]
 Conditions = Sequence[ColumnElement[bool]]
 
 RANGE = 100_000
-"""Numbers compared at a time."""
+"""Numbers compared by one call of ``inspect``."""
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class AuditReport:
 
     lane: Lane
     strays: int = 0
-    """Rows that nobody would have looked at; they are delivered now."""
+    """Rows that no claim would have read; they will be delivered now."""
     renumbered: int = 0
     """Of these, rows that had to take a new number."""
     copies: int = 0
@@ -52,12 +52,13 @@ class AuditReport:
     missing: int = 0
     """Entries of unfinished batches whose row is gone."""
     discarded: int = 0
-    """Entries that were missing and that mending gave up; ``shed`` in the lane's status."""
+    """Missing entries that ``mend`` gave up; they count as ``shed`` in the lane's status."""
     problem: str | None = None
     """Why the lane is stopped, and how to mend it."""
 
     def add(self, move: AuditReport) -> None:
-        """What one move under the lane's lock found and did. It may have run again: only what it committed counts."""
+        """Add the counts of one transaction. A transaction may be repeated, so only the report of the committed run is
+        added."""
         self.strays += move.strays
         self.renumbered += move.renumbered
         self.copies += move.copies
@@ -67,18 +68,18 @@ class AuditReport:
 
 @dataclass(slots=True)
 class Findings:
-    """One range of one lane, compared."""
+    """The result of comparing one range of one lane with the ledger."""
 
     present: Runs
     unaccounted: Runs = ()
     forgotten: Runs = ()
     """Present rows inside forgotten holes."""
     spent: Runs = ()
-    """Present rows whose batch is purged."""
+    """Present rows with the number of a purged batch."""
     overwritten: Runs = ()
-    """Present rows of settled batches that were written after the settlement: not what the batch was settled for."""
+    """Present rows of settled batches that were written after the settlement: not the rows that were settled."""
     shrunken: list[tuple[Row[Any], Runs]] = field(default_factory=list)
-    """Unfinished batches, and the members whose rows are gone."""
+    """Batches that are not finished or are dead, with the members whose rows are gone."""
 
     @property
     def clean(self) -> bool:
@@ -86,12 +87,12 @@ class Findings:
 
     @property
     def misplaced(self) -> Runs:
-        """Present rows whose number says of them what is true of an earlier row."""
+        """Present rows whose number belonged to an earlier row, so that the ledger's account of it is not theirs."""
         return runs.union([*self.spent, *self.overwritten])
 
     def recheck_span(self, span: Span) -> Span:
-        """The part of ``span`` (lo, hi] to look at again, where it is not clean."""
-        if self.misplaced:  # what is around them tells them
+        """The part (lo, hi] of ``span`` to compare again under the lock. The findings must not be ``clean``."""
+        if self.misplaced:  # recognised by the batches around them, so all of it
             return span
         gone = (run for _, members in self.shrunken for run in members)
         numbers = runs.union([*self.unaccounted, *self.forgotten, *gone])
@@ -106,7 +107,7 @@ class Findings:
         return sum(runs.count(gone) for _, gone in self.shrunken)
 
     def missing_rows(self, version: int) -> MissingRows | None:
-        """What is missing, and around what to look for it again; None: nothing is."""
+        """What is missing, and the span to look for it again. ``version``: of the lane. None: nothing is missing."""
         if not self.shrunken:
             return None
         first = min(gone[0][0] for _, gone in self.shrunken)
@@ -116,20 +117,20 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class MissingRows:
-    """Where rows of unfinished batches were gone when it was looked at under the lane's lock."""
+    """A span in which rows of unfinished or dead batches were missing, as seen under the lane's lock."""
 
     span: Span
     missing: int
     version: int
-    """Of the lane, after the look."""
+    """The version that the transaction of this look gave the lane."""
 
 
 @dataclass(frozen=True, slots=True)
 class FullScan:
-    """What all ranges of a stopped lane had, seen without its lock."""
+    """The findings in all ranges of a stopped lane, compared without its lock."""
 
     version: int
-    """Of the lane, before the look."""
+    """The lane's version before the scan."""
     missing: int
     misplaced: bool
 
@@ -146,14 +147,15 @@ def ranges(connection: Connection, lane: Lane, newest: int | None = None) -> Ite
 
 
 def longest_batch_span(connection: Connection, lane: Lane) -> int:
-    """How far any batch above the floor reaches, from its first number to its last."""
+    """The largest distance between the first and the last number of a batch above the floor."""
     floor = select(LANE.c.floor).where(LANE.c.lane == str(lane)).scalar_subquery()
     above = (BATCH.c.lane == str(lane), BATCH.c.last_seq > floor)
     return int(connection.execute(select(func.max(BATCH.c.last_seq - BATCH.c.first_seq)).where(*above)).scalar() or 0)
 
 
 def inspect(connection: Connection, lane: Lane, lo: int, hi: int, *, reach: int | None = None) -> Findings:
-    """Compare the rows numbered (lo, hi] with the ledger. Rows are read first: a purge in between hides nothing.
+    """Compare the rows numbered (lo, hi] with the ledger. The rows are read first, so a purge between the two reads
+    hides nothing.
 
     ``reach``: the result of ``longest_batch_span``, given when many ranges are compared; a batch that is longer, and so
     was cut since, is then left out. None: every batch above the range is read.
@@ -180,7 +182,7 @@ def _inspect_each(
     holes: Sequence[Row[Any]],
     batches: Conditions,
 ) -> Findings:
-    """Batch by batch."""
+    """Compare batch by batch, which also finds ``shrunken`` and ``overwritten``."""
     lo, hi = span
     kept: list[Span] = []
     purged: list[Span] = []
@@ -215,15 +217,15 @@ def _compare(found: Findings, span: Span, holes: Sequence[Row[Any]], kept: Runs,
 
 
 def _overlapping(lane: Lane, lo: int, hi: int, reach: int | None) -> Conditions:
-    """Of batches that may have members in (lo, hi]."""
+    """Conditions for the batches that may have members in (lo, hi]. ``reach``: see ``inspect``."""
     live = (BATCH.c.lane == str(lane), BATCH.c.state != BatchState.SUPERSEDED)
     near = () if reach is None else (BATCH.c.last_seq <= hi + reach,)
     return (*live, BATCH.c.last_seq > lo, BATCH.c.first_seq <= hi, *near)
 
 
 def _owned(connection: Connection, batches: Conditions, span: Span) -> tuple[Runs, Runs] | None:
-    """The numbers in ``span`` of batches whose rows are kept, and of purged ones, put together by the database: there
-    may be as many batches as rows. None: so many have two batches that a gap does not show."""
+    """The numbers in ``span`` that belong to batches whose rows are kept, and to purged ones. The database joins
+    adjacent batches, for there may be as many batches as rows. None: it cannot, because batches overlap."""
     purged = BATCH.c.purged_at.is_not(None)
     first, last, entries = BATCH.c.first_seq, BATCH.c.last_seq, BATCH.c.entries
     neighbours = last - first + 1 == entries
@@ -248,7 +250,7 @@ def _owned(connection: Connection, batches: Conditions, span: Span) -> tuple[Run
 
 
 def _present(connection: Connection, lane: Lane, lo: int, hi: int) -> Runs:
-    """Runs of the numbers present in (lo, hi]: islands, found by the database."""
+    """The runs of numbers present in (lo, hi], computed by the database (gaps and islands)."""
     islands = text(
         "SELECT min(seq), max(seq) FROM (SELECT seq, seq - row_number() OVER (ORDER BY seq) AS island"  # noqa: S608
         f" FROM {LANES[lane].table} WHERE seq > :lo AND seq <= :hi) AS numbered GROUP BY island ORDER BY 1"
@@ -257,9 +259,10 @@ def _present(connection: Connection, lane: Lane, lo: int, hi: int) -> Runs:
 
 
 def _newest_lost_rows(connection: Connection, lane: Lane) -> bool:
-    """Rows left the log without a purge (TRUNCATE, a restore), so their numbers may have been handed out again.
+    """Whether rows left the log without a purge (TRUNCATE, a restore), so that their numbers may have been handed out
+    again.
 
-    Numbers are used again from below, so the newest settled batch is the last to look whole.
+    Numbers are handed out again from below, so the newest settled batch is the last one that looks complete again.
     """
     floor = select(LANE.c.floor).where(LANE.c.lane == str(lane)).scalar_subquery()
     above = BATCH.c.last_seq > floor  # below it all are purged, and there may be many
@@ -272,9 +275,9 @@ def _newest_lost_rows(connection: Connection, lane: Lane) -> bool:
 
 
 def _overwritten(connection: Connection, lane: Lane, lo: int, hi: int, settled: list[tuple[Row[Any], Runs]]) -> Runs:
-    """Members written when their batch was settled, or later.
+    """Members written at the time that their batch was settled, or later.
 
-    The times alone prove nothing, a clock may have been set back between the two: asked only when rows were lost.
+    The times alone prove nothing, for a clock may have been set back between the two: called only when rows were lost.
     """
     log = LOGS[lane]
     since = min(batch.settled_at for batch, _ in settled)
@@ -288,23 +291,23 @@ def _overwritten(connection: Connection, lane: Lane, lo: int, hi: int, settled: 
 
 
 def version_stopped(connection: Connection, lane: Lane) -> int | None:
-    """The version of a lane that is stopped; None: it is not."""
+    """The version of the lane if it is stopped; None: it is not."""
     says = select(LANE.c.version, LANE.c.state, LANE.c.next_probe_at).where(LANE.c.lane == str(lane))
     row = connection.execute(says).one()
     return row.version if Health(LaneState(row.state), None, row.next_probe_at).stopped else None
 
 
 def judge_sequence(lane: LockedLane, report: AuditReport) -> None:
-    """Stop the lane when its sequence was set back. Looked at first: renumbering would only make it worse."""
+    """Stop the lane when its sequence was set back. Checked first, for renumbering would then only do harm."""
     report.problem = _set_back(lane)
     _become(lane, lane.health, report)
 
 
 def judge(lane: LockedLane, report: AuditReport, gone: Sequence[MissingRows], scan: FullScan | None) -> bool:
-    """Stop the lane at a contradiction; open one that was stopped when all of it, not only a part, is mended.
+    """Stop the lane at a contradiction; open a stopped lane when all of it, not only a part, is mended.
 
-    ``gone``: of this audit, in the order of the looks. ``scan``: None opens nothing, nor does one of a lane that has
-    changed since. False: it has.
+    ``gone``: what this audit found, in order. ``scan``: None opens nothing, nor does a scan after which the lane was
+    changed. Returns False in that last case: a new scan is needed.
     """
     health = lane.health
     report.missing = _missing(lane, gone)
@@ -318,8 +321,9 @@ def judge(lane: LockedLane, report: AuditReport, gone: Sequence[MissingRows], sc
 
 
 def _missing(lane: LockedLane, gone: Sequence[MissingRows]) -> int:
-    """Looked at again if others had the lock since: an operator may have mended the lane, and stopped once more, for
-    what is true no longer, it would wait for the next audit of all."""
+    """Entries missing now. The spans are compared again if another transaction had the lock since this audit saw them:
+    an operator may have mended the lane, and if it were stopped for what is no longer true, it would stay stopped until
+    the next full audit."""
     ours_alone = range(lane.version - len(gone), lane.version)
     if [each.version for each in gone] == list(ours_alone):
         return sum(each.missing for each in gone)
@@ -327,10 +331,11 @@ def _missing(lane: LockedLane, gone: Sequence[MissingRows]) -> int:
 
 
 def _not_mended(lane: LockedLane, scan: FullScan | None) -> str | None:
-    """Why a stopped lane stays so; None: all of it is as it should be."""
+    """Why a stopped lane stays stopped; None: all of it is in order."""
     if scan is None or not _is_of_now(lane, scan):
         return lane.health.reason
-    hidden = lane.health.reason if scan.misplaced else None  # by the next batch to be settled, which looks whole
+    # In an open lane the next settled batch looks complete, and would hide that rows were lost.
+    hidden = lane.health.reason if scan.misplaced else None
     return _gone(lane, scan.missing) or hidden
 
 
@@ -339,7 +344,8 @@ def _is_of_now(lane: LockedLane, scan: FullScan) -> bool:
 
 
 def _become(lane: LockedLane, health: Health, report: AuditReport) -> None:
-    """Stopped where there is a problem. What stays as it is keeps its version: another auditor may be looking at it."""
+    """Set the lane's health, stopped if there is a problem and the lane is not off. A lane that does not change keeps
+    its version, on which another auditor's scan may rely."""
     if report.problem and health.state is not LaneState.OFF:
         health = Health(LaneState.PAUSED, report.problem)
     lane.untouched = health == lane.health
@@ -349,7 +355,7 @@ def _become(lane: LockedLane, health: Health, report: AuditReport) -> None:
 def _set_back(lane: LockedLane) -> str | None:
     table = LANES[lane.lane].table
     dialect = dialect_of(lane.connection)
-    highest = highest_number(lane)  # before the sequence: whoever takes a number in between moves it too
+    highest = highest_number(lane)  # read before the sequence: a number taken in between moves both
     position = dialect.sequence_position(lane.connection, table)
     if position >= highest:
         return None

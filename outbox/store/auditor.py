@@ -1,13 +1,13 @@
 """An audit of one lane, from beginning to end.
 
-    the sequence stands below what was handed out        -> the lane stops, and nothing else is looked at
-    each range, in a snapshot of its own; it is not clean -> looked at again and mended, under the lane's lock
+    the sequence stands below a number in use             -> the lane stops, and nothing else is compared
+    each range, in a snapshot of its own: not clean       -> compared again and mended, under the lane's lock
     rows below the floor                                  -> brought back, under the lock
-    rows are gone, and others had the lock since          -> looked at again, under the lock, before the lane stops
-    a stopped lane, all of it in snapshots; it is clean   -> opened under the lock, if nobody changed it since
+    rows are gone, and another had the lock since         -> compared again under the lock before the lane stops
+    a stopped lane, all of it in snapshots: clean         -> opened under the lock, if it was not changed since
 
-Looking at a million numbers takes seconds, in which nobody else could have the lane, and on SQLite no producer the
-file: so no look takes the lock, but that at what is amiss in one range.
+Comparing a million numbers takes seconds. Under the lock no worker could use the lane meanwhile, and on SQLite no
+producer could write. So the lock is taken only to compare again the part of a range that is not clean.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from outbox.store.mend import give_up_missing, mend_below_floor, mend_range
 logger = logging.getLogger("outbox.store")
 
 _LOOKS = 5
-"""At all of a stopped lane, until nobody changes it meanwhile. A later audit opens it otherwise."""
+"""Scans of a stopped lane until one is not overtaken by a change. After that it is left to a later audit to open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Auditor:
-    """Audits one lane. ``on_lane`` runs a move under its lock."""
+    """Audits one lane. ``on_lane`` runs a function under the lane's lock, in a transaction, and returns its result."""
 
     database: Database
     lane: Lane
@@ -66,7 +66,7 @@ class Auditor:
                 self.database.dialect.advance_sequence(connection, table, beyond)
 
     def _mend_ranges(self, newest: int | None, mend: bool, report: AuditReport) -> list[MissingRows]:
-        """What is gone from the ranges."""
+        """Compare all ranges, mend those that are not clean, and add to the report. Returns what is missing."""
         missing: list[MissingRows] = []
         for span, found in self._ranges(newest):
             if found.clean:
@@ -88,7 +88,7 @@ class Auditor:
                 return
 
     def _full_scan(self) -> FullScan | None:
-        """A look at all of a stopped lane; None: it is not stopped."""
+        """Compare all ranges of a stopped lane; None: it is not stopped."""
         with self.database.read() as connection:
             version = audit.version_stopped(connection, self.lane)
         if version is None:

@@ -1,6 +1,6 @@
-"""What keeps a lane within its bounds: telemetry sheds its oldest entries, usage takes no more.
+"""Bounds of a lane: telemetry sheds its oldest entries, usage refuses new ones.
 
-Only pending entries are shed, never one in a live batch; what is shed is a settled batch and counted.
+Only pending entries are shed, never those of a live batch. Shed entries become a settled batch and are counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SHED_AT_ONCE = 5_000
 
 
 class Held(NamedTuple):
-    """Bytes."""
+    """Entries, and the bytes of their payloads."""
 
     entries: int
     size: int
@@ -33,22 +33,23 @@ class Held(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Surplus:
-    """By how much a lane was beyond its bounds when it was measured. Bytes; µs."""
+    """By how much a lane exceeded its bounds when it was measured. ``size`` in bytes, times in µs."""
 
     entries: int
     size: int
     before: int
-    """Entries written before this are too old."""
+    """Entries written before this time are too old."""
     cursor: int
     live: Held
-    """What live batches held: with what is above the cursor it is all that the lane holds."""
+    """What live batches held. Together with the entries above the cursor this is all that the lane held."""
     reason: str
 
     def now(self, lane: LockedLane) -> Held:
-        """What is left of it, less than nothing too: we have shed some, others may have, and claimed and delivered.
+        """The surplus that is left now, after this process and others have shed, claimed and delivered; it may be
+        negative.
 
-        Nothing, until it is measured again, where the floor has passed the cursor of then: receipts below it are
-        dropped, and with them what left.
+        0 if the floor has passed the cursor of the measurement: receipts below the floor may have been deleted, and
+        with them the count of what left the lane. Nothing more is shed before the next measurement.
         """
         if lane.floor > self.cursor:
             return Held(0, 0)
@@ -61,7 +62,8 @@ class Surplus:
 
 
 def surplus(connection: Connection, lane: Lane, bounds: Bounds, clock: Clock | None) -> Surplus | None:
-    """What has to go, measured in one snapshot; None: nothing."""
+    """Measure the lane; all in the snapshot of ``connection``. None: it is within its bounds, or has no entry above the
+    cursor to shed."""
     log = LOGS[lane]
     row = connection.execute(select(LANE.c.cursor, now_us().label("now")).where(LANE.c.lane == str(lane))).one()
     cursor, now = row.cursor, row.now if clock is None else clock()
@@ -82,14 +84,14 @@ def surplus(connection: Connection, lane: Lane, bounds: Bounds, clock: Clock | N
 
 
 def _held_by(connection: Connection, lane: Lane, *which: ColumnElement[bool]) -> Held:
-    """Batches of a lane."""
+    """What the batches of a lane that meet the conditions ``which`` hold, superseded ones excepted."""
     sums = [func.coalesce(func.sum(column), 0) for column in (BATCH.c.entries, BATCH.c.payload_bytes)]
     held = select(*sums).where(BATCH.c.lane == str(lane), BATCH.c.state != BatchState.SUPERSEDED, *which)
     return Held(*map(int, connection.execute(held).one()))
 
 
 def shed(lane: LockedLane, beyond: Surplus) -> int:
-    """Shed the oldest pending entries that are beyond the bounds, up to a chunk. Entries; 0: none left."""
+    """Shed the oldest pending entries beyond the bounds, up to a chunk. Entries shed; 0: none left."""
     over = beyond.now(lane)
     oldest = oldest_pending(lane, SHED_AT_ONCE)
     count = size = 0
@@ -102,10 +104,10 @@ def shed(lane: LockedLane, beyond: Surplus) -> int:
 
 
 def require_room(connection: Connection, lane: Lane, entries: int, bound: int) -> None:
-    """Raise ``OutboxFull`` unless ``entries`` more fit below ``bound``. One look at the ends of the log.
+    """Raise ``OutboxFull`` unless ``entries`` more fit below ``bound``.
 
-    Numbers that were rolled back count until a claim has passed them, but never alone: near the bound rows are
-    counted.
+    First by the distance between the highest number and the cursor, which is never too low but includes numbers that
+    were rolled back. Only if that exceeds the bound the rows are counted, up to the bound.
     """
     log = LOGS[lane]
     live = (
@@ -122,7 +124,7 @@ def require_room(connection: Connection, lane: Lane, entries: int, bound: int) -
     ).one()
     if max(row.newest - row.cursor, 0) + int(row.live) + entries <= bound:
         return
-    # In order, so by the index: as in queries.py.
+    # Ordered, so that PostgreSQL uses the index: see _COUNT in queries.py.
     above = select(log.c.seq).where(log.c.seq > row.cursor).order_by(log.c.seq).limit(bound + 1).subquery()
     counted = connection.execute(select(func.count()).select_from(above), execution_options=UNTRANSLATED)
     held = counted.scalar_one() + int(row.live)

@@ -1,7 +1,8 @@
 """What to send next, in this order: a batch that is due, rows found in holes, rows above the cursor.
 
-Every function works inside a transaction that holds the lane's row, so no two workers decide at once, or for a plain
-step (plain.py), which is written only if nobody else did. Nothing is sent before it is committed.
+Every function works inside a transaction that holds the lock of the lane's row, so no two workers decide at once; or
+for an optimistic step (optimistic.py), which is written only if no other worker has changed the lane. Nothing is sent
+before the commit.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from outbox.store.settle import halve
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """Entries to make a batch of. ``lines``: see ``Batch.lines``; ``size``: bytes of payload."""
+    """The entries of a batch to be made. ``lines``: see ``Batch.lines``; ``size``: bytes of payload."""
 
     members: Runs
     count: int
@@ -79,10 +80,11 @@ _LEASE_AGAIN = CompiledStatement(_leasing_again())
 
 
 def claim(lane: LockedLane, policy: Policy, *, want: int, look_due: bool, eager_holes: bool = False) -> Sequence[Batch]:
-    """Lease ``want`` batches, or as many as can be sent now.
+    """Lease up to ``want`` batches, as many as can be sent now.
 
-    ``look_due``: also look for due batches and holes; the caller does so by a timer and when nothing is new, so
-    that a busy claim does not walk the index of settled leases each time.
+    ``look_due``: also look for due batches and holes. The caller asks for it by a timer and when there are no new
+    entries, so that a busy claim does not walk the index entries of settled leases each time.
+    ``eager_holes``: look at the newest holes too, due or not.
     """
     batches: list[Batch] = []
     while len(batches) < want:
@@ -96,7 +98,7 @@ def claim(lane: LockedLane, policy: Policy, *, want: int, look_due: bool, eager_
 
 
 def _claim(lane: LockedLane, policy: Policy, want: int, look_due: bool, eager_holes: bool) -> Sequence[Batch]:
-    """One batch that waited, or some of the new entries."""
+    """Batches that are due, else one from holes, else new ones; empty: none can be sent now."""
     if not lane.health.may_send(lane.now, policy.max_wait_us):
         return []
     if lane.health.state is not LaneState.OPEN:
@@ -117,7 +119,8 @@ def _claim(lane: LockedLane, policy: Policy, want: int, look_due: bool, eager_ho
 
 
 def _probe(lane: LockedLane, policy: Policy, eager_holes: bool) -> Sequence[Batch]:
-    """Whatever waits, due or not; while everything is refused, every other time what was never refused."""
+    """At most one batch, the probe of a paused lane: a waiting one, due or not, then holes, then new entries. While
+    the endpoint refuses everything, new entries, which were never refused, come first every other time."""
     batches = _new(lane, policy, 1) if lane.health.fresh_first else []
     if not batches:
         batches = _due(lane, policy, 1, probe=True) or _from_holes(lane, policy, eager_holes)
@@ -130,7 +133,8 @@ def _probe(lane: LockedLane, policy: Policy, eager_holes: bool) -> Sequence[Batc
 
 
 def _due(lane: LockedLane, policy: Policy, want: int, *, probe: bool = False) -> Sequence[Batch]:
-    """Lease again the ``want`` batches that have been due longest; a probe takes any waiting one."""
+    """Lease again up to ``want`` batches, those that have been due longest; a ``probe`` takes a waiting one, due or
+    not."""
     values = {"key": lane.key, "now": lane.now, "horizon": lane.now + policy.max_wait_us, "count": want}
     batches: list[Batch] = []
     while not batches and (rows := _DUE[probe].rows(lane.connection, values)):
@@ -143,7 +147,7 @@ def _due(lane: LockedLane, policy: Policy, want: int, *, probe: bool = False) ->
 
 
 def _again_at_once(lane: LockedLane, policy: Policy, row: Row[Any]) -> bool:
-    """Whether a batch whose lease has expired is sent again now; if not, it waits or is halved."""
+    """Whether a batch whose lease has expired is sent again now; if not, it was set to wait, or halved."""
     add_to_totals(lane, failed_attempts=1)
     crashes = row.crash_count + 1
     crash = after_crash(attempts=row.attempts, crashes=crashes, entries=row.entries, backoff=backoff(policy, lane.lane))
@@ -170,7 +174,7 @@ def _again_at_once(lane: LockedLane, policy: Policy, row: Row[Any]) -> bool:
 
 
 def _lease_again(lane: LockedLane, policy: Policy, row: Row[Any]) -> Batch:
-    """The same members under the same key and a new token. An expired lease counts as an attempt."""
+    """Lease the batch with the same members and key under a new token. An expired lease counts as an attempt."""
     crashed = row.state == BatchState.LEASED
     token = new_id()
     deadline = lease_deadline(lane, policy)
@@ -214,7 +218,7 @@ def _from_holes(lane: LockedLane, policy: Policy, eager: bool) -> Sequence[Batch
 
 
 def _new(lane: LockedLane, policy: Policy, want: int) -> Sequence[Batch]:
-    """Batches of the entries above the cursor, which rises past them. One, where a number is missing."""
+    """Batches of the entries above the cursor, which rises past them. At most one where a number is missing."""
     batches: list[Batch] = []
     while len(batches) < want and (not batches or lane.cursor != lane.newest):
         entries = _neighbours(lane, policy)
@@ -228,7 +232,8 @@ def _new(lane: LockedLane, policy: Policy, want: int) -> Sequence[Batch]:
 
 
 def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
-    """The next batch by one query, if no number is missing and it fits. None: look closer."""
+    """The entries of the next batch by one query, if no number is missing and they fit. None: ``_above_cursor``
+    has to look row by row, unless the query found nothing above the cursor."""
     limit, most = policy.max_batch_bytes(lane.lane), policy.batch_max_rows
     if not at_once(lane.lane, policy):
         return None
@@ -245,13 +250,14 @@ def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
     if not row.entries or row.last - lane.cursor != row.entries or row.size > limit or not whole(row):
         return None
     if row.entries < most and row.last != row.newest:
-        return None  # there are more, behind a gap: they belong to this batch
+        return None  # more entries follow behind a gap, and fit this batch
     lane.cursor, lane.newest = row.last, newest
     return Entries(((first, row.last),), row.entries, row.size, row.lines)
 
 
 def newest_seen(row: Any, most: int) -> int | None:
-    """Of a batch of ``RUN`` that was read before. None: by now there may be newer entries."""
+    """The newest number in the log, from a row of ``RUN`` that was read earlier. None: the row held a full batch and
+    nothing beyond it, so newer entries may have been committed since."""
     newest: int = row.newest
     return newest if row.entries < most or newest > row.last else None
 
@@ -282,8 +288,8 @@ def _above_cursor(lane: LockedLane, policy: Policy) -> Entries | None:
 def _before_young_gap(lane: LockedLane, policy: Policy, numbers: Sequence[int], gaps: Runs) -> int:
     """How many of ``numbers`` come before the first gap whose next row is young.
 
-    Whoever took a missing number did so before the next row's was taken, and commits about now: waiting a moment
-    costs nothing and saves a hole. A row from the future is not young: the clock was set back.
+    The transaction that took a missing number took it before the next row's was taken, and commits about now: waiting
+    a moment costs nothing and saves a hole. A row dated more than a second ahead is not young: the clock was set back.
     """
     log = LOGS[lane.lane]
     young_from = lane.now - int(policy.young_hole_seconds * MICROSECONDS)
@@ -308,13 +314,13 @@ def read_entries(lane: LockedLane, members: Runs) -> Entries:
     payloads = _payloads(lane, members, wanted)
     if len(payloads) != wanted:
         raise MembersMissing(lane, wanted, len(payloads))
-    # A line break can only be what a person wrote between the tokens of a payload.
+    # Stored payloads are compact JSON. A line break is white space between tokens, written into the table by hand.
     lines = "\n".join([payload.replace("\n", " ") for payload in payloads])
     return Entries(members, wanted, sum(map(len, payloads)), lines)
 
 
 def _payloads(lane: LockedLane, members: Runs, entries: int) -> Sequence[str]:
-    """Row by row."""
+    """Their payloads in order, read row by row; fewer than ``entries`` when rows are gone."""
     log = LOGS[lane.lane]
     first, last = members[0][0], members[-1][1]
     query = select(log.c.seq, log.c.payload).order_by(log.c.seq)
@@ -327,7 +333,7 @@ def _payloads(lane: LockedLane, members: Runs, entries: int) -> Sequence[str]:
 
 
 class MembersMissing(Inside):
-    """The log lost rows that a batch holds: somebody deleted or restored them."""
+    """The log has lost rows of a batch: they were deleted by hand, or the table was restored."""
 
     def __init__(self, lane: LockedLane, entries: int, present: int) -> None:
         super().__init__(
@@ -337,13 +343,13 @@ class MembersMissing(Inside):
 
 
 def lease_deadline(lane: LockedLane, policy: Policy) -> float:
-    """Of ``boottime``: a POST that starts later might still run when the lease is over."""
+    """The latest start of a POST, by ``boottime``: one that starts later may still run when the lease ends."""
     return lane.at + policy.lease_seconds - policy.request_timeout
 
 
 def lease_columns() -> dict[str, Any]:
-    """Of a new lease, but for ``due_at``, its end."""
-    token = new_id()  # not uuid4, which lets go of the interpreter to ask the kernel for 16 bytes
+    """The columns of a new lease except ``due_at``, its end."""
+    token = new_id()  # not uuid4, which releases the interpreter lock to ask the kernel for 16 bytes
     return {"state": BatchState.LEASED, "lease_token": token}
 
 
@@ -360,7 +366,7 @@ def _lease(lane: LockedLane, policy: Policy, found: Entries) -> Batch:
 
 
 def new_batch(lane: LockedLane, policy: Policy, found: Entries, columns: Mapping[str, Any]) -> Batch:
-    """``columns``: that it was leased with."""
+    """The batch in memory. ``columns``: those of its row, as it is inserted with its lease."""
     return Batch(
         id=columns["id"],
         lane=lane.lane,

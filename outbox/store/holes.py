@@ -1,8 +1,9 @@
 """Holes: numbers at or below the cursor that were not there when a claim looked.
 
-A hole is a slower transaction that commits later, a rollback, or a burnt number. It is looked at again at half
-its age, filled when its rows appear, and forgotten only when nobody can fill it any more: *first* it is read
-that nobody can, *then* that it is not filled. The other order loses a row committed in between.
+A hole stands for a slower transaction that commits later, a rollback, or a burnt number. It is checked again after half
+its age, filled when its rows appear, and forgotten only when no transaction can fill it any more: the *first* query
+finds that no such transaction is left, the *second* that the hole is still empty. The other order loses a row that is
+committed between the two.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ from outbox.store.schema import HOLE, LOGS
 FIRST_CHECK_US = 20_000
 LAST_CHECK_US = 60 * MICROSECONDS
 _AT_ONCE = 50
-"""Holes looked at in one transaction."""
+"""Holes checked in one transaction."""
 
 
 def record(lane: LockedLane, gaps: Sequence[tuple[int, int]], *, due_now: bool = False) -> None:
-    """Put ``gaps`` down as holes, to be looked at soon."""
+    """Record ``gaps`` as holes, due now or in ``FIRST_CHECK_US``."""
     if gaps:
         check_at = lane.now if due_now else lane.now + FIRST_CHECK_US
         columns = {"lane": lane.key, "seen_at": lane.now, "next_check_at": check_at}
@@ -36,9 +37,9 @@ def record(lane: LockedLane, gaps: Sequence[tuple[int, int]], *, due_now: bool =
 
 
 def check(lane: LockedLane, policy: Policy, *, eager: bool) -> Runs:
-    """Look at the holes that are due (``eager``: at the newest too). The numbers found there, at most a batch.
+    """Check the holes that are due (``eager``: the newest too). The numbers found in them, at most a batch.
 
-    Those that stay empty are forgotten or dated anew here; what is found is left to ``fill``.
+    Holes that are still empty are forgotten or get a new due time; for the numbers found the caller calls ``fill``.
     """
     due = _due(lane, policy, eager)
     if not due:
@@ -55,7 +56,7 @@ def check(lane: LockedLane, policy: Policy, *, eager: bool) -> Runs:
 
 
 def _due(lane: LockedLane, policy: Policy, eager: bool) -> Sequence[Row[Any]]:
-    """Those that are due, the longest first; ``eager``: the newest too, but never instead of them."""
+    """Holes that are due, the longest due first; ``eager``: the newest in addition, never in place of a due one."""
     live = select(HOLE).where(HOLE.c.lane == lane.key, HOLE.c.next_check_at.is_not(None)).limit(_AT_ONCE)
     late = overdue(HOLE.c.next_check_at, lane.now, lane.now + policy.max_wait_us)
     queries = [live.where(late).order_by(HOLE.c.next_check_at)]
@@ -71,7 +72,7 @@ def _present(lane: LockedLane, ranges: Sequence[tuple[int, int]], limit: int) ->
 
 
 def _look_again_or_forget(lane: LockedLane, policy: Policy, hole: Row[Any], writers: frozenset[str] | None) -> None:
-    seen_at = min(hole.seen_at, lane.now)  # the clock was set back: it is as old as this moment
+    seen_at = min(hole.seen_at, lane.now)  # a time ahead of now: the clock was set back, and the age starts at 0
     age = lane.now - seen_at
     again = min(max(age // 2, FIRST_CHECK_US), LAST_CHECK_US)
     values: dict[str, object] = {"seen_at": seen_at, "next_check_at": lane.now + again}
@@ -81,7 +82,7 @@ def _look_again_or_forget(lane: LockedLane, policy: Policy, hole: Row[Any], writ
         nobody = not writers
         values["blockers"] = json.dumps(sorted(writers))
     else:
-        # Whoever may fill the hole was at work when it was first looked at; later ones get higher numbers.
+        # A transaction that may fill the hole was running at its first check; later ones take higher numbers.
         left = writers & (frozenset(json.loads(hole.blockers)) | {"prepared"})
         nobody = not left
         values["blockers"] = json.dumps(sorted(left))
@@ -91,20 +92,20 @@ def _look_again_or_forget(lane: LockedLane, policy: Policy, hole: Row[Any], writ
 
 
 def fill(lane: LockedLane, taken: Runs) -> None:
-    """Numbers that a batch takes leave their holes, in the same transaction."""
+    """Take the numbers of a new batch out of their holes, in the transaction that inserts the batch."""
     _take_out(lane, taken, HOLE.c.forgotten_at.is_(None))
 
 
 def revive(lane: LockedLane, present: Runs) -> None:
-    """Rows turned up inside forgotten holes: these numbers are a live hole again, due now."""
+    """Make numbers of forgotten holes, in which rows turned up, live holes again, due now."""
     if present:
         _take_out(lane, present, HOLE.c.forgotten_at.is_not(None))
         record(lane, present, due_now=True)
 
 
 def _take_out(lane: LockedLane, numbers: Runs, which: ColumnElement[bool]) -> None:
-    """Shrink or split ``which`` holes of the lane, so that none of ``numbers`` is left in them."""
-    # By the whole span: a thousand scattered runs in one WHERE are too deep an expression for SQLite.
+    """Shrink, split or delete the holes that meet ``which``, so that none of ``numbers`` is left in them."""
+    # Selected by the whole span: a thousand scattered runs in one WHERE are too deep an expression for SQLite.
     span = (HOLE.c.lo <= numbers[-1][1], HOLE.c.hi >= numbers[0][0])
     for hole in lane.connection.execute(select(HOLE).where(HOLE.c.lane == lane.key, which, *span)).all():
         whole = ((hole.lo, hole.hi),)

@@ -1,4 +1,8 @@
-"""The row of a lane: locked first by whoever changes its batches or holes, saved last under its version."""
+"""The row of a lane, and the SQL that changes batches under it.
+
+A transaction that changes batches or holes of a lane locks the lane's row first, and saves it last under the version
+that it read. An optimistic step (optimistic.py) takes no lock: it relies on the comparison of the version alone.
+"""
 
 from __future__ import annotations
 
@@ -26,50 +30,53 @@ from outbox.store.dialects import now_us
 from outbox.store.schema import BATCH, HOLE, LANE
 
 Clock = Callable[[], int]
-"""Microseconds since the epoch. Given only by tests; otherwise the database's clock rules."""
+"""Returns microseconds since the epoch. Given only by tests; otherwise the database's clock is used."""
 
 
 class Inside(Exception):
-    """What the store raises for itself: no statement is without its answer then."""
+    """Base of exceptions that the store raises between statements, never while one is running: the connection stays
+    usable after them."""
 
 
 class LostClaim(Inside):
-    """Another worker changed the lane in between."""
+    """Another worker has changed the lane since its row was read."""
 
 
 class NeedsLock(Inside):
-    """It takes the lane's lock: see ``plain.py``."""
+    """Raised by an optimistic step (``optimistic.py``) when it needs the lane's lock."""
 
 
 @dataclass(slots=True)
 class LockedLane:
-    """The row of a lane inside a transaction that holds its lock, or of a plain step (``plain.py``)."""
+    """The row of a lane inside a transaction that holds its lock, or in an optimistic step (``optimistic.py``), where
+    ``connection`` cannot be used. Changes to it are written at the end of either."""
 
     connection: Connection
     lane: Lane
     floor: int
     cursor: int
     version: int
-    """Of this transaction: one above what was read."""
+    """The version that will be saved: one above the version read."""
     folded_version: int
     health: Health
     now: int
     at: float
-    """A moment of ``boottime``, at ``now`` or before it: a lease from ``now`` on lasts as long from here."""
+    """``boottime`` (s) at ``now`` or a little before it: a lease that begins at ``now`` is counted from here, so this
+    process never believes it to last longer than the database does."""
     newest: int | None = None
-    """The newest entry, if a claim has seen it."""
+    """The number of the newest entry that a claim saw; None: unknown, newer ones may have been committed."""
     untouched: bool = False
-    """Nothing was written under the lock: nothing is to be saved."""
+    """True: nothing was written under the lock, so the row need not be saved."""
     ahead: Mapping[int, Any] = field(default_factory=dict)
-    """Full batches that were read before the lock, by their first number: see ``read_ahead.py``."""
+    """Rows of ``RUN`` read before the lock was taken, by their first number: see ``read_ahead.py``."""
     leases: list[dict[str, Any]] = field(default_factory=list)
-    """Batches to insert, all at once, when the lane's row is saved."""
+    """Columns of the batches to insert by one statement before the lane's row is saved."""
     look: Callable[[int], Any] | None = None
-    """Of a plain step: the row of ``RUN`` from a number on."""
+    """Set in an optimistic step only: reads the row of ``RUN`` from a number on, without the lock."""
     arrivals: list[dict[str, Any]] = field(default_factory=list)
-    """Of ``leased_batch``: what a plain step settles when it writes."""
+    """Parameters of ``leased_batch``: the delivered batches that an optimistic step settles when it writes."""
     clock: int | None = None
-    """Of a plain step in tests: ``now``. None: what it writes has the time of the database."""
+    """In an optimistic step of tests: ``now``. None: new leases begin by the database's clock."""
 
     @property
     def optimistic(self) -> bool:
@@ -77,7 +84,7 @@ class LockedLane:
 
     @property
     def emptied(self) -> bool:
-        """A claim saw that no entry is above the cursor, or was given all that its caller knew of."""
+        """Whether no entry is known above the cursor: a claim saw none, or took all that its caller handed over."""
         return self.newest == self.cursor
 
     @property
@@ -100,27 +107,30 @@ def save_lane(names: tuple[str, ...]) -> CompiledStatement:
 
 
 def saved_lane(names: Iterable[str]) -> Update:
-    """The update of a lane's row that is still as it was read, by parameters: see ``saving``."""
+    """The compare-and-swap of a lane's row: an UPDATE of ``names`` if version and cursor are still those that were
+    read. Its parameters: see ``saving``."""
     read = [LANE.c.lane == bindparam("key")]
     read += [LANE.c[name] == bindparam(f"read_{name}") for name in ("version", "cursor")]
     return update(LANE).where(*read).values({name: bindparam(NEW + name) for name in names})
 
 
 NEW = "new_"
-"""Before the name of a column: the parameter that it is set to."""
+"""Prefix of the parameter that holds the new value of a column."""
 
 
 LEASED = {"batch": BATCH.c.id, "token": BATCH.c.lease_token, "leased": BATCH.c.state}
-"""By parameter, the columns that tell whether a batch is still ours."""
+"""The parameters of the lease fence, with the columns they are compared to."""
 
 
 def still_leased(batch_id: Any, token: Any, leased: Any = BatchState.LEASED) -> Sequence[ColumnElement[bool]]:
-    """The lease fence, as WHERE conditions: no row when the lease was lost. Values, or parameters of such values."""
+    """The lease fence as WHERE conditions, which no row meets when the lease was lost. The arguments are values or
+    bind parameters."""
     return BATCH.c.id == batch_id, BATCH.c.lease_token == token, BATCH.c.state == leased
 
 
 def leased_batch(names: Iterable[str], prefix: str = "") -> Update:
-    """The update of a batch whose lease is still ours, by parameters: ``batch``, ``token``, ``leased``, ``new_...``."""
+    """The UPDATE of a batch under the lease fence. ``names``: of its parameters ``batch``, ``token``, ``leased`` and
+    ``new_...``, each of which gets the ``prefix``."""
     fence = still_leased(*(bindparam(prefix + name) for name in LEASED))
     changed: dict[str, Any] = {n.removeprefix(NEW): bindparam(prefix + n) for n in names if n.startswith(NEW)}
     return update(BATCH).where(*fence).values(changed)
@@ -133,7 +143,7 @@ def settling(names: tuple[str, ...]) -> CompiledStatement:
 
 @contextmanager
 def locked(connection: Connection, lane: Lane, clock: Clock | None = None) -> Iterator[LockedLane]:
-    """Lock the lane's row; write back what the block changed, and one version more.
+    """Lock the lane's row; after the block save what it changed, with the version raised by one.
 
     Raises ``LostClaim`` when the version moved (possible on Galera, where a lock is local to a node), and
     ``SchemaOutOfDate`` when the lane has no row.
@@ -168,7 +178,7 @@ def no_row(lane: Lane) -> SchemaOutOfDate:
 
 
 def saving(lane: Lane, read: Any, values: Mapping[str, object]) -> dict[str, object]:
-    """Parameters of ``save_lane``. ``read``: has the version and the cursor that were read."""
+    """Parameters of ``save_lane``. ``read``: an object with the ``version`` and ``cursor`` that were read."""
     fence = {"key": str(lane), "read_version": read.version, "read_cursor": read.cursor}
     return {NEW + name: value for name, value in values.items()} | fence
 
@@ -198,11 +208,11 @@ TOTAL_OF = {
     Ending.SHED: "shed",
     Ending.DISCARDED: "shed",
 }
-"""The column of the lane's row that counts the entries of batches that ended so."""
+"""The counter in the lane's row for the entries of batches with this ending."""
 
 
 def add_to_totals(lane: LockedLane, **amounts: int) -> None:
-    """Add to counting columns of the lane's row; its lock is held."""
+    """Add to counters in the lane's row, whose lock is held."""
     added = {name: amount for name, amount in amounts.items() if amount}
     if added:
         _adding(tuple(added)).changed(lane.connection, [{"key": lane.key} | {f"add_{n}": a for n, a in added.items()}])
@@ -220,7 +230,7 @@ def new_id() -> UUID:
 
 
 def insert_batch(lane: LockedLane, members: Runs, entries: int, payload_bytes: int, **columns: object) -> UUID:
-    """Write a batch row; the id is new unless ``columns`` has one."""
+    """Insert a batch and return its id, which is new unless ``columns`` has one."""
     values = batch_columns(lane, members, entries, payload_bytes, **columns)
     lane.connection.execute(_INSERT_BATCH, values)
     id: UUID = values["id"]
@@ -242,31 +252,32 @@ def batch_columns(
 
 
 def new_columns(lane: LockedLane) -> dict[str, Any]:
-    """Of a batch, whatever is in it."""
+    """The columns of a new batch that do not depend on its members."""
     batch_id = new_id()
     return {"id": batch_id, "lane": lane.key, "root_id": batch_id, "created_at": lane.now}
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What a lane has besides new entries."""
+    """What waits in a lane besides new entries."""
 
     batches: int
-    """Leased or waiting, those of this transaction included."""
+    """Batches leased or waiting, those that this transaction will insert included."""
     due: bool
-    """One of them may be sent again."""
+    """At least one of them may be sent again."""
     holes: bool
-    """There are some that may still be filled."""
+    """There are holes that may still be filled."""
     hole_due: bool
-    """One of them is to be looked at again."""
+    """At least one hole is due to be checked."""
 
 
 IS_LIVE = or_(*(BATCH.c.state == state for state in LIVE))
-"""Of a batch. Each state by itself, and nothing else in it: so each is a range of the index, on SQLite too."""
+"""Condition: a batch is live. One comparison for each state, and nothing else in the OR, so that every database,
+SQLite too, turns each into a range of the index."""
 
 
 def overdue(column: ColumnElement[Any], now: Any, horizon: Any) -> ColumnElement[bool]:
-    """``core.policy.is_due`` as a condition. ``horizon``: ``now`` and the longest wait, in µs as they all are."""
+    """``core.policy.is_due`` in SQL. ``horizon``: ``now`` + the longest wait. All in µs."""
     return or_(column <= now, column > horizon)
 
 
@@ -289,7 +300,7 @@ _WAITING = CompiledStatement(_waiting())
 
 
 def waiting_of(lane: LockedLane, max_wait_us: int) -> Waiting:
-    """By one query. What is due more than ``max_wait_us`` (µs) from now is due: the clock was set back."""
+    """Read by one query. ``max_wait_us``: the longest wait, see ``is_due``."""
     [row] = _WAITING.rows(lane.connection, {"key": lane.key})
 
     def due(*ends: int | None) -> bool:

@@ -1,11 +1,11 @@
-"""What the auditor does about what it found, under the lane's lock.
+"""Mending: what the auditor does under the lane's lock about its findings.
 
-A row whose number is spent is delivered again under a new number unless it is *proven* to be a copy of a row that
-was delivered, brought back by a restore. Nothing in the ledger remembers the ids of purged rows, so the proof is
-by time: the row was written before its batch was cut, and a row that took the number anew was written after the
-purge. That holds unless the clock stands back between the two by more than lay between cut and purge, so a purge
-within ``CLOCK_ERROR`` of the cut proves nothing, nor does a row of the same instant (SQLite counts milliseconds),
-nor a batch that ended another way than delivered. In doubt an entry is sent twice: losing it would be worse.
+A row whose number is used up is delivered under a new number unless it is *proven* to be a copy, brought back by a
+restore, of a row that was delivered. The ledger does not keep the ids of purged rows, so the proof is by time: a copy
+was written before its batch was cut, while a row that got the same number again was written after the purge. That
+holds unless the clock was set back between cut and purge by more than the time between them. So a purge within
+``CLOCK_ERROR`` of the cut proves nothing, nor does a row of the same instant (SQLite counts milliseconds), nor a batch
+that ended in another way than delivered. In doubt an entry is sent twice: losing it would be worse.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from outbox.store.schema import BATCH, LOGS
 from outbox.store.settle import ended, payload_bytes
 
 CLOCK_ERROR = 600 * MICROSECONDS
-"""µs that clocks of servers, or one clock before and after it was set back, may differ."""
+"""By how much (µs) the clocks of two servers, or one clock before and after it is set, may differ."""
 ROWS_AT_ONCE = 200
-"""Rows read, payloads of up to 4 MiB and all, at a time."""
+"""Rows read at a time, with their payloads of up to 4 MiB."""
 
 
 def mend_range(lane: LockedLane, lo: int, hi: int) -> tuple[AuditReport, MissingRows | None]:
-    """Bring back the strays of one range, looked at again under the lane's lock; and what is gone from it."""
+    """Compare (lo, hi] again under the lane's lock, and bring strays back. Returns the counts and what is missing."""
     report, found = _bring_back_misplaced(lane, lo, hi)
     holes.revive(lane, found.forgotten)
     holes.record(lane, found.unaccounted, due_now=True)
@@ -43,7 +43,7 @@ def mend_range(lane: LockedLane, lo: int, hi: int) -> tuple[AuditReport, Missing
 
 
 def mend_below_floor(lane: LockedLane) -> AuditReport | None:
-    """Bring back some rows at or below the floor, where every number is spent; None: none were there."""
+    """Bring back some rows at or below the floor, where every number is used up; None: there are none."""
     log = LOGS[lane.lane]
     below = select(log.c.seq).where(log.c.seq <= lane.floor).order_by(log.c.seq).limit(ROWS_AT_ONCE)
     numbers = lane.connection.execute(below).scalars().all()
@@ -52,9 +52,9 @@ def mend_below_floor(lane: LockedLane) -> AuditReport | None:
 
 
 def give_up_missing(lane: LockedLane, lo: int, hi: int) -> AuditReport:
-    """Unfinished batches go on with the members that are left; what is gone is discarded, and counted so.
+    """Let unfinished and dead batches go on with the members that are left; the missing ones are discarded and counted.
 
-    A batch on the wire is left alone: its settlement or its expiry comes first.
+    A batch under a valid lease is left alone: it may be settled yet, or its lease expires.
     """
     report, found = _bring_back_misplaced(lane, lo, hi)
     for batch, gone in found.shrunken:
@@ -65,7 +65,7 @@ def give_up_missing(lane: LockedLane, lo: int, hi: int) -> AuditReport:
 
 
 def _bring_back_misplaced(lane: LockedLane, lo: int, hi: int) -> tuple[AuditReport, Findings]:
-    """What is found in (lo, hi], but for rows at numbers that are not theirs: these are above the cursor now."""
+    """Move misplaced rows of (lo, hi] above the cursor. Returns the counts, and the findings in (lo, hi] after it."""
     lo, hi = max(lo, lane.floor), min(hi, lane.cursor)
     found = inspect(lane.connection, lane.lane, lo, hi)
     if not found.misplaced:
@@ -75,7 +75,7 @@ def _bring_back_misplaced(lane: LockedLane, lo: int, hi: int) -> tuple[AuditRepo
 
 
 def _bring_back(lane: LockedLane, misplaced: Runs) -> AuditReport:
-    """Give these rows new numbers; delete those that are proven copies. Rows that are gone by now are left out."""
+    """Give the rows at these numbers new ones; delete proven copies. Rows that no longer exist are skipped."""
     report = AuditReport(lane.lane)
     log = LOGS[lane.lane]
     for numbers in _chunks(misplaced):
@@ -83,7 +83,7 @@ def _bring_back(lane: LockedLane, misplaced: Runs) -> AuditReport:
         rows = lane.connection.execute(query.with_for_update()).all()
         copies = _copies(lane, rows)
         again = [row for row in rows if row.seq not in copies]
-        seen = [row.seq for row in rows]  # not ``numbers``: a row may have come since
+        seen = [row.seq for row in rows]  # not ``numbers``: a row may have been committed at one of them since
         lane.connection.execute(delete(log).where(log.c.seq.in_(seen)))
         if again:
             columns = ("id", "payload", "size", "created_at")
@@ -124,9 +124,11 @@ def _copies(lane: LockedLane, rows: Sequence[Row[Any]]) -> frozenset[int]:
 
 
 def _split_off(lane: LockedLane, batch: Row[Any], gone: Runs) -> None:
-    """Two batches take the place of one: what is left goes on as before, what is gone is discarded and purged.
+    """Supersede the batch by two: one with the members left, which goes on as before, and one with the members
+    ``gone``, which is discarded and purged.
 
-    The key names a set of entries, so another set has another key. An expired lease counts as an attempt here too.
+    The Idempotency-Key stands for a set of entries, so another set gets another key. An expired lease counts as an
+    attempt here too.
     """
     nothing_of_a_settlement = {"verdict": None, "settled_at": None, "settled_version": None}
     lane.connection.execute(

@@ -1,6 +1,7 @@
-"""What an operator or a bound does to entries: requeue, discard, shed, switch a lane off.
+"""Operations on entries by an operator or a bound: requeue, discard, end pending entries, switch a lane off.
 
-Each runs in chunks, one short transaction a chunk, and is safe to run again.
+Each works on a chunk, in a short transaction of its own; the caller repeats it until it returns 0. All are safe to run
+again.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from outbox.store.settle import ended
 T = TypeVar("T")
 
 CHUNK = 500
-"""Dead letters moved in one transaction, or asked for by one statement: databases bound its parameters."""
+"""Dead letters moved in one transaction, or named in one statement: databases bound its parameters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +34,14 @@ class Window:
     """Which dead letters: by batch, and by the time they died. Times in microseconds; None: no bound."""
 
     batch_ids: Sequence[UUID] | None = None
-    """In order of their last numbers."""
+    """In order of ``last_seq``. None: any batch."""
     since: int | None = None
     until: int | None = None
     version: int | None = None
-    """Of the lane, when they were dead: what dies after it is left out."""
+    """A version of the lane: batches that die after it are left out."""
 
     def parts(self) -> Iterator[Window]:
-        """Windows that a statement can ask for, one after the other."""
+        """Windows with few enough ``batch_ids`` for one statement."""
         if self.batch_ids is None:
             yield self
         else:
@@ -54,7 +55,7 @@ def chunks(items: Iterable[T]) -> Iterator[list[T]]:
 
 
 def dead_letters(lane_key: str, window: Window) -> Any:
-    """WHERE conditions for the dead letters of a lane inside a window. Below the floor there are others only."""
+    """WHERE conditions for the dead letters of a lane inside a window. They are all above the floor."""
     conditions = [
         BATCH.c.lane == lane_key,
         BATCH.c.state == BatchState.SETTLED,
@@ -73,7 +74,7 @@ def dead_letters(lane_key: str, window: Window) -> Any:
 
 
 def requeue(lane: LockedLane, policy: Policy, window: Window) -> int:
-    """Merge up to a chunk of dead letters into new waiting batches, attempts 0. Entries moved; 0: none left."""
+    """Merge up to a chunk of dead letters into new waiting batches with 0 attempts. Entries moved; 0: none left."""
     dead = _chunk(lane, window)
     lane.untouched = not dead
     for group in _groups(dead, policy.batch_max_rows):
@@ -91,7 +92,7 @@ def requeue(lane: LockedLane, policy: Policy, window: Window) -> int:
 
 
 def discard(lane: LockedLane, window: Window) -> int:
-    """End up to a chunk of dead letters for good; retention deletes them later. Entries; 0: none left."""
+    """End up to a chunk of dead letters for good; retention deletes them later. Entries ended; 0: none left."""
     dead = _chunk(lane, window)
     lane.untouched = not dead
     _leave_dead(lane, dead, **ended(lane, Ending.DISCARDED))
@@ -127,17 +128,17 @@ def _leave_dead(lane: LockedLane, dead: Sequence[Row[Any]], **values: Any) -> No
 
 
 def oldest_pending(lane: LockedLane, at_most: int) -> Sequence[Any]:
-    """Number, size and time (µs) of the first rows above the cursor, in order."""
+    """Rows ``seq, size, created_at`` (µs) of the first entries above the cursor, in order."""
     log = LOGS[lane.lane]
     above = select(log.c.seq, log.c.size, log.c.created_at).where(log.c.seq > lane.cursor)
     return lane.connection.execute(above.order_by(log.c.seq).limit(at_most)).all()
 
 
 def end_pending(lane: LockedLane, rows: Sequence[Any], verdict: Ending, reason: str) -> int:
-    """End entries unsent: the first of ``oldest_pending``, seen by one statement. Entries ended.
+    """End entries without sending them. ``rows``: a result of ``oldest_pending``, or its beginning. Entries ended.
 
-    Only the rows that were seen, never a range of numbers: a row that commits late is not ended unseen, its number
-    becomes a hole. Entries in live batches are left alone.
+    Only the rows that one statement saw end, never a range of numbers: the number of a row that commits later becomes a
+    hole, and the row is delivered. Entries in live batches are not touched.
     """
     if rows:
         numbers = [row.seq for row in rows]
@@ -148,15 +149,15 @@ def end_pending(lane: LockedLane, rows: Sequence[Any], verdict: Ending, reason: 
 
 
 def _end(lane: LockedLane, members: runs.Runs, payload_bytes: int, verdict: Ending, reason: str) -> None:
-    """Entries that were in no batch end unsent; retention deletes them."""
+    """Insert a settled batch of entries that were in none; retention deletes them."""
     columns = ended(lane, verdict)
     insert_batch(lane, members, runs.count(members), payload_bytes, last_error=reason, **columns)
 
 
 def switch_off(lane: LockedLane, policy: Policy, reason: str) -> int:
-    """The lane is off: what waits is discarded and counted, up to a chunk a call. Entries; 0: nothing left.
+    """Switch the lane off and discard what waits, counted, up to a chunk a call. Entries discarded; 0: none left.
 
-    A batch on the wire is left alone; when it comes back it is waiting, and the next call takes it.
+    A leased batch is left alone. If it is not delivered it becomes waiting, and the next call discards it.
     """
     lane.health = Health(LaneState.OFF, reason)
     waiting = (BATCH.c.lane == lane.key, BATCH.c.state == BatchState.WAITING)
@@ -173,6 +174,6 @@ def switch_off(lane: LockedLane, policy: Policy, reason: str) -> int:
 
 
 def switch_on(lane: LockedLane) -> None:
-    """A lane that was off is open again; any other keeps its health."""
+    """Open the lane if it is off; a lane in any other state is not changed."""
     if lane.health.state is LaneState.OFF:
         lane.health = Health()

@@ -1,7 +1,7 @@
-"""Reading: an entry by id, dead letters, the state of a lane. Nothing here writes.
+"""Queries: an entry by id, dead letters, the status and outlook of a lane. Nothing here writes.
 
-``find`` costs one index look-up a lane and then the batches whose span holds the number: O(1) for rows near
-the end of the log, O(batches above it) for old ones.
+``find`` costs one index look-up a lane and then reads the batches whose span contains the number: O(1) for rows near
+the end of the log, O(batches above the number) for old ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from outbox.store.operate import Window, chunks, dead_letters
 from outbox.store.schema import BATCH, HOLE, LANE, LOGS, REMOVED
 
 PENDING_COUNTED_EXACTLY = 10_000
-"""Up to here pending rows are counted; beyond it the distance of the numbers is told, which is never less."""
+"""Fewer pending rows are counted. Otherwise their number is estimated as highest number - cursor, an upper bound."""
 
 
 def find(connection: Connection, entry_id: UUID) -> EntryView | None:
@@ -42,7 +42,7 @@ def find(connection: Connection, entry_id: UUID) -> EntryView | None:
 
 
 def batch_of(connection: Connection, lane: Lane, seq: int) -> Row[Any] | None:
-    """The batch that holds a number; None while it is pending."""
+    """The batch that has ``seq`` as a member, superseded ones excepted; None: the entry is pending."""
     spanning = (
         select(BATCH)
         .where(
@@ -85,7 +85,7 @@ def _view(lane: Lane, row: Row[Any], batch: Row[Any] | None) -> EntryView:
 
 
 def iterate_dead(connection: Connection, lane: Lane, window: Window) -> Iterator[DeadLetter]:
-    """Dead entries of a lane in order of seq, read some at a time: there may be as many batches as entries."""
+    """Dead entries of a lane in order of their batches, read in chunks: there may be as many batches as entries."""
     log = LOGS[lane]
     read = (log.c.seq, log.c.id, log.c.payload) if lane is Lane.USAGE else (log.c.seq, log.c.id)
     for some in chunks(_dead_numbers(connection, lane, window)):
@@ -117,7 +117,7 @@ def _dead_numbers(connection: Connection, lane: Lane, window: Window) -> Iterato
 def _dead_batches(
     connection: Connection, lane: Lane, window: Window, *columns: Any, where: Sequence[Any] = ()
 ) -> Iterator[Row[Any]]:
-    """Dead batches in order of their last numbers, which no two of them share."""
+    """Dead batches in order of ``last_seq``, which is unique among them, read in chunks."""
     for part in window.parts():
         query = select(BATCH.c.last_seq, *columns).where(*dead_letters(str(lane), part), *where)
         query = query.order_by(BATCH.c.last_seq).limit(operate.CHUNK)
@@ -140,10 +140,10 @@ def count_dead(connection: Connection, lane: Lane, window: Window) -> DeadCounts
 
 
 def dead_batches(connection: Connection, entry_ids: Iterable[UUID]) -> list[UUID]:
-    """The batches of those of the entries that are dead, lane by lane in order of their last numbers.
+    """The batches of the dead ones among the entries, lane by lane, in order of ``last_seq``.
 
-    As ``find``, for many: most died one by one, and are looked up by their numbers. What is left may be anywhere in
-    what died together, which is read once.
+    Most entries died in a batch of one, which is found by its number. For the others the dead batches with several
+    members are read once.
     """
     found: list[UUID] = []
     left = set(entry_ids)
@@ -159,7 +159,7 @@ def dead_batches(connection: Connection, entry_ids: Iterable[UUID]) -> list[UUID
 
 
 def _batches_of(connection: Connection, lane: Lane, numbers: list[int]) -> list[UUID]:
-    """The dead batches that hold some of these numbers, which are in order."""
+    """The dead batches with members among ``numbers``, which are sorted."""
     dead = dead_letters(str(lane), Window())
     last = {
         batch.last_seq: batch.id
@@ -180,7 +180,7 @@ def _live(state: BatchState, what: Any) -> Any:
 
 
 def _total(name: str) -> Any:
-    """A counter of the lane's row, and what settled since it was folded last."""
+    """A counter of the lane's row plus the entries settled since the last fold."""
     unfolded = (
         select(func.coalesce(func.sum(BATCH.c.entries), 0))
         .where(
@@ -207,13 +207,13 @@ _STATUS = select(
     .scalar_subquery()
     .label("removed"),
 ).where(LANE.c.lane == bindparam("key"))
-"""One statement, so one moment: a batch settled in between is neither lost nor told twice."""
+"""One statement, so one snapshot: a batch settled meanwhile is neither left out nor counted twice."""
 
-# As in ledger.py, built once: an idle worker looks, and people poll.
+# Built once, as in ledger.py: idle workers and monitoring ask often.
 _NEWER = {lane: log.c.seq > bindparam("cursor") for lane, log in LOGS.items()}
 _COUNT = {
     lane: select(func.count()).select_from(
-        # In order, so by the index: PostgreSQL takes a third of the log for newer, and would begin with the oldest row.
+        # Ordered, so by the index: PostgreSQL expects a third of the log to match, and would scan from the oldest row.
         select(LOGS[lane].c.seq).where(newer).order_by(LOGS[lane].c.seq).limit(PENDING_COUNTED_EXACTLY).subquery()
     )
     for lane, newer in _NEWER.items()
@@ -259,7 +259,7 @@ def lane_status(connection: Connection, lane: Lane, clock: Clock | None = None) 
 
 
 def _pending(connection: Connection, lane: Lane, cursor: int) -> tuple[int, int | None]:
-    """Entries in no batch, and when the oldest of them was written (µs)."""
+    """The number of entries in no batch, and when the oldest of them was written (µs); None: there are none."""
     above = {"cursor": cursor}
     count = connection.execute(_COUNT[lane], above).scalar_one()
     if count == PENDING_COUNTED_EXACTLY:
@@ -272,10 +272,11 @@ def _pending(connection: Connection, lane: Lane, cursor: int) -> tuple[int, int 
 
 @cache
 def something_to_do(lane: Lane) -> CompiledStatement:
-    """A query with one row: whether new rows, due batches or due holes wait, and what the lane says of it."""
+    """A query with one row: whether there are new rows (``newer``), the first due time of a live batch and of a hole
+    (µs or NULL), and state, next probe, version and cursor of the lane."""
     log = LOGS[lane]
     key = str(lane)
-    # Not EXISTS: as in _COUNT, and without an order to ask for.
+    # max(), not EXISTS: PostgreSQL would scan from the oldest row as in _COUNT, and EXISTS takes no order.
     newer = select(func.coalesce(func.max(log.c.seq), 0)).scalar_subquery() > LANE.c.cursor
     due = select(func.min(BATCH.c.due_at)).where(BATCH.c.lane == key, IS_LIVE).scalar_subquery()
     hole = select(func.min(HOLE.c.next_check_at)).where(HOLE.c.lane == key).scalar_subquery()
@@ -285,12 +286,12 @@ def something_to_do(lane: Lane) -> CompiledStatement:
 
 
 def first_timer(row: Any) -> int | None:
-    """Of a row of ``something_to_do``: when the first batch or hole is due (µs); None: none waits."""
+    """When the first batch or hole is due (µs), from a row of ``something_to_do``; None: none waits."""
     return min((at for at in (row.due_at, row.hole_at) if at is not None), default=None)
 
 
 def outlook_of(row: Any, now: int, health: Health, max_wait_us: int) -> Outlook:
-    """What a row of ``something_to_do`` means for a lane in this ``health``."""
+    """The outlook from a row of ``something_to_do`` for a lane with this ``health``. ``now``: µs."""
     if health.state is LaneState.OFF or health.stopped:
         return Outlook(False, None, paused=True)
     first = first_timer(row)

@@ -1,4 +1,4 @@
-"""Counts of what was taken out of telemetry. Written in transactions of their own, never in that of a producer."""
+"""Counts of what was taken out of telemetry for privacy. Written in transactions of their own, never a producer's."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from outbox.core.privacy import OTHER, Place, Removal, Removed, Why
 from outbox.store.schema import REMOVED
 
 MOST_ROWS = 2000
-"""Beyond these, new keys are counted as ``(other)``: whoever invents keys must not fill the database."""
+"""With this many rows in the table, new keys are counted as ``(other)``: a host that generates keys must not fill the
+database."""
 
 
 def add(connection: Connection, counts: Mapping[Removal, int]) -> None:
-    """Add to the counts. In one order whoever does it, so that two processes never wait for each other."""
+    """Add to the counts, in sorted order, so that two processes never deadlock."""
     for removal in sorted(counts, key=astuple):
         if not _added(connection, removal, counts[removal]):
             _insert(connection, removal, counts[removal])
 
 
 def read(connection: Connection) -> list[Removed]:
-    """Every count, the highest of a lane first."""
+    """Every count, by lane, the highest first."""
     rows = connection.execute(select(REMOVED).order_by(REMOVED.c.lane, REMOVED.c.times.desc(), REMOVED.c.attribute))
     return [Removed(Lane(row.lane), Place(row.place), row.attribute, Why(row.why), row.times) for row in rows]
 

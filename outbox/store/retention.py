@@ -1,7 +1,7 @@
-"""What is deleted, and when: rows of settled batches, then their receipts. Never a dead letter, never a hole.
+"""Retention: the rows of settled batches are deleted, then their receipts. Never a dead letter, never a hole.
 
-Purge deletes the members of a batch, never a range, and locks and marks the batch in the same transaction; then the
-floor rises past everything that is purged or forgotten.
+Purge deletes the members of a batch, never a range of numbers, and locks and marks the batch in the same transaction.
+Then the floor rises past everything that is purged or forgotten.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from outbox.store.mend import CLOCK_ERROR
 from outbox.store.schema import BATCH, HOLE, LANE
 
 ROWS_A_BATCH = 10
-"""A batch costs about as much as so many rows: its own row changes, and an index."""
+"""Purging a batch costs about as much as deleting this many rows: its own row changes, and an index."""
 BATCHES_AT_ONCE = 200
 RECEIPTS_AT_ONCE = 100
 FOLDED_AT_ONCE = 1000
-"""Batches whose receipts are dropped, or that are added to the totals, in one transaction: on SQLite a few ms."""
+"""Batches added to the totals in one transaction (``RECEIPTS_AT_ONCE``: receipts deleted): a few ms on SQLite."""
 
 
 def _purgeable() -> Any:
@@ -51,9 +51,10 @@ _MARK = CompiledStatement(
 
 
 def purge_batches(connection: Connection, lane: Lane, settled_before: int, now: int, chunk: int) -> tuple[int, bool]:
-    """Delete the rows of the oldest settled batches, of one or of as many as have no more than ``chunk`` rows.
+    """Delete the rows of the oldest batches settled until ``settled_before`` (µs): of one, or of as many as have
+    ``chunk`` rows at most.
 
-    Rows deleted, and whether there may be more.
+    Returns the rows deleted, and whether there may be more.
     """
     most = min(max(1, chunk // ROWS_A_BATCH), BATCHES_AT_ONCE)
     found = _PURGEABLE.rows(connection, {"key": str(lane), "before": settled_before, "count": most})
@@ -68,7 +69,8 @@ def purge_batches(connection: Connection, lane: Lane, settled_before: int, now: 
 
 
 def oversize_before(connection: Connection, lane: Lane, retention: Retention, now: int) -> int:
-    """Batches settled before this time are purged: by age, or sooner where the settled rows take too much room."""
+    """The time (µs) up to which settled batches are purged: by age, or later when the settled rows exceed
+    ``max_bytes``."""
     by_age = now - int(retention.sent_seconds * MICROSECONDS)
     unpurged = (BATCH.c.lane == str(lane), BATCH.c.state == BatchState.SETTLED, BATCH.c.due_at.is_not(None))
     total = connection.execute(select(func.sum(BATCH.c.payload_bytes)).where(*unpurged)).scalar() or 0
@@ -88,18 +90,20 @@ def oversize_before(connection: Connection, lane: Lane, retention: Retention, no
 
 @dataclass(frozen=True, slots=True)
 class Rise:
-    """How far the floor may rise, as somebody saw who did not hold the lane's lock, and the lane's version then."""
+    """How far the floor may rise, computed without the lane's lock, and the lane's version at that moment."""
 
     floor: int
     version: int
 
 
 def rise_of_floor(connection: Connection, lane: Lane) -> Rise:
-    """To just below the first number whose row is still needed or may still come. From a snapshot."""
+    """The floor may rise to just below the first number whose row is still needed or may still be committed.
+    ``connection`` reads a snapshot."""
     says = select(LANE.c.floor, LANE.c.cursor, LANE.c.version).where(LANE.c.lane == str(lane))
     floor, cursor, version = connection.execute(says).one()
     needed = _needed(lane)
-    # By the index, whose first one is mostly near the floor; then those that reach from above it to below it.
+    # First the batch with the lowest last_seq, by the index: mostly it is near the floor. Then batches that end after
+    # it, and yet begin before it.
     ends = select(BATCH.c.first_seq, BATCH.c.last_seq).where(*needed, BATCH.c.last_seq > floor)
     first = connection.execute(ends.order_by(BATCH.c.last_seq).limit(1)).one_or_none()
     limits = [cursor, *_first_hole(connection, lane)]
@@ -111,7 +115,8 @@ def rise_of_floor(connection: Connection, lane: Lane) -> Rise:
 
 
 def raise_floor(lane: LockedLane, rise: Rise) -> None:
-    """What has come into being since is live, or was settled at a later version; or it is a hole."""
+    """Raise the floor under the lane's lock. Batches made since ``rise`` was computed are live or were settled at a
+    later version, so only those, and the holes, are checked again."""
     if rise.floor <= lane.floor:
         return
     since = [IS_LIVE, BATCH.c.settled_version > rise.version]
@@ -130,13 +135,13 @@ def _needed(lane: Lane) -> Sequence[ColumnElement[bool]]:
 
 
 def _below(connection: Connection, *which: ColumnElement[bool]) -> Sequence[int]:
-    """The number below the first one of such batches, if there are any."""
+    """The number below the first one of the batches that meet ``which``, as a list of one; empty: there are none."""
     first = connection.execute(select(func.min(BATCH.c.first_seq)).where(*which)).scalar()
     return [] if first is None else [first - 1]
 
 
 def _first_hole(connection: Connection, lane: Lane) -> Sequence[int]:
-    """The number below the first one that may still come, if any may."""
+    """The number below the first hole that is not forgotten, as a list of one; empty: there is none."""
     may_come = select(func.min(HOLE.c.lo)).where(HOLE.c.lane == str(lane), HOLE.c.forgotten_at.is_(None))
     first = connection.execute(may_come).scalar()
     return [] if first is None else [first - 1]
@@ -144,15 +149,16 @@ def _first_hole(connection: Connection, lane: Lane) -> Sequence[int]:
 
 @dataclass(frozen=True, slots=True)
 class Receipts:
-    """``old``: ids of batches. ``until``: the last number of those that were looked at."""
+    """``old``: ids of batches to delete. ``until``: ``last_seq`` of the last batch examined."""
 
     old: Sequence[UUID]
     until: int
 
 
 def old_receipts(connection: Connection, lane: Lane, settled_before: int, now: int, above: int) -> Receipts:
-    """Of the next batches above a number, those that the ledger needs no more. Times that are far ahead are old: the
-    clock was set back. Where the first ones were purged late, the others wait with them."""
+    """Examine the next batches ``above`` a number; ``old`` are those that the ledger needs no more. Times far ahead of
+    now count as old: the clock was set back. The caller stops at a chunk without an old one, so receipts after batches
+    that were purged late wait for these."""
 
     def old(time: ColumnElement[int]) -> ColumnElement[bool]:
         return or_(time < settled_before, time > now + CLOCK_ERROR)
@@ -171,15 +177,16 @@ def old_receipts(connection: Connection, lane: Lane, settled_before: int, now: i
 
 
 def delete_receipts(connection: Connection, old: Sequence[UUID]) -> int:
-    """Nothing changes them any more. Rows deleted."""
+    """Delete the batches, which no other transaction changes any more. Rows deleted."""
     return connection.execute(delete(BATCH).where(BATCH.c.id.in_(old))).rowcount
 
 
 def fold_totals(lane: LockedLane) -> bool:
-    """Add what settled since the last fold to the lane's totals, so much at a time. Whether there is more.
+    """Add batches settled since the last fold to the lane's totals, about ``FOLDED_AT_ONCE`` at a time. Returns whether
+    there are more.
 
-    Settles carry the version of the lane that they were written under, and its lock is held here: nothing older
-    can still arrive.
+    A settled batch carries the version of the lane it was settled under, and the lane's lock is held here: no batch
+    with an older version can still be committed.
     """
     new = (BATCH.c.lane == lane.key, BATCH.c.settled_version > lane.folded_version)
     version = BATCH.c.settled_version

@@ -4,13 +4,14 @@
     outbox_batch    a frozen set of entries = one request; its id is the Idempotency-Key
     outbox_hole     numbers at or below the cursor that were not there when a claim looked
     outbox_lane     one row a lane: floor, cursor, version, health, totals
-    outbox_removed  what was taken out of telemetry before it was stored, by lane, place, key and why
+    outbox_removed  counts of what was taken out of telemetry before it was stored, by lane, place, key and reason
 
 Ledger invariant: at every commit each number in (floor, cursor] of a lane is exactly one of: a member of one
 batch that is not superseded, inside a hole, or inside a forgotten hole.
 
-Times are microseconds since the epoch, by the database's clock. Only the owner of a lane's row (locked first, or
-updated under the version that was read) changes its batches and holes; purge alone locks rows of batches by themselves.
+Times are microseconds since the epoch, by the database's clock. Only a transaction that owns a lane's row (it locks the
+row first, or updates it under the version that it read) changes the lane's batches and holes. Purge is the exception:
+it locks rows of batches only.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from outbox.store.dialects import EXACT_NAME, LONG_TEXT, SEQ, EntryId, now_us
 metadata = MetaData()
 
 UNTRANSLATED = {"schema_translate_map": None}
-"""For statements on a caller's connection, whose map is for tables of its own."""
+"""Execution option for statements on a caller's connection, whose translate map is meant for the caller's tables."""
 
 
 def _one_of(column: str, values: type[BatchState] | type[Ending] | tuple[str, ...]) -> str:
@@ -54,7 +55,7 @@ def _log(name: str) -> Table:
         Column("id", EntryId, nullable=False),
         Column("size", Integer, nullable=False),
         Column("created_at", BigInteger, nullable=False, server_default=now_us()),
-        Column("payload", LONG_TEXT, nullable=False),  # last: SQLite reads past it to get at what comes after
+        Column("payload", LONG_TEXT, nullable=False),  # last: SQLite would read through it to reach later columns
         UniqueConstraint("id", name=f"uq_{name}_id"),
         sqlite_autoincrement=True,
     )
@@ -76,7 +77,7 @@ BATCH = Table(
     Column("payload_bytes", BigInteger, nullable=False),
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("lease_token", EntryId, nullable=True),
-    # leased: when the lease ends; waiting: when to try again; settled: when it did, until its rows are purged
+    # leased: when the lease ends; waiting: when to try again; settled: when it was settled, until its rows are purged
     Column("due_at", BigInteger, nullable=True),
     Column("crash_count", Integer, nullable=False, server_default="0"),
     Column("ambiguous", Boolean, nullable=False, server_default=false()),
@@ -137,18 +138,18 @@ LANE = Table(
     Column("version", BigInteger, nullable=False, server_default="0"),
     Column("state", String(16), nullable=False, server_default="open"),
     Column("reason", LONG_TEXT, nullable=True),
-    # paused: when one batch may probe; NULL while paused: only mending opens the lane again
+    # paused: when a probe may be sent; NULL while paused: stopped, only mending opens the lane again
     Column("next_probe_at", BigInteger, nullable=True),
     Column("failures", Integer, nullable=False, server_default="0"),
     Column("dead_streak", Integer, nullable=False, server_default="0"),
-    # totals of settled batches up to folded_version; those after it are summed when somebody asks
+    # totals of batches settled up to folded_version; later ones are summed when the status is read
     Column("folded_version", BigInteger, nullable=False, server_default="0"),
     Column("sent", BigInteger, nullable=False, server_default="0"),
     Column("dead", BigInteger, nullable=False, server_default="0"),
     Column("shed", BigInteger, nullable=False, server_default="0"),
     Column("failed_attempts", BigInteger, nullable=False, server_default="0"),
     Column("strays", BigInteger, nullable=False, server_default="0"),
-    # of delivered batches: items that beacon rejected, usage rows that it did not count, and what it said last
+    # of delivered batches: items that beacon rejected, usage rows that it did not count, and its last warning
     Column("rejected", BigInteger, nullable=False, server_default="0"),
     Column("shortfall", BigInteger, nullable=False, server_default="0"),
     Column("last_warning_at", BigInteger, nullable=True),

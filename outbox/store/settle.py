@@ -1,6 +1,6 @@
-"""A receipt into the ledger: one UPDATE under the lease token, its row count checked.
+"""Applying a receipt to the ledger: one UPDATE under the lease token, its row count checked.
 
-Zero rows means that the lease was lost (it expired and another worker has the batch): nothing is changed, the
+Zero rows means that the lease was lost (it expired and another worker has the batch): nothing is changed, and the
 caller logs it.
 """
 
@@ -28,7 +28,7 @@ from outbox.store.schema import BATCH, LANE, LOGS
 
 
 def settle(lane: LockedLane, policy: Policy, settlements: Sequence[Settlement]) -> Settled:
-    """Apply the receipts in order; the lane's health follows."""
+    """Apply the receipts in order, and update the lane's health after each."""
     done = Settled()
     if not settlements:
         return done
@@ -80,7 +80,8 @@ def _note_remark(lane: LockedLane, receipt: Receipt) -> None:
 
 
 def _is_probe(lane: LockedLane, batch: Batch) -> bool:
-    """Whether the lane waits for this answer: after a stall it waits for another, or for what Retry-After said."""
+    """Whether the batch is the lane's current probe. It is not if the worker stalled so long that another probe was
+    sent, or if a Retry-After has moved the next probe since."""
     return batch.probe_until is not None and batch.probe_until == lane.health.next_probe_at
 
 
@@ -96,18 +97,18 @@ def _apply(lane: LockedLane, batch: Batch, receipt: Receipt, transition: Transit
     else:
         wait = int(transition.wait_seconds * MICROSECONDS)
         changes = {"state": BatchState.WAITING, "due_at": lane.now + wait}
-    if receipt.untried:  # what is known of it stays
+    if receipt.untried:  # the last attempt's receipt and error stay
         return _update_leased(lane, [_fenced(batch, {"lease_token": None, **changes})]) == 1
     changes |= {"attempts": transition.attempts, "ambiguous": transition.ambiguous, "last_error": receipt.reason}
     return _update_leased(lane, [_parameters(batch, receipt, changes)]) == 1
 
 
 def _deliver(lane: LockedLane, group: Sequence[Settlement]) -> frozenset[UUID]:
-    """Settle the batches that arrived, all by one statement. The lease tokens of those that were still ours."""
+    """Settle the delivered batches by one statement. The lease tokens of those whose lease this worker still had."""
     arrived = ended(lane, Ending.DELIVERED)
     rows = [_parameters(one.batch, one.receipt, arrived) for one in group]
     ids = {one.batch.id for one in group}
-    if len(ids) < len(group):  # two leases of one batch: only one at a time tells which of them still held
+    if len(ids) < len(group):  # two leases of one batch: only separate UPDATEs tell which of them was still valid
         return frozenset(row["token"] for row in rows if _update_leased(lane, [row]) == 1)
     if lane.optimistic:
         lane.arrivals = rows
@@ -120,7 +121,7 @@ def _deliver(lane: LockedLane, group: Sequence[Settlement]) -> frozenset[UUID]:
 
 
 def ended(lane: LockedLane, verdict: Ending) -> dict[str, Any]:
-    """The columns of a settled batch. ``due_at`` is what purge goes by: None for dead letters, which are kept."""
+    """The columns of a settled batch. Purge selects by ``due_at``: None for dead letters, which are kept."""
     return {
         "state": BatchState.SETTLED,
         "verdict": verdict,
@@ -132,7 +133,7 @@ def ended(lane: LockedLane, verdict: Ending) -> dict[str, Any]:
 
 
 def _parameters(batch: Batch, receipt: Receipt, changes: dict[str, Any]) -> dict[str, Any]:
-    """Of ``settling``."""
+    """Parameters of ``settling``: the fence, what the receipt says, and ``changes``, columns by name."""
     values = {
         "lease_token": None,
         "crash_count": 0,
@@ -144,12 +145,14 @@ def _parameters(batch: Batch, receipt: Receipt, changes: dict[str, Any]) -> dict
 
 
 def _fenced(batch: Batch, values: dict[str, Any]) -> dict[str, Any]:
+    """Parameters of ``settling``. ``values``: the new values, by column name."""
     fence = {"batch": batch.id, "token": batch.lease_token, "leased": BatchState.LEASED}
     return fence | {NEW + name: value for name, value in values.items()}
 
 
 def _update_leased(lane: LockedLane, rows: Sequence[dict[str, Any]]) -> int:
-    """Change batches whose lease is still ours; how many. All rows have the same columns."""
+    """Run ``settling`` for ``rows``, parameters with the same names. How many batches were changed, which are those
+    whose lease this worker still had."""
     return settling(tuple(rows[0])).changed(lane.connection, rows)
 
 
@@ -182,7 +185,7 @@ def halve(lane: LockedLane, parent: Row[Any], *, attempts: int, ambiguous: bool,
 
 
 def payload_bytes(lane: LockedLane, members: Runs) -> int:
-    """The size of the entries at ``members``, whose runs may lie far apart: not of all from the first to the last."""
+    """Bytes of payload of the entries at ``members``: only of these, not of all numbers between first and last."""
     log = LOGS[lane.lane]
     total = 0
     for start in range(0, len(members), RUNS_AT_ONCE):
@@ -192,7 +195,7 @@ def payload_bytes(lane: LockedLane, members: Runs) -> int:
 
 
 def _due_now(lane: LockedLane) -> None:
-    """Beacon is back: what waited for it need not wait longer."""
+    """Make all waiting batches due: beacon is back."""
     lane.connection.execute(
         update(BATCH)
         .where(BATCH.c.lane == lane.key, BATCH.c.state == BatchState.WAITING, BATCH.c.due_at > lane.now)
@@ -201,7 +204,7 @@ def _due_now(lane: LockedLane) -> None:
 
 
 def receipt_json(receipt: Receipt) -> str:
-    """What ``outbox show`` prints of an answer; the columns of the batch have the rest."""
+    """JSON for the ``receipt`` column, which ``outbox show`` prints; empty values are left out."""
     facts = {
         "verdict": receipt.verdict,
         "reason": receipt.reason,

@@ -1,4 +1,4 @@
-"""The store: every move of the outbox as one method, one short transaction each."""
+"""The store: every operation of the outbox is one method of ``Store``, in one short transaction or several."""
 
 from __future__ import annotations
 
@@ -37,16 +37,17 @@ logger = logging.getLogger("outbox.store")
 T = TypeVar("T")
 
 _TRIES = 5
-"""How often a step that lost to another worker is tried before the database's own error is shown."""
+"""Attempts of a transaction that is lost to another worker, before the database's error is raised."""
 
 
 class _Undone(Inside):
-    """Ends a transaction whose changes are not wanted."""
+    """Raised to roll back a transaction whose changes are not wanted."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Timer:
-    """When something is due in an open lane of this ``version``, in seconds of this process's clock; None: nothing."""
+    """When the first batch or hole is due in an open lane with this ``version``, in seconds of ``_timer_clock``; None:
+    none waits."""
 
     version: int
     at: float | None
@@ -66,7 +67,7 @@ class Store:
         self._optimistic = OptimisticSteps(database, self._ahead)
         self._timers: dict[Lane, _Timer] = {}
         self.notified_here: dict[str, int] = {}
-        """The last number in each table that was told of to this process, by itself."""
+        """By table, the last number that a producer of this process has committed and handed over to its worker."""
 
     def close(self) -> None:
         self._ahead.close()
@@ -84,10 +85,10 @@ class Store:
         eager: bool = False,
         committed: Committed | None = None,
     ) -> Step:
-        """Settle a group and lease the next ``want`` batches in one commit. Nothing may be sent before this returns.
+        """Apply settlements and lease up to ``want`` batches in one commit. Nothing may be sent before this returns.
 
-        If the claim is lost, the settlements are committed alone. ``committed``: all that the caller knows to be there
-        above the cursor.
+        If the claim is lost to another worker, the settlements are committed alone. ``look_due``, ``eager``: see
+        ``claim``. ``committed``: all entries that the caller knows to be above the cursor, which need not be read.
         """
         if not look_due:
             request = Request(self.policy, settlements, want, self.clock, committed)
@@ -118,9 +119,8 @@ class Store:
         return Step(settled=done)
 
     def preview(self, lane: Lane, want: int) -> Sequence[Batch]:
-        """The batches that the next step would lease. It leases them, and rolls back: nothing else is as exact.
-
-        Raises ``LaneStopped`` where that step would stop the lane.
+        """The batches that the next step would lease: they are leased and the transaction is rolled back, so the answer
+        is exact. Raises ``LaneStopped`` where that step would stop the lane.
         """
         batches: Sequence[Batch] = ()
         try:
@@ -133,10 +133,12 @@ class Store:
             return batches
 
     def outlook(self, lane: Lane, *, stepped: bool = False) -> Outlook:
-        """Whether a step would find something; reading only, so that an idle worker writes nothing.
+        """Whether a step would find something to do, and when the next timer ends. Only reads: an idle worker writes
+        nothing.
 
-        ``stepped``: asked after steps until nothing was there, of which all batches have been settled. Where those
-        were plain and the last one left no entry that was known of, the answer is that of before, and is not read.
+        ``stepped``: the caller has just stepped until nothing was left, and all batches of those steps are settled. If
+        the steps were optimistic and the last one left no known entry, the previous answer still holds, and nothing is
+        read.
         """
         remembered = self._remembered_outlook(lane) if stepped else None
         if remembered is not None:
@@ -152,7 +154,7 @@ class Store:
         return outlook
 
     def _remembered_outlook(self, lane: Lane) -> Outlook | None:
-        """That nothing is to be done until the timer seen last; None: something else may be true by now."""
+        """The previous answer, less the time since: nothing to do until its timer. None: it may not hold any more."""
         timer = self._timers.get(lane)
         if timer is None or not self._optimistic.only_since(lane, timer.version):
             return None
@@ -160,15 +162,17 @@ class Store:
         return Outlook(False, left) if left is None or left > 0 else None
 
     def _timer_clock(self) -> float:
-        """Seconds, of this process; in tests of their clock."""
+        """Seconds, by the monotonic clock of this process, or by the clock of tests."""
         return time.monotonic() if self.clock is None else self.clock() / MICROSECONDS
 
     def claims_by_reading(self, lane: Lane) -> bool:
-        """Where the database tells of no commits elsewhere: whether a step in vain only reads."""
+        """Whether the next step may be optimistic, so that it only reads if it finds nothing. For databases that do not
+        notify of commits by other processes."""
         return self._optimistic.is_alone(lane)
 
     def _something_to_do(self, lane: Lane) -> tuple[Any, int, Health]:
-        """A row of ``views.something_to_do``, what time it is (µs), and the lane's state in it."""
+        """The row of ``queries.something_to_do``, the time (µs), and the lane's health (without its reason and counts)
+        as that row has it."""
         rows = self.database.look(queries.something_to_do(lane), {})
         if not rows:
             raise no_row(lane)
@@ -178,11 +182,12 @@ class Store:
 
     @property
     def notifies(self) -> bool:
-        """Whether ``watch`` is told."""
+        """Whether the database can notify ``watch`` of commits by other processes."""
         return self.database.dialect.notifies
 
     def watch(self, tell: Listener, early: Listener | None = None) -> Callable[[], None]:
-        """Call ``tell`` when another process commits entries, ``early`` just before; returns what ends that."""
+        """Start a thread that calls ``tell`` when another process has committed entries, and ``early`` just before its
+        commit. Returns the function that ends it."""
         watch = Watch(self.database, tell, early or tell, self.notified_here)
         watch.start()
         return watch.close
@@ -190,7 +195,10 @@ class Store:
     # --- operators ---------------------------------------------------------------------------------------
 
     def requeue(self, *windows: tuple[Lane, Window]) -> int:
-        """Without a bound of its version, or its time, a window takes what dies again meanwhile too."""
+        """Requeue the dead letters inside the windows, in chunks; entries requeued.
+
+        A window without ``version`` or ``until`` also takes entries that are requeued, sent and dead again meanwhile.
+        """
         return self._in_chunks(
             (lane, partial(operate.requeue, policy=self.policy, window=part))
             for lane, window in windows
@@ -198,13 +206,14 @@ class Store:
         )
 
     def discard(self, *windows: tuple[Lane, Window]) -> int:
-        """As :meth:`requeue`."""
+        """End dead letters for good; otherwise as :meth:`requeue`."""
         return self._in_chunks(
             (lane, partial(operate.discard, window=part)) for lane, window in windows for part in window.parts()
         )
 
     def keep_within(self, lane: Lane, limits: Bounds) -> int:
-        """Shed what a telemetry lane holds beyond its bounds, in chunks; entries shed. Usage is never shed."""
+        """Shed what a telemetry lane holds beyond its bounds, in chunks; entries shed. Raises ``ValueError`` for
+        usage."""
         if lane is Lane.USAGE:
             raise ValueError("usage is billing: it is never shed")
         with self.database.read(snapshot=True) as connection:
@@ -215,17 +224,17 @@ class Store:
         return self._all(lane, lambda row: operate.switch_off(row, self.policy, reason))
 
     def switch_on(self, lane: Lane) -> None:
-        """Open a lane that is off. Writes only then: a worker starts on a full disk too."""
+        """Open a lane that is off. Writes nothing otherwise, so that a worker can start on a full disk."""
         if self.lane_status(lane).state == LaneState.OFF:
             self._on(lane, operate.switch_on)
 
     # --- what was taken out ------------------------------------------------------------------------------
 
     def add_removed(self, counts: Mapping[Removal, int]) -> None:
-        """Add to the counts of what was taken out of telemetry."""
+        """Add to the counts of what was taken out of telemetry for privacy."""
         try:
             self._add_removed(counts)
-        except IntegrityError:  # another process was the first with one of them
+        except IntegrityError:  # another process has inserted one of the rows at the same time: it is updated now
             self._add_removed(counts)
 
     def _add_removed(self, counts: Mapping[Removal, int]) -> None:
@@ -239,9 +248,9 @@ class Store:
     # --- upkeep ------------------------------------------------------------------------------------------
 
     def purge(self, lane: Lane, rules: Retention) -> int:
-        """Delete what retention lets go, in chunks; raise the floor; drop old receipts. Rows deleted.
+        """Delete rows that retention lets go, in chunks; raise the floor; delete old receipts. Rows deleted.
 
-        None of a stopped lane: its log contradicts its ledger, which must not say then what may be deleted.
+        Nothing is deleted from a stopped lane: its log contradicts its ledger, which then cannot tell what may go.
         """
         _, now, health = self._something_to_do(lane)
         if health.stopped:
@@ -295,8 +304,8 @@ class Store:
     def audit(self, lane: Lane, *, newest: int | None = None, mend: bool = False) -> AuditReport:
         """Compare the log with the ledger (the ``newest`` numbers only, when given) and bring strays back.
 
-        A contradiction stops the lane. ``mend`` resolves it: the sequence is advanced, lost rows are given up. An
-        audit of all opens a lane again that has none left; one of the ``newest`` does not.
+        A contradiction stops the lane. ``mend`` resolves it: the sequence is advanced, lost rows are given up. A full
+        audit, or one with ``mend``, opens a stopped lane that has no contradiction left; one of ``newest`` does not.
         """
         return Auditor(self.database, lane, partial(self._on, lane)).run(newest, mend)
 
@@ -311,7 +320,7 @@ class Store:
             return queries.lane_status(connection, lane, self.clock)
 
     def version(self, lane: Lane) -> int:
-        """Of now: what is settled later has a higher one."""
+        """The lane's version now: batches settled later have a higher ``settled_version``."""
         row, _, _ = self._something_to_do(lane)
         version: int = row.version
         return version
@@ -321,7 +330,7 @@ class Store:
             return list(queries.iterate_dead(connection, lane, window))
 
     def dead_batches(self, entry_ids: Iterable[UUID]) -> list[UUID]:
-        """The batches of those of the entries that are dead, as a ``Window`` takes them."""
+        """The batches of the dead ones among the entries, in the order that ``Window.batch_ids`` requires."""
         with self.database.read(snapshot=True) as connection:
             return queries.dead_batches(connection, entry_ids)
 
@@ -334,14 +343,14 @@ class Store:
             return migrate.schema_status(connection)
 
     def require_schema(self) -> None:
-        """Raise ``SchemaOutOfDate`` unless the tables are of this version."""
+        """Raise ``SchemaOutOfDate`` unless the schema is at the revision of this package."""
         with self.database.read() as connection:
             migrate.require_head(connection, self.database.safe_url)
 
     # --- inside ------------------------------------------------------------------------------------------
 
     def _on(self, lane: Lane, move: Callable[[LockedLane], T]) -> T:
-        """Run a move under the lane's lock, again when another worker won."""
+        """Run ``move`` under the lane's lock; the transaction is repeated when it is lost to another worker."""
         for _ in range(_TRIES - 1):
             try:
                 return self._once(lane, move)
@@ -358,7 +367,7 @@ class Store:
         return self._in_chunks([(lane, move)])
 
     def _in_chunks(self, moves: Iterable[tuple[Lane, Callable[[LockedLane], int]]]) -> int:
-        """Run each move until nothing is left for it. An error tells what was done before it."""
+        """Run each move until it returns 0; the sum. The text of an error tells how many were done before it."""
         done = 0
         try:
             for lane, move in moves:
