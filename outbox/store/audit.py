@@ -299,8 +299,8 @@ def version_stopped(connection: Connection, lane: Lane) -> int | None:
 
 def judge_sequence(lane: LockedLane, report: AuditReport) -> None:
     """Stop the lane when its sequence was set back. Checked first, for renumbering would then only do harm."""
-    report.problem = _set_back(lane)
-    _become(lane, lane.health, report)
+    report.problem = _sequence_set_back(lane)
+    _set_health(lane, lane.health, report)
 
 
 def judge(lane: LockedLane, report: AuditReport, gone: Sequence[MissingRows], scan: FullScan | None) -> bool:
@@ -311,12 +311,12 @@ def judge(lane: LockedLane, report: AuditReport, gone: Sequence[MissingRows], sc
     """
     health = lane.health
     report.missing = _missing(lane, gone)
-    report.problem = _set_back(lane) or _gone(lane, report.missing)
+    report.problem = _sequence_set_back(lane) or _rows_missing(lane, report.missing)
     if report.problem is None and health.stopped:
         report.problem = _not_mended(lane, scan)
         if report.problem is None:
             health = Health()
-    _become(lane, health, report)
+    _set_health(lane, health, report)
     return scan is None or _is_of_now(lane, scan)
 
 
@@ -336,14 +336,14 @@ def _not_mended(lane: LockedLane, scan: FullScan | None) -> str | None:
         return lane.health.reason
     # In an open lane the next settled batch looks complete, and would hide that rows were lost.
     hidden = lane.health.reason if scan.misplaced else None
-    return _gone(lane, scan.missing) or hidden
+    return _rows_missing(lane, scan.missing) or hidden
 
 
 def _is_of_now(lane: LockedLane, scan: FullScan) -> bool:
     return scan.version == lane.version - 1
 
 
-def _become(lane: LockedLane, health: Health, report: AuditReport) -> None:
+def _set_health(lane: LockedLane, health: Health, report: AuditReport) -> None:
     """Set the lane's health, stopped if there is a problem and the lane is not off. A lane that does not change keeps
     its version, on which another auditor's scan may rely."""
     if report.problem and health.state is not LaneState.OFF:
@@ -352,7 +352,7 @@ def _become(lane: LockedLane, health: Health, report: AuditReport) -> None:
     lane.health = health
 
 
-def _set_back(lane: LockedLane) -> str | None:
+def _sequence_set_back(lane: LockedLane) -> str | None:
     table = LANES[lane.lane].table
     dialect = dialect_of(lane.connection)
     highest = highest_number(lane)  # read before the sequence: a number taken in between moves both
@@ -369,7 +369,7 @@ def _set_back(lane: LockedLane) -> str | None:
     )
 
 
-def _gone(lane: LockedLane, missing: int) -> str | None:
+def _rows_missing(lane: LockedLane, missing: int) -> str | None:
     if not missing:
         return None
     return (

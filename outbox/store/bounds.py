@@ -24,7 +24,7 @@ SHED_AT_ONCE = 5_000
 """Entries shed in one transaction."""
 
 
-class Held(NamedTuple):
+class Load(NamedTuple):
     """Entries, and the bytes of their payloads."""
 
     entries: int
@@ -40,11 +40,11 @@ class Surplus:
     before: int
     """Entries written before this time are too old."""
     cursor: int
-    live: Held
+    live: Load
     """What live batches held. Together with the entries above the cursor this is all that the lane held."""
     reason: str
 
-    def now(self, lane: LockedLane) -> Held:
+    def now(self, lane: LockedLane) -> Load:
         """The surplus that is left now, after this process and others have shed, claimed and delivered; it may be
         negative.
 
@@ -52,10 +52,10 @@ class Surplus:
         with them the count of what left the lane. Nothing more is shed before the next measurement.
         """
         if lane.floor > self.cursor:
-            return Held(0, 0)
+            return Load(0, 0)
         live = _held_by(lane.connection, lane.lane, BATCH.c.state.in_(LIVE))
         left = _held_by(lane.connection, lane.lane, BATCH.c.first_seq > self.cursor, BATCH.c.last_seq > self.cursor)
-        return Held(
+        return Load(
             self.entries + live.entries - self.live.entries - left.entries,
             self.size + live.size - self.live.size - left.size,
         )
@@ -72,22 +72,22 @@ def surplus(connection: Connection, lane: Lane, bounds: Bounds, clock: Clock | N
     if not entries:
         return None
     live = _held_by(connection, lane, BATCH.c.state.in_(LIVE))
-    more = Held(int(entries) + live.entries - bounds.entries, int(size) + live.size - bounds.size)
+    more = Load(int(entries) + live.entries - bounds.entries, int(size) + live.size - bounds.size)
     before = now - int(bounds.age_seconds * MICROSECONDS)
-    told = [
+    limits = [
         (more.entries > 0, f"more than {bounds.entries} entries (OUTBOX_TELEMETRY_MAX_ENTRIES)"),
         (more.size > 0, f"more than {bounds.size} bytes (OUTBOX_TELEMETRY_MAX_BYTES)"),
         (oldest < before, f"older than {bounds.age_seconds:g} s (OUTBOX_TELEMETRY_MAX_AGE)"),
     ]
-    reasons = [reason for holds, reason in told if holds]
+    reasons = [reason for holds, reason in limits if holds]
     return Surplus(*more, before, cursor, live, "shed: " + ", ".join(reasons)) if reasons else None
 
 
-def _held_by(connection: Connection, lane: Lane, *which: ColumnElement[bool]) -> Held:
+def _held_by(connection: Connection, lane: Lane, *which: ColumnElement[bool]) -> Load:
     """What the batches of a lane that meet the conditions ``which`` hold, superseded ones excepted."""
     sums = [func.coalesce(func.sum(column), 0) for column in (BATCH.c.entries, BATCH.c.payload_bytes)]
     held = select(*sums).where(BATCH.c.lane == str(lane), BATCH.c.state != BatchState.SUPERSEDED, *which)
-    return Held(*map(int, connection.execute(held).one()))
+    return Load(*map(int, connection.execute(held).one()))
 
 
 def shed(lane: LockedLane, beyond: Surplus) -> int:

@@ -36,7 +36,7 @@ from outbox.store.ledger import (
     overdue,
     waiting_of,
 )
-from outbox.store.read_ahead import RUN, at_once, whole
+from outbox.store.read_ahead import RUN, at_once, is_complete
 from outbox.store.schema import BATCH, LOGS
 from outbox.store.settle import halve
 
@@ -141,12 +141,12 @@ def _due(lane: LockedLane, policy: Policy, want: int, *, probe: bool = False) ->
         batches = [
             _lease_again(lane, policy, row)
             for row in rows
-            if row.state == BatchState.WAITING or _again_at_once(lane, policy, row)
+            if row.state == BatchState.WAITING or _sends_again(lane, policy, row)
         ]
     return batches
 
 
-def _again_at_once(lane: LockedLane, policy: Policy, row: Row[Any]) -> bool:
+def _sends_again(lane: LockedLane, policy: Policy, row: Row[Any]) -> bool:
     """Whether a batch whose lease has expired is sent again now; if not, it was set to wait, or halved."""
     add_to_totals(lane, failed_attempts=1)
     crashes = row.crash_count + 1
@@ -247,7 +247,7 @@ def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
     if (row.newest or 0) <= lane.cursor:
         lane.newest = lane.cursor
         return None
-    if not row.entries or row.last - lane.cursor != row.entries or row.size > limit or not whole(row):
+    if not row.entries or row.last - lane.cursor != row.entries or row.size > limit or not is_complete(row):
         return None
     if row.entries < most and row.last != row.newest:
         return None  # more entries follow behind a gap, and fit this batch
@@ -309,7 +309,7 @@ def read_entries(lane: LockedLane, members: Runs) -> Entries:
     wanted = runs.count(members)
     if len(members) == 1:
         [row] = RUN[lane.lane].rows(lane.connection, {"first": members[0][0], "last": members[0][1]})
-        if row.entries == wanted and whole(row):
+        if row.entries == wanted and is_complete(row):
             return Entries(members, row.entries, row.size, row.lines)
     payloads = _payloads(lane, members, wanted)
     if len(payloads) != wanted:

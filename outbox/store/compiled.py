@@ -131,8 +131,8 @@ def _text_of(statement: Any, columns: Sequence[str], selected: Sequence[Any], di
 
 def has_listeners(by: Connection | Engine) -> bool:
     """Whether statement events of the engine have listeners: a host's logging or tracing, a test's fault injection."""
-    told = by.dispatch
-    return bool(told.before_cursor_execute or told.after_cursor_execute or by.dialect.dispatch.handle_error)
+    events = by.dispatch
+    return bool(events.before_cursor_execute or events.after_cursor_execute or by.dialect.dispatch.handle_error)
 
 
 def translated(error: Exception, dialect: Dialect, pooled: PoolProxiedConnection) -> DBAPIError:

@@ -51,7 +51,7 @@ def check(lane: LockedLane, policy: Policy, *, eager: bool) -> Runs:
     for hole in due:
         looked_at = not full or hole.hi <= found[-1][1]
         if looked_at and not runs.intersect(found, ((hole.lo, hole.hi),)):
-            _look_again_or_forget(lane, policy, hole, writers)
+            _recheck_or_forget(lane, policy, hole, writers)
     return found
 
 
@@ -71,22 +71,22 @@ def _present(lane: LockedLane, ranges: Sequence[tuple[int, int]], limit: int) ->
     return runs.from_sorted(lane.connection.execute(query.order_by(log.c.seq).limit(limit)).scalars().all())
 
 
-def _look_again_or_forget(lane: LockedLane, policy: Policy, hole: Row[Any], writers: frozenset[str] | None) -> None:
+def _recheck_or_forget(lane: LockedLane, policy: Policy, hole: Row[Any], writers: frozenset[str] | None) -> None:
     seen_at = min(hole.seen_at, lane.now)  # a time ahead of now: the clock was set back, and the age starts at 0
     age = lane.now - seen_at
     again = min(max(age // 2, FIRST_CHECK_US), LAST_CHECK_US)
     values: dict[str, object] = {"seen_at": seen_at, "next_check_at": lane.now + again}
     if writers is None:
-        nobody = age > policy.hole_age_seconds * MICROSECONDS
+        closed = age > policy.hole_age_seconds * MICROSECONDS
     elif hole.blockers is None:
-        nobody = not writers
+        closed = not writers
         values["blockers"] = json.dumps(sorted(writers))
     else:
         # A transaction that may fill the hole was running at its first check; later ones take higher numbers.
         left = writers & (frozenset(json.loads(hole.blockers)) | {"prepared"})
-        nobody = not left
+        closed = not left
         values["blockers"] = json.dumps(sorted(left))
-    if nobody:
+    if closed:
         values = {"seen_at": seen_at, "next_check_at": None, "blockers": None, "forgotten_at": lane.now}
     lane.connection.execute(update(HOLE).where(HOLE.c.lane == lane.key, HOLE.c.lo == hole.lo).values(values))
 

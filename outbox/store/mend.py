@@ -130,11 +130,11 @@ def _split_off(lane: LockedLane, batch: Row[Any], gone: Runs) -> None:
     The Idempotency-Key stands for a set of entries, so another set gets another key. An expired lease counts as an
     attempt here too.
     """
-    nothing_of_a_settlement = {"verdict": None, "settled_at": None, "settled_version": None}
+    not_settled = {"verdict": None, "settled_at": None, "settled_version": None}
     lane.connection.execute(
         update(BATCH)
         .where(BATCH.c.id == batch.id)
-        .values(state=BatchState.SUPERSEDED, lease_token=None, due_at=None, **nothing_of_a_settlement)
+        .values(state=BatchState.SUPERSEDED, lease_token=None, due_at=None, **not_settled)
     )
     crashed = batch.state == BatchState.LEASED
     history = {

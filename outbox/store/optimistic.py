@@ -88,7 +88,7 @@ class OptimisticSteps:
         """Lanes whose last step left them ``emptied``."""
         self._since: dict[Lane, int] = {}
         """The version of a lane's last step under the lock; all later steps were optimistic."""
-        self._looked_at: dict[Lane, float] = {}
+        self._clock_read_at: dict[Lane, float] = {}
         """When the database's clock was last read, in ``boottime``. For ``FRESH_SECONDS`` after that, a step that
         reads nothing extrapolates from it."""
 
@@ -99,26 +99,22 @@ class OptimisticSteps:
             return None
         try:
             decided = self._decide(left, request)
-        except (
-            NeedsLock,
-            OutboxError,
-            DBAPIError,
-        ):  # the same step under the lock raises the error, if it is still there
+        except (NeedsLock, OutboxError, DBAPIError):  # the step under the lock raises it again
             return self._fall_back(lane)
         row, look = decided.row, decided.look
         if not (request.settlements or decided.batches or look):
-            return self._in_vain(row)
+            return self._found_nothing(row)
         if row.health != left.health:
             return None
         began = boottime()
         arrived = self._commit(left, decided)
         if look is not None and look.found is not None:
-            decided.batches = self._took(row, request.policy, look)
+            decided.batches = self._found_batch(row, request.policy, look)
             if not (decided.batches or row.emptied):
                 return self._fall_back(lane)
             if not (decided.batches or request.settlements):
-                return self._in_vain(row)
-            self._looked_at[lane] = began
+                return self._found_nothing(row)
+            self._clock_read_at[lane] = began
             if request.clock is None:
                 row.now, row.at = look.found.now, began
         if arrived is None:
@@ -182,7 +178,7 @@ class OptimisticSteps:
         self._left.pop(lane, None)
         return None
 
-    def _in_vain(self, row: LockedLane) -> Step:
+    def _found_nothing(self, row: LockedLane) -> Step:
         if row.emptied:
             self._saw_all.add(row.lane)
         return Step(emptied=row.emptied)
@@ -207,7 +203,7 @@ class OptimisticSteps:
         """Called after the commit of a step, under the lock or optimistic, with the lane as the step left it."""
         self._saw_all.discard(row.lane)
         if not optimistic:
-            self._since[row.lane], self._looked_at[row.lane] = row.version, row.at
+            self._since[row.lane], self._clock_read_at[row.lane] = row.version, row.at
         lane, locked_steps = row.lane, self._locked_steps.pop(row.lane, 0)
         alone = self._ahead.plan(row, policy) and self._database.dialect.optimistic_write is not None
         if alone and at_once(lane, policy) and not locked_steps and row.health.state is LaneState.OPEN:
@@ -230,7 +226,7 @@ class OptimisticSteps:
         return RUN[left.lane].record((entries, last, len(lines) - entries + 1, lines, last, None))
 
     def _knows_time(self, lane: Lane) -> bool:
-        return boottime() - self._looked_at[lane] < FRESH_SECONDS
+        return boottime() - self._clock_read_at[lane] < FRESH_SECONDS
 
     def _read(self, left: LockedLane, request: Request, want: int, handed_over: Any) -> LockedLane:
         """The lane as the last step left it, one version on, with the entries above its cursor."""
@@ -239,12 +235,12 @@ class OptimisticSteps:
         kept = (left.floor, left.cursor, version, left.folded_version, left.health)
         if handed_over is not None or (not want and self._knows_time(left.lane)):
             now = left.now + int((at - left.at) * MICROSECONDS) if clock is None else clock()
-            lane = LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, look=self._nothing)
+            lane = LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, look=self._no_read)
             lane.clock = None if clock is None else now
             if handed_over is None:
                 lane.newest = left.newest
             else:
-                lane.ahead, lane.look = {left.cursor + 1: handed_over}, self._looking(left.lane, policy)
+                lane.ahead, lane.look = {left.cursor + 1: handed_over}, self._reader(left.lane, policy)
             return lane
         ahead, first = self._ahead.ready(left.lane, policy, want), left.cursor + 1
         rows, times = dict(ahead.rows), dict(ahead.times)
@@ -255,9 +251,9 @@ class OptimisticSteps:
         at = boottime()
         if rows[first].now is not None:
             left.now, left.at = rows[first].now, times[first]
-            self._looked_at[left.lane] = at
+            self._clock_read_at[left.lane] = at
         now = left.now + int((at - left.at) * MICROSECONDS) if clock is None else clock()
-        look, now_of_tests = self._looking(left.lane, policy), None if clock is None else now
+        look, now_of_tests = self._reader(left.lane, policy), None if clock is None else now
         return LockedLane(_NO_CONNECTION, left.lane, *kept, now, at, ahead=rows, look=look, clock=now_of_tests)
 
     def _reads_while_writing(self, left: LockedLane) -> bool:
@@ -272,7 +268,7 @@ class OptimisticSteps:
         return optimistic_write.ReadAndLease(row.lane, columns, most, max_bytes, policy.lease_us, now)
 
     @staticmethod
-    def _took(row: LockedLane, policy: Policy, look: optimistic_write.ReadAndLease) -> Sequence[Batch]:
+    def _found_batch(row: LockedLane, policy: Policy, look: optimistic_write.ReadAndLease) -> Sequence[Batch]:
         """The batch of the entries that the statement found. Empty when they did not fit one. Whether its lease was
         written, which fails when another worker has changed the lane, only the caller knows."""
         found = look.found
@@ -283,10 +279,10 @@ class OptimisticSteps:
         row.cursor, row.newest = found.last, newest_seen(found, look.most)
         return [new_batch(row, policy, entries, look.lease)]
 
-    def _nothing(self, _first: int) -> Any:
+    def _no_read(self, _first: int) -> Any:
         raise NeedsLock("it only settles")
 
-    def _looking(self, lane: Lane, policy: Policy) -> Callable[[int], Any]:
+    def _reader(self, lane: Lane, policy: Policy) -> Callable[[int], Any]:
         return lambda first: self._ahead.look(lane, first, policy.batch_max_rows)[0]
 
     def _write(

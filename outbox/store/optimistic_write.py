@@ -151,7 +151,7 @@ def look_and_write(
     """As ``write``, and lease the batch that is found. Nothing is written, and None returned, also when the entries do
     not fit one batch, or when there are none and no batch was delivered either. The new cursor comes from the entries
     found, not from ``saved``."""
-    joined = _looking(look.lane, tuple(arrivals[0]) if arrivals else (), len(arrivals), tuple(look.lease))
+    joined = _read_and_leased(look.lane, tuple(arrivals[0]) if arrivals else (), len(arrivals), tuple(look.lease))
     first = saved["read_cursor"] + 1
     asked = {"first": first, "last": first + look.most - 1, "most": look.most, "max_bytes": look.max_bytes}
     asked |= {"lease_us": look.lease_us, "clock": look.now}
@@ -162,7 +162,7 @@ def look_and_write(
 
 
 @cache
-def _looking(lane: Lane, of_arrival: Names, arrivals: int, of_lease: Names) -> CompiledStatement:
+def _read_and_leased(lane: Lane, of_arrival: Names, arrivals: int, of_lease: Names) -> CompiledStatement:
     run, cursor = run_of(LOGS[lane]).cte("run"), bindparam("read_cursor", type_=LANE.c.cursor.type)
     found, first = run.c, bindparam("first", type_=BATCH.c.first_seq.type)
     length = func.length(found.lines)

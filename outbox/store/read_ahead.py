@@ -67,7 +67,7 @@ def at_once(lane: Lane, policy: Policy) -> bool:
     return policy.batch_max_rows * LANES[lane].max_payload_bytes <= _READ_AT_ONCE_BYTES
 
 
-def whole(row: Any) -> bool:
+def is_complete(row: Any) -> bool:
     """Whether a row of ``RUN`` has every payload whole, one line each: a database may truncate a long aggregate."""
     length = row.size + row.entries - 1
     return row.lines is not None and len(row.lines) == length and row.lines.count("\n") == row.entries - 1

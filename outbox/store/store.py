@@ -376,8 +376,8 @@ class Store:
         except (DatabaseUnavailable, OutcomeUnknown) as error:
             if not done:
                 raise
-            told = str(error).replace(f" {NOTHING_WRITTEN}", "")
-            raise type(error)(f"{told} {done:,} entries were done before that: run it again for the others.") from error
+            text = str(error).replace(f" {NOTHING_WRITTEN}", "")
+            raise type(error)(f"{text} {done:,} entries were done before that: run it again for the others.") from error
         return done
 
     def _lost(self, error: Exception) -> bool:

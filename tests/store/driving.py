@@ -53,7 +53,7 @@ def span(name: str = "s") -> TelemetryEnvelope:
 
 
 def shed(store: Store, lane: Lane, entries: int, reason: str) -> int:
-    """End the oldest pending entries, so many; ``keep_within`` decides by its bounds how many. Entries shed."""
+    """Shed a number of the oldest pending entries. ``Store.keep_within`` sheds by bounds only. Entries shed."""
 
     def move(row: LockedLane) -> int:
         return operate.end_pending(row, operate.oldest_pending(row, entries), Ending.SHED, reason)

@@ -236,7 +236,7 @@ def test_what_another_worker_claims_between_its_look_and_its_write_is_not_claime
 def not_under_sqlites_lock(
     worker: Worker, strike: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """After the look of a plain step, and before its transaction begins."""
+    """After the read of an optimistic step, and before its transaction begins."""
     struck = 0
     alone = Database.alone
 
@@ -382,9 +382,9 @@ def test_its_writes_name_every_column_that_a_step_under_the_lock_writes(alone: W
     step(alone)
     locks.clear()
     alone.put(ROWS)
-    [_, plain] = [*leased(alone)[1:], *step(alone).batches]
-    step(alone, [plain])
-    first, second = (alone.batch(batch.id)._asdict() for batch in (under_the_lock, plain))
+    [_, optimistic] = [*leased(alone)[1:], *step(alone).batches]
+    step(alone, [optimistic])
+    first, second = (alone.batch(batch.id)._asdict() for batch in (under_the_lock, optimistic))
     assert {name for name, value in first.items() if value is None} == {
         name for name, value in second.items() if value is None
     }
@@ -408,7 +408,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return seen
 
 
-def test_after_plain_steps_the_outlook_of_before_is_not_read_again(alone: Worker, looks: list[Any]) -> None:
+def test_after_optimistic_steps_the_outlook_of_before_is_not_read_again(alone: Worker, looks: list[Any]) -> None:
     [waits] = leased(alone)
     assert step(alone, [waits], UNAVAILABLE).settled.failed == ROWS
     _alone_again(alone)

@@ -50,7 +50,7 @@ def came_through(worker: Worker, batch: Batch, put: Sequence[object]) -> None:
 
 @contextmanager
 def before_it_writes(monkeypatch: pytest.MonkeyPatch, strike: Callable[[Any], object]) -> Iterator[list[object]]:
-    """Between what a plain step has read and what it writes, once; what ``strike`` returned."""
+    """Run ``strike`` once between the read and the write of an optimistic step; yields a list with its result."""
     struck: list[object] = []
     write = OptimisticSteps._write
 
