@@ -123,6 +123,7 @@ class OptimisticSteps:
         return self._apply(decided, request, arrived)
 
     def _possible(self, request: Request) -> bool:
+        """Whether the step is small enough, and no event listener has to see its statements."""
         want, settlements = request.want, request.settlements
         if want > BATCHES_AHEAD or len(settlements) > BATCHES_AHEAD or not (want or settlements):
             return False
@@ -179,6 +180,7 @@ class OptimisticSteps:
         return None
 
     def _found_nothing(self, row: LockedLane) -> Step:
+        """A step that wrote nothing, for there was nothing to settle or to lease."""
         if row.emptied:
             self._saw_all.add(row.lane)
         return Step(emptied=row.emptied)

@@ -163,6 +163,7 @@ def look_and_write(
 
 @cache
 def _read_and_leased(lane: Lane, of_arrival: Names, arrivals: int, of_lease: Names) -> CompiledStatement:
+    """The WITH statement of ``look_and_write``. Its row: that of ``RUN``, ``fit``, and counts as in ``_joined``."""
     run, cursor = run_of(LOGS[lane]).cte("run"), bindparam("read_cursor", type_=LANE.c.cursor.type)
     found, first = run.c, bindparam("first", type_=BATCH.c.first_seq.type)
     length = func.length(found.lines)
