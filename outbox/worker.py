@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
 import os
 import signal
 import threading
@@ -26,12 +25,14 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from outbox.autoreset import AutoResetEvent
 from outbox.core.health import LaneState
+from outbox.core.idle import Idle
 from outbox.core.lane import Lane
 from outbox.core.policy import Bounds, Retention
-from outbox.core.step import Committed
+from outbox.core.step import Committed, DispatchReport
 from outbox.dispatcher import Dispatcher, Transport
 from outbox.errors import DatabaseUnavailable, InheritedConnection, OutboxError, OutcomeUnknown
 from outbox.flight import LOOK_DUE_SECONDS
+from outbox.lanesignal import LaneSignal
 
 if TYPE_CHECKING:
     from outbox.producer import Outbox
@@ -44,15 +45,6 @@ BOUNDS_SECONDS = 10
 SET_BACK_SECONDS = 1.0
 AUDITED_OFTEN = 200_000
 """The newest numbers, audited each minute; all of them at start and every hour."""
-FIRST_PAUSE_SECONDS = 0.001
-"""An idle lane looks again after 1, 2, 4 ... ms up to the poll: for what committed a moment after a wake, or in another
-process of whose commits the database does not tell."""
-CLOSE_PAUSE_SECONDS, CLOSE_SHARE = 0.0005, 1 / 8
-"""In a database that does not tell: a row waits for an eighth of the pauses since the last that nobody had told of."""
-FOUND_SECONDS = 1.0
-"""So long after it found one there it claims what comes next without a look."""
-TOLD_PAUSE_SECONDS = 0.05
-"""The first of these pauses after a notification: for a number that is missing, too."""
 
 
 class Worker:
@@ -192,42 +184,37 @@ class Worker:
                 job.modify(next_run_time=datetime.now(UTC))
 
     def _drain(self, lane: Lane) -> None:
-        """Send until nothing is due, then wait for a wake until about the next poll.
-
-        In a pause wakes are not heard: each commit of a producer would cause a look in vain.
-        """
+        """Send until nothing is due, then wait for a wake until about the next poll."""
         self._begin()
-        lane_signal = self.dispatcher.signals[lane]
-        pause, rested, found_at, looked_at, untold = FIRST_PAUSE_SECONDS, math.inf, -math.inf, -math.inf, False
-        in_vain = False
+        lane_signal, store = self.dispatcher.signals[lane], self.box.store
+        idle = Idle(notifies=store.notifies)
         while not self._stop.is_set():
             self._keep_ticking()
             woken, notified = lane_signal.entries, lane_signal.notified
-            if untold and time.monotonic() - looked_at < LOOK_DUE_SECONDS and self.box.store.claims_by_reading(lane):
+            looked_lately = time.monotonic() - idle.looked_at < LOOK_DUE_SECONDS
+            if idle.expecting and looked_lately and store.claims_by_reading(lane):
                 lane_signal.entries = True  # as if told: it reads the log, and not the lane
             elif not woken:
-                looked_at = time.monotonic()
+                idle = idle.looked(time.monotonic())
             report = self.dispatcher.run_lane(lane, stop=self._stop, notified=True)
-            if report.batches and not woken and lane_signal.notified == notified:
-                found_at, rested = time.monotonic(), 0.0
-            untold = not self.box.store.notifies and time.monotonic() - found_at < FOUND_SECONDS
-            was_in_vain, in_vain = in_vain, report.more and not report.batches  # it is another's, or not there yet
-            if report.batches or (woken and not report.paused) or (in_vain and not was_in_vain):
-                pause = TOLD_PAUSE_SECONDS
-            if report.more and report.batches:
-                continue
-            timed = report.next_seconds is not None and not in_vain
-            due = max(report.next_seconds or 0.0, FIRST_PAUSE_SECONDS) if timed else pause
-            if report.paused:
-                self._stop.wait(min(pause, due))
-            else:
-                # Of what was about to be committed: after 1, 2, 4 ms, as long ago as it was told of.
-                soon = max(time.monotonic() - lane_signal.early_at, FIRST_PAUSE_SECONDS)
-                close = pause if self.box.store.notifies else max(rested * CLOSE_SHARE, CLOSE_PAUSE_SECONDS)
-                began, wait = time.monotonic(), min(pause, due, soon, close)
-                lane_signal.wait_for_entries(wait)
-                rested += min(time.monotonic() - began, wait)
-            pause = min(2 * pause, self.box.settings.poll_seconds)
+            meanwhile = lane_signal.notified != notified
+            idle = idle.after_tick(report, woken=woken, notified=meanwhile, now=time.monotonic())
+            if not (report.more and report.batches):
+                waited = self._wait(lane_signal, idle, report)
+                idle = idle.after_wait(waited, longest=self.box.settings.poll_seconds)
+
+    def _wait(self, lane_signal: LaneSignal, idle: Idle, report: DispatchReport) -> float:
+        """Wait for entries, in a pause of the lane for the stop alone; how long it listened.
+
+        In a pause wakes are not heard: each commit of a producer would cause a look in vain.
+        """
+        began = time.monotonic()
+        seconds = idle.wait(report, early_at=lane_signal.early_at, now=began)
+        if report.paused:
+            self._stop.wait(seconds)
+            return 0.0
+        lane_signal.wait_for_entries(seconds)
+        return min(time.monotonic() - began, seconds)
 
     def _woken(
         self, lanes: set[Lane], committed: Committed | None = None, *, early: bool = False, other_process: bool = False

@@ -200,7 +200,7 @@ def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
     after a pause: then it is looked for."""
     monkeypatch.setattr(Watch, "start", lambda _: None)
     monkeypatch.setattr("outbox.flight.LOOK_DUE_SECONDS", 3600)
-    monkeypatch.setattr("outbox.worker.TOLD_PAUSE_SECONDS", 3600)
+    monkeypatch.setattr("outbox.core.idle.NOTIFIED_PAUSE_SECONDS", 3600)
 
 
 @pytest.mark.usefixtures("undisturbed")

@@ -40,8 +40,8 @@ def slow_poll(database: Database, engine: Engine, beacon: Simulator) -> Iterator
 @pytest.fixture
 def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """An idle lane waits for a wake and nothing else."""
-    for pause in ("FIRST", "TOLD"):
-        monkeypatch.setattr(f"outbox.worker.{pause}_PAUSE_SECONDS", 3600)
+    for pause in ("FIRST", "NOTIFIED"):
+        monkeypatch.setattr(f"outbox.core.idle.{pause}_PAUSE_SECONDS", 3600)
 
 
 @pytest.mark.usefixtures("no_second_look")
@@ -56,7 +56,7 @@ def test_a_commit_of_the_host_wakes_the_worker_of_its_process(
     slow_poll: Outbox, engine: Engine, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is told just before the COMMIT: the worker looks again a moment later."""
-    monkeypatch.setattr("outbox.worker.TOLD_PAUSE_SECONDS", 3600)
+    monkeypatch.setattr("outbox.core.idle.NOTIFIED_PAUSE_SECONDS", 3600)
     with BeaconTransport(slow_poll.settings) as transport, Worker(slow_poll, transport):
         for number in range(1, 4):
             with engine.begin() as connection:
@@ -79,7 +79,7 @@ def test_a_commit_in_another_process_wakes_the_worker(slow_poll: Outbox, databas
 def test_where_nobody_tells_of_commits_elsewhere_they_are_claimed_without_a_look_first_soon_after_some_were_found(
     slow_poll: Outbox, database: Database, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outbox.worker.FOUND_SECONDS", 3600)
+    monkeypatch.setattr("outbox.core.idle.EXPECTED_SECONDS", 3600)
     looks: list[bool] = []
     outlook = slow_poll.store.outlook
 
@@ -108,7 +108,7 @@ def test_where_nobody_tells_of_commits_elsewhere_they_are_claimed_without_a_look
 def test_who_claims_without_a_look_looks_now_and_then_for_what_another_process_does_to_the_lane(
     slow_poll: Outbox, database: Database, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for seconds in ("worker.FOUND_SECONDS", "flight.LOOK_DUE_SECONDS"):
+    for seconds in ("core.idle.EXPECTED_SECONDS", "flight.LOOK_DUE_SECONDS"):
         monkeypatch.setattr(f"outbox.{seconds}", 3600)
     refused = interval()
     beacon.faults.refuse_ids = {str(refused.id)}
@@ -133,8 +133,8 @@ def test_who_claims_without_a_look_looks_now_and_then_for_what_another_process_d
 def test_what_is_committed_between_a_claim_in_vain_and_the_look_after_it_does_not_wait_for_the_poll(
     slow_poll: Outbox, database: Database, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for pause in ("FIRST", "TOLD"):
-        monkeypatch.setattr(f"outbox.worker.{pause}_PAUSE_SECONDS", 3600)
+    for pause in ("FIRST", "NOTIFIED"):
+        monkeypatch.setattr(f"outbox.core.idle.{pause}_PAUSE_SECONDS", 3600)
     step, late = slow_poll.store.step, [interval()]
 
     def stepping(*arguments: Any, **options: Any) -> Step:
@@ -150,7 +150,7 @@ def test_what_is_committed_between_a_claim_in_vain_and_the_look_after_it_does_no
         slow_poll.put(interval())
         beacon.wait_for("usage", 1)
         wait_until(lambda: slow_poll.status().lanes["usage"].sent == 1)
-        monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", 0.001)
+        monkeypatch.setattr("outbox.core.idle.FIRST_PAUSE_SECONDS", 0.001)
         armed.set()
         worker.dispatcher.looked_at[Lane.USAGE] = -math.inf  # as after a while: its claim takes the lock
         worker.dispatcher.signals[Lane.USAGE].notify(entries=True, early=True)
@@ -161,7 +161,7 @@ def test_what_is_committed_between_a_claim_in_vain_and_the_look_after_it_does_no
 def test_a_commit_that_was_about_to_be_is_looked_for_though_another_was_told_of_since(
     slow_poll: Outbox, database: Database, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("outbox.worker.TOLD_PAUSE_SECONDS", 3600)
+    monkeypatch.setattr("outbox.core.idle.NOTIFIED_PAUSE_SECONDS", 3600)
     with (
         BeaconTransport(slow_poll.settings) as transport,
         Worker(slow_poll, transport) as worker,
@@ -182,11 +182,11 @@ def test_what_is_put_behind_a_number_that_was_rolled_back_does_not_wait_for_the_
     """Its first claim is in vain: whoever has the number may be about to commit."""
     looks, outlook = [], slow_poll.store.outlook
     monkeypatch.setattr(slow_poll.store, "outlook", lambda *a, **b: looks.append(a) or outlook(*a, **b))
-    monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", 3600)  # as after a long time without an entry
+    monkeypatch.setattr("outbox.core.idle.FIRST_PAUSE_SECONDS", 3600)  # as after a long time without an entry
     monkeypatch.setattr(Watch, "start", lambda _: None)  # it would tell of what came before it began
     with BeaconTransport(slow_poll.settings) as transport, Worker(slow_poll, transport):
         wait_until(lambda: len(looks) >= len(Lane))
-        monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", 0.001)
+        monkeypatch.setattr("outbox.core.idle.FIRST_PAUSE_SECONDS", 0.001)
         with Session(engine) as session:
             slow_poll.enqueue(session, interval())
             session.rollback()
@@ -199,7 +199,7 @@ def test_a_slow_commit_of_a_connection_elsewhere_is_looked_for_again(
     slow_poll: Outbox, database: Database, engine: Engine, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was told of before."""
-    monkeypatch.setattr("outbox.worker.TOLD_PAUSE_SECONDS", 3600)
+    monkeypatch.setattr("outbox.core.idle.NOTIFIED_PAUSE_SECONDS", 3600)
     with engine.begin() as connection:
         connection.execute(
             text(

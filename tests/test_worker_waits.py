@@ -101,13 +101,13 @@ def test_what_was_put_behind_a_number_that_was_rolled_back_does_not_wait_for_the
     """It was there when the request before it ended, and was looked for too early."""
     looks, outlook = [], box.store.outlook
     monkeypatch.setattr(box.store, "outlook", lambda *a, **b: looks.append(a) or outlook(*a, **b))
-    monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", HOUR)  # as after a long time without an entry
+    monkeypatch.setattr("outbox.core.idle.FIRST_PAUSE_SECONDS", HOUR)  # as after a long time without an entry
     monkeypatch.setattr(Watch, "start", lambda _: None)  # it would tell of what came before it began
     first, second = interval(), interval()
     transport = Held(slow=first.id)
     with Worker(box, transport) as worker:
         wait_until(lambda: len(looks) >= len(Lane))
-        monkeypatch.setattr("outbox.worker.FIRST_PAUSE_SECONDS", 0.001)
+        monkeypatch.setattr("outbox.core.idle.FIRST_PAUSE_SECONDS", 0.001)
         under_way(box, worker, transport, first, limit=1.0)
         roll_back(box, engine)
         box.put(second)

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "settings",
         "boottime",
     },  # late: see the test of slow imports
-    "worker": {"dispatcher", "flight", "core", "errors", "uninstrumented", "autoreset"},
+    "worker": {"dispatcher", "flight", "lanesignal", "core", "errors", "uninstrumented", "autoreset"},
     "wiring": {
         "worker",
         "dispatcher",
