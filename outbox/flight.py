@@ -81,7 +81,6 @@ class Flight:
 
     def run(self, *, look_due: bool) -> None:
         """Step until nothing is claimed and nothing flies. ``look_due``: begin with what waited."""
-        policy = self.dispatcher.box.store.policy
         if self.landed:
             self._step(0, False)  # alone: a full disk that takes no new batch may still take a receipt
         while True:
@@ -93,11 +92,7 @@ class Flight:
                 settling = bool(self.landed)
                 step = self._step(want, look_due)
                 look_due = False
-                self.ignores_signals = want > 0 and not (settling or step.batches)
-                self.ready += step.batches
-                if want:
-                    self.backlog = any(batch.rows == policy.batch_max_rows for batch in step.batches[-1:])
-                    self.emptied, exhausted = step.emptied, len(step.batches) < want
+                exhausted = self._after_step(step, want, settling) or exhausted
                 self._leave()
                 if want and not exhausted and self._room() and not any(f.done() for f in self.flying):
                     continue
@@ -201,6 +196,16 @@ class Flight:
             if (told := one.receipt.reason if trouble else one.receipt.remark) is not None:
                 logger.warning("lane %s: batch %s: %s", self.lane, one.batch.id, told)
         return step
+
+    def _after_step(self, step: Step, want: int, settling: bool) -> bool:
+        """Take what was claimed; whether that was fewer batches than wanted."""
+        self.ignores_signals = want > 0 and not (settling or step.batches)
+        self.ready += step.batches
+        if want:
+            full = self.dispatcher.box.store.policy.batch_max_rows
+            self.backlog = any(batch.rows == full for batch in step.batches[-1:])
+            self.emptied = step.emptied
+        return len(step.batches) < want
 
     def _leave(self) -> None:
         """As many of those that are ready as may."""
