@@ -12,11 +12,13 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 from weakref import finalize
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection
 from sqlalchemy.engine import URL
+from sqlalchemy.engine import Dialect as Driver
 from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
@@ -28,7 +30,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from outbox.errors import DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
 from outbox.store.compiled import CompiledStatement, Values, has_listeners, translated
 from outbox.store.connections import Connections
-from outbox.store.dialects import Inserted, Row
+from outbox.store.dialects import Dialect, Inserted, Row
 from outbox.store.engines import dialect_for, engine_for, parsed
 from outbox.store.forks import ForkGuard, told_of_forks
 from outbox.store.ledger import Inside
@@ -143,42 +145,33 @@ class Database:
         """
         if has_listeners(self.engine):
             return None
-        dialect, many = self.engine.dialect, statements > 1 or not self.dialect.autocommits
-        may_hold = False
-
-        def do(pooled: PoolProxiedConnection) -> T | None:
-            nonlocal may_hold
-            if not many:
-                return when_free(pooled, work) if self.dialect.single_writer else work(pooled)
-            dialect.do_begin(pooled)
-            self.dialect.begin(pooled)
-            try:
-                done = work(pooled)
-                may_hold = done is not None
-                (dialect.do_commit if may_hold else dialect.do_rollback)(pooled)
-            except BaseException:
-                with suppress(dialect.loaded_dbapi.Error):
-                    dialect.do_rollback(pooled)
-                raise
-            return done
-
+        many = statements > 1 or not self.dialect.autocommits
+        transaction = _Transaction(self.engine.dialect, self.dialect, work)
         with (
             self._turn() if in_turn and self.dialect.single_writer else _NOTHING,
             self._guard.writer if self._guard else _NOTHING,
         ):
             try:
-                return self._by_the_driver(do)
+                return self._by_the_driver(transaction.run if many else partial(self._autocommitted, work))
             except DBAPIError as error:
-                if self.lost_a_race(error):
-                    return None
-                if may_hold or (not many and self.dialect.may_hold(error)):
-                    self._connections.distrust()
-                    raise self._commit_failed(error, again) from error
-                if isinstance(error, IntegrityError):
-                    return None
+                may_hold = transaction.may_hold if many else self.dialect.may_hold(error)
+                self._raise_for(error, again, may_hold=may_hold)
+                return None
+            except self.engine.dialect.loaded_dbapi.Error as error:  # while it connected
                 raise self._in_words(error) from error
-            except dialect.loaded_dbapi.Error as error:  # while it connected
-                raise self._in_words(error) from error
+
+    def _autocommitted(self, work: Callable[[PoolProxiedConnection], T], pooled: PoolProxiedConnection) -> T:
+        return when_free(pooled, work) if self.dialect.single_writer else work(pooled)
+
+    def _raise_for(self, error: DBAPIError, again: str, *, may_hold: bool) -> None:
+        """Raise what ``alone`` raises for ``error``; nothing where a :meth:`write` may succeed."""
+        if self.lost_a_race(error):
+            return
+        if may_hold:
+            self._connections.distrust()
+            raise self._commit_failed(error, again) from error
+        if not isinstance(error, IntegrityError):
+            raise self._in_words(error) from error
 
     def look(self, statement: CompiledStatement, values: Values) -> Sequence[Any]:
         """The rows of one SELECT. Raises as :meth:`read`."""
@@ -192,7 +185,7 @@ class Database:
 
         def do(pooled: PoolProxiedConnection) -> Sequence[Any]:
             if self.dialect.autocommits:
-                return when_free(pooled, fetch) if self.dialect.single_writer else fetch(pooled)
+                return self._autocommitted(fetch, pooled)
             try:
                 return fetch(pooled)
             finally:
@@ -305,6 +298,32 @@ class Database:
             self._guard.check()
         if self._connections.pid != os.getpid():  # forked by something that tells nobody
             self._connections.after_in_child()
+
+
+class _Transaction(Generic[T]):
+    """One transaction of ``work`` on a connection of the driver: committed, or rolled back where ``work`` returns None
+    or raises."""
+
+    def __init__(self, driver: Driver, dialect: Dialect, work: Callable[[PoolProxiedConnection], T | None]) -> None:
+        self._driver = driver
+        self._dialect = dialect
+        self._work = work
+        self.may_hold = False
+        """The COMMIT was begun: the transaction may hold even where it failed."""
+
+    def run(self, pooled: PoolProxiedConnection) -> T | None:
+        driver = self._driver
+        driver.do_begin(pooled)
+        self._dialect.begin(pooled)
+        try:
+            done = self._work(pooled)
+            self.may_hold = done is not None
+            (driver.do_commit if self.may_hold else driver.do_rollback)(pooled)
+        except BaseException:
+            with suppress(driver.loaded_dbapi.Error):
+                driver.do_rollback(pooled)
+            raise
+        return done
 
 
 @contextmanager
