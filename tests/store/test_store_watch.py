@@ -12,8 +12,7 @@ import pytest
 
 from outbox import Outbox
 from outbox.core.lane import LANES
-from outbox.store.dialects import inotify
-from outbox.store.dialects import sqlite as sqlite_dialect
+from outbox.store.dialects import inotify, sqlite_watch
 from outbox.store.dialects.base import Look
 from outbox.store.dialects.inotify import Written, writes_to
 from tests.support.databases import Database
@@ -83,7 +82,7 @@ def watching(box: Outbox, stop: Stop) -> Watching:
 @pytest.fixture
 def nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The version is looked at when the system has told of a write, and not before."""
-    monkeypatch.setattr(sqlite_dialect.SQLite, "listen_seconds", NEVER_SECONDS)
+    monkeypatch.setattr(sqlite_watch, "LISTEN_SECONDS", NEVER_SECONDS)
 
 
 def test_the_system_tells_of_a_commit_elsewhere(
@@ -103,7 +102,7 @@ def test_the_system_tells_of_a_commit_elsewhere(
 
             yield waiting
 
-    monkeypatch.setattr(sqlite_dialect, "writes_to", noted)
+    monkeypatch.setattr(sqlite_watch, "writes_to", noted)
     with watching() as looking:
         for _ in range(20):
             looked = looking.begin()
@@ -128,7 +127,7 @@ def test_a_commit_is_found_though_its_disk_takes_longer_than_its_writes(
 
         yield written
 
-    monkeypatch.setattr(sqlite_dialect, "writes_to", told_once)
+    monkeypatch.setattr(sqlite_watch, "writes_to", told_once)
     with watching() as looking:
         looked = looking.begin()
         wait_until(lambda: len(asked) > 3)
@@ -187,7 +186,7 @@ def test_what_this_process_does_itself_is_looked_at_no_more_often_than_each_few_
         for by, told in ((box, []), (box, []), (elsewhere, USAGE), (box, []), (box, [])):
             by.put(interval())
             assert look(stop) == told
-    few, close = sqlite_dialect.SQLite.look_seconds, sqlite_dialect.SQLite.close_look_seconds
+    few, close = sqlite_watch.LOOK_SECONDS, sqlite_watch.CLOSE_LOOK_SECONDS
     assert stop.waits == [0.0, few, few, close, close]
 
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from sqlalchemy import Connection, Engine, PoolProxiedConnection, text
@@ -17,9 +15,8 @@ from sqlalchemy.exc import DBAPIError
 
 from outbox.errors import ConfigError, DatabaseUnavailable, SchemaOutOfDate
 from outbox.store.dialects.base import Dialect, Inserted, Look, Row
-from outbox.store.dialects.inotify import writes_to
+from outbox.store.dialects.sqlite_watch import watching
 
-MILLISECOND = 0.001
 INSERTED_AT_ONCE, INSERTED_AT_ONCE_BYTES = 50, 32 * 1024
 """Rows of one statement, and their payload: it inserts them in two thirds of the time that as many take. The driver
 keeps each text of a statement, and what it was given last: for each number of rows once."""
@@ -133,68 +130,11 @@ class SQLite(Dialect):
         )
 
     notifies = True
-    listen_seconds = 0.05
-    """How soon ``watch_commits`` sees that it shall stop, or what the system did not tell of."""
-    look_seconds = 0.005
-    """How often it looks at the file's version where the system tells of no writes, or this process alone writes: a few
-    microseconds each, and a turn of the processor."""
-    close_look_seconds, busy_seconds = 0.001, 1.0
-    """The same within ``busy_seconds`` of another process's commit."""
-    soonest_look_seconds = 0.0001
-    """After a write to the log: the COMMIT that it is for may wait for the disk yet, and is looked for after twice the
-    time then."""
 
-    @contextmanager
-    def watch_commits(self, engine: Engine, lanes: Mapping[str, str], here: Mapping[str, int]) -> Iterator[Look]:
-        pooled = engine.raw_connection()
-        pooled.detach()
-        with closing(pooled) as connection, closing(connection.cursor()) as cursor:
-            cursor.execute(f"PRAGMA busy_timeout = {self.waits_ms}")  # a producer's connection leaves it at 0
-            cursor_of = "(SELECT cursor FROM outbox_lane WHERE lane = ?)"
-            last = [f"(SELECT max(seq) FROM {table} WHERE seq > {cursor_of})" for table in lanes]  # noqa: S608 - our names
-            last_of_each = f"SELECT {', '.join(last)}"
-            busy_until, rest = 0.0, 0.0
-
-            def asked_version() -> int:
-                (version,) = cursor.execute("PRAGMA data_version").fetchone()
-                return int(version)
-
-            def newest() -> dict[str, Any]:
-                """The last number in each table that is not claimed; a worker's own commits are no news to it."""
-                found = cursor.execute(last_of_each, list(lanes.values())).fetchone()
-                return dict(zip(lanes, found, strict=True))
-
-            version, known = asked_version(), newest()
-            [path] = [path for _, name, path in cursor.execute("PRAGMA database_list").fetchall() if name == "main"]
-
-            def look(stop: Event) -> list[str]:
-                nonlocal version, known, busy_until, rest
-                stop.wait(rest)  # what we do about the last commit are writes too
-                busy, pause = time.monotonic() < busy_until, self.listen_seconds
-                close = self.close_look_seconds if busy else self.look_seconds
-                while asked_version() == version:
-                    if stop.is_set():
-                        return []
-                    if written is None:
-                        stop.wait(close)
-                    elif pause < MILLISECOND:  # shorter than poll(2) can wait
-                        time.sleep(pause)
-                        pause *= 2
-                    elif written(pause):
-                        pause = self.soonest_look_seconds if busy else self.close_look_seconds
-                        time.sleep(pause)
-                    else:
-                        pause = min(2 * pause, self.listen_seconds)
-                version = asked_version()
-                before, known = known, newest()
-                told = [table for table in lanes if known[table] not in (None, before[table], here.get(table))]
-                if told:
-                    busy_until = time.monotonic() + self.busy_seconds
-                rest = self.close_look_seconds if time.monotonic() < busy_until else self.look_seconds
-                return told
-
-            with writes_to(f"{path}-wal") as written:
-                yield look
+    def watch_commits(
+        self, engine: Engine, lanes: Mapping[str, str], here: Mapping[str, int]
+    ) -> AbstractContextManager[Look]:
+        return watching(engine, lanes, here, self.waits_ms)
 
     spare_pages = 256
     give_back_pages = 64
