@@ -26,7 +26,6 @@ The database:
     engines           engines of its own, from a URL or a host's engine
     connections       which of the pool's connections are used again, and two kept at hand
     compiled          statements of the hot path, run by the driver's cursor
-    one_lock          how connections wait for the one write lock of SQLite
     forks             a child process starts without its parent's connections
     migrate           Alembic in code
     wake              wake-ups after a commit of this process

@@ -31,10 +31,10 @@ from outbox.errors import DatabaseUnavailable, OutboxError, OutcomeUnknown, Sche
 from outbox.store.compiled import CompiledStatement, Values, has_listeners, translated
 from outbox.store.connections import Connections
 from outbox.store.dialects import Dialect, Inserted, Row
+from outbox.store.dialects.sqlite_lock import LOCK_PAUSE_SECONDS, READS, when_free
 from outbox.store.engines import dialect_for, engine_for, parsed
 from outbox.store.forks import ForkGuard, told_of_forks
 from outbox.store.ledger import Inside
-from outbox.store.one_lock import LOCK_PAUSE_SECONDS, READS, when_free
 from outbox.uninstrumented import uninstrumented
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
 from outbox.errors import ConfigError
 from outbox.store.dialects import Dialect, dialect_named
-from outbox.store.one_lock import begin
+from outbox.store.dialects.sqlite_lock import begin
 
 
 def parsed(url: str | URL) -> URL:
