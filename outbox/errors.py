@@ -18,6 +18,10 @@ payload. ``exit_code`` is what the command line returns for it.
 
 from __future__ import annotations
 
+NOTHING_WRITTEN = "Nothing was written by this call."
+"""A sentence of error messages. ``outbox doctor`` splits a message there, and the store leaves it out where a part of
+the work was done."""
+
 
 class OutboxError(Exception):
     """Base of every error raised by outbox."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from outbox.errors import OutboxError
+from outbox.errors import NOTHING_WRITTEN, OutboxError
 
-_SEAMS = (" Run: ", " Nothing was written by this call. ", ". ", "; ")
+_SEAMS = (" Run: ", f" {NOTHING_WRITTEN} ", ". ", "; ")
 """Where the errors of outbox pass from what happened to what to do next; the first one that is there counts."""
 
 

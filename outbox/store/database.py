@@ -27,7 +27,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from outbox.errors import DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
+from outbox.errors import NOTHING_WRITTEN, DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
 from outbox.store.compiled import CompiledStatement, Values, has_listeners, translated
 from outbox.store.connections import Connections
 from outbox.store.dialects import Dialect, Inserted, Row
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 _NOTHING = nullcontext()
 
-NOTHING_WRITTEN = "Nothing was written by this call."
+NO_TABLES = "the outbox tables are not there. Run: outbox migrate"
 RUN_AGAIN = "Run it again, as a worker does: what holds is not done twice."
 PUT_AGAIN = "Enqueue the same messages again: an id that is there already is not added twice."
 """What a person is told of an error: what holds, and what to do."""
@@ -255,7 +255,7 @@ class Database:
     def explain(self, error: DBAPIError, kept: str = NOTHING_WRITTEN) -> OutboxError | DBAPIError:
         """The outbox error for a driver's error; the error itself when it is not the database's state."""
         if self.dialect.is_missing_table(error):
-            return SchemaOutOfDate(f"{self.safe_url}: the outbox tables are not there. Run: outbox migrate")
+            return SchemaOutOfDate(f"{self.safe_url}: {NO_TABLES}")
         code = self.dialect.error_code(error)
         advice = self.dialect.advice.get(code)
         if self.dialect.is_missing_column(error):

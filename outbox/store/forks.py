@@ -16,7 +16,7 @@ from weakref import ReferenceType, ref
 
 from sqlalchemy import Engine, Pool, QueuePool, event
 
-from outbox.errors import InheritedConnection
+from outbox.errors import NOTHING_WRITTEN, InheritedConnection
 from outbox.store.connections import Connections
 
 _WAIT_SECONDS = 5.0
@@ -70,7 +70,7 @@ class ForkGuard:
             raise InheritedConnection(
                 f"{self._path}: this process was forked while its parent had the file open (a worker runs, somebody was"
                 " reading, or an engine of your own has a connection to it), and SQLite could lose what it commits."
-                " Nothing was written by this call. Fork first and start the worker then, dispose of your own engine"
+                f" {NOTHING_WRITTEN} Fork first and start the worker then, dispose of your own engine"
                 " before you fork, or start processes by spawn."
             )
 

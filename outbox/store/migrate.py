@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import Connection, inspect, text
 
 from outbox.core.entry import SchemaStatus
-from outbox.errors import ConfigError, SchemaOutOfDate
-from outbox.store.database import NOTHING_WRITTEN, Database
+from outbox.errors import NOTHING_WRITTEN, ConfigError, SchemaOutOfDate
+from outbox.store.database import NO_TABLES, Database
 from outbox.store.dialects import view
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def require_head(connection: Connection, where: str) -> None:
     if status.current == status.head:
         return
     if status.current is None:
-        raise SchemaOutOfDate(f"{where}: the outbox tables are not there. Run: outbox migrate")
+        raise SchemaOutOfDate(f"{where}: {NO_TABLES}")
     _refuse_newer(status.current, where)
     mend = "Upgrade with the host's alembic" if _made_by_host(connection) else "Run: outbox migrate"
     raise SchemaOutOfDate(f"{where}: the schema is at {status.current}, this version needs {status.head}. {mend}")

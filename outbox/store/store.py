@@ -19,12 +19,12 @@ from outbox.core.lane import Lane
 from outbox.core.policy import MICROSECONDS, Bounds, Policy, Retention, is_due
 from outbox.core.privacy import Removal, Removed
 from outbox.core.step import Committed, Outlook, Settled, Settlement, Step
-from outbox.errors import DatabaseUnavailable, LaneStopped, OutcomeUnknown
+from outbox.errors import NOTHING_WRITTEN, DatabaseUnavailable, LaneStopped, OutcomeUnknown
 from outbox.store import bounds, migrate, operate, queries, removed, retention
 from outbox.store.audit import AuditReport
 from outbox.store.auditor import Auditor
 from outbox.store.claim import MembersMissing, claim
-from outbox.store.database import NOTHING_WRITTEN, Database
+from outbox.store.database import Database
 from outbox.store.ledger import Clock, Inside, LockedLane, LostClaim, locked, no_row
 from outbox.store.operate import Window
 from outbox.store.optimistic import OptimisticSteps, Request

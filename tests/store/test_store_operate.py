@@ -14,9 +14,8 @@ from outbox.core.entry import DeadCounts
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
 from outbox.core.policy import Bounds
-from outbox.errors import DatabaseUnavailable
+from outbox.errors import NOTHING_WRITTEN, DatabaseUnavailable
 from outbox.store import operate
-from outbox.store.database import NOTHING_WRITTEN
 from outbox.store.ledger import LockedLane
 from outbox.store.operate import Window
 from tests.store.driving import AMBIGUOUS, DELIVERED, REFUSED, UNAVAILABLE, Worker, shed, usage
