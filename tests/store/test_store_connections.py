@@ -20,7 +20,7 @@ from outbox.core.lane import Lane
 from outbox.errors import DatabaseUnavailable, OutboxError, OutcomeUnknown
 from outbox.store import connections
 from outbox.store.dialects.base import Inserted
-from outbox.store.dialects.mysql import INSERTED_AT_ONCE, MySQL
+from outbox.store.dialects.mysql import MySQL
 from tests.store.driving import DELIVERED
 from tests.support import ledger
 from tests.support.databases import Database
@@ -225,10 +225,10 @@ def test_a_put_is_one_transaction_on_the_engine_of_a_host_that_commits_each_stat
     with Outbox(host) as box:
         box.migrate()
         box.put(interval())
-        box.put(*intervals(INSERTED_AT_ONCE))
-        box.put(*intervals(INSERTED_AT_ONCE + 1))
+        box.put(*intervals(MySQL.inserted_at_once))
+        box.put(*intervals(MySQL.inserted_at_once + 1))
         assert in_transaction == [0, 0, 1], "one statement commits itself"
-        assert pending(box) == 2 * INSERTED_AT_ONCE + 2
+        assert pending(box) == 2 * MySQL.inserted_at_once + 2
     host.dispose()
 
 
@@ -330,7 +330,7 @@ class TimeLimit(Exception):
 
 
 @pytest.mark.parametrize("database", ["mariadb"], indirect=True)
-@pytest.mark.parametrize("rows", [1, INSERTED_AT_ONCE, 3 * INSERTED_AT_ONCE])
+@pytest.mark.parametrize("rows", [1, MySQL.inserted_at_once, 3 * MySQL.inserted_at_once])
 @pytest.mark.parametrize("raised", [TimeLimit, KeyboardInterrupt])
 def test_an_answer_that_nobody_read_is_no_answer_to_the_next_put(
     box: Outbox, monkeypatch: pytest.MonkeyPatch, rows: int, raised: type[BaseException]

@@ -87,6 +87,9 @@ class Dialect(ABC):
     """The one statement that a plain step writes reads the entries too."""
     aggregates_slowly: ClassVar[bool] = False
     """Joining payloads takes longer than reading a few row by row."""
+    inserted_at_once: ClassVar[int] = 1
+    inserted_at_once_bytes: ClassVar[int] = 0
+    """Bounds of one INSERT of several rows: how many, and the bytes of their payloads. One row has no bound."""
     purge_chunk: ClassVar[int] = 2_000
     """Rows deleted in one transaction. Producers feel it on servers too: their COMMIT waits for what it writes."""
     storage_statements: ClassVar[tuple[str, ...]] = ()
@@ -145,7 +148,9 @@ class Dialect(ABC):
 
     def at_once(self, rows: Sequence[Row]) -> bool:
         """Whether ``put`` inserts them by one statement."""
-        return len(rows) == 1
+        return len(rows) == 1 or (
+            len(rows) <= self.inserted_at_once and sum([size for *_, size in rows]) <= self.inserted_at_once_bytes
+        )
 
     def put(
         self, pooled: PoolProxiedConnection, table: str, rows: Sequence[Row], by: Driver, *, numbered: bool = False

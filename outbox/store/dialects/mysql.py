@@ -11,7 +11,7 @@ from sqlalchemy.engine import Dialect as Driver
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from outbox.core.runs import Runs
-from outbox.errors import DatabaseUnavailable
+from outbox.errors import NOTHING_WRITTEN, DatabaseUnavailable
 from outbox.store.dialects.base import Dialect, Row, all_or_none, first_of
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ MIGRATION_LOCK_SECONDS = 5
 """How long one that migrates waits for a table."""
 MIGRATION_LOCK = "CONCAT_WS(' ', 'outbox migrate', SHA1(LOWER(DATABASE())))"
 """Its name, which all databases of a server share; 64 characters at most, and a database's name may be as long."""
-INSERTED_AT_ONCE, INSERTED_AT_ONCE_BYTES = 100, 256 * 1024
-"""Rows of one statement, and their payload. PyMySQL's own way with many costs them two round trips more."""
-
 
 _IN_TRANSACTION, _COMMITS_EACH = 1, 2
 """SERVER_STATUS_IN_TRANS and SERVER_STATUS_AUTOCOMMIT of the protocol."""
@@ -50,6 +47,8 @@ class MySQL(Dialect):
     duplicate_key = 1062
     autocommits = True
     optimistic_write = "apart"
+    inserted_at_once, inserted_at_once_bytes = 100, 256 * 1024
+    """PyMySQL's own way with many rows costs two round trips more."""
     aggregates_slowly = True
     """GROUP_CONCAT makes a table on disk: 0.7 ms, however little it joins."""
 
@@ -75,11 +74,6 @@ class MySQL(Dialect):
         marks = ", ".join(["(%s, %s, %s)"] * (len(rows) if self.at_once(rows) else 1))
         sql = f"INSERT INTO {table} (id, payload, size) VALUES {marks}"  # noqa: S608 - our name
         return sql, tuple([value for row in rows for value in row]) if self.at_once(rows) else list(rows)
-
-    def at_once(self, rows: Sequence[Row]) -> bool:
-        return len(rows) == 1 or (
-            len(rows) <= INSERTED_AT_ONCE and sum([size for *_, size in rows]) <= INSERTED_AT_ONCE_BYTES
-        )
 
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         fresh = list(rows)
@@ -155,7 +149,7 @@ class MySQL(Dialect):
             where = connection.engine.url.render_as_string(hide_password=True)
             raise DatabaseUnavailable(
                 f"{where}: another process ({f'session {holder}' if holder else 'gone by now'}) has been migrating for"
-                f" {MIGRATION_TURN_SECONDS} s. Nothing was written by this call. Run it again when that one has ended;"
+                f" {MIGRATION_TURN_SECONDS} s. {NOTHING_WRITTEN} Run it again when that one has ended;"
                 " end its session if it is stuck."
             )
         try:

@@ -17,14 +17,6 @@ from outbox.errors import ConfigError, DatabaseUnavailable, SchemaOutOfDate
 from outbox.store.dialects.base import Dialect, Inserted, Look, Row
 from outbox.store.dialects.sqlite_watch import watching
 
-INSERTED_AT_ONCE, INSERTED_AT_ONCE_BYTES = 50, 32 * 1024
-"""Rows of one statement, and their payload: it inserts them in two thirds of the time that as many take. The driver
-keeps each text of a statement, and what it was given last: for each number of rows once."""
-
-
-def _some(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    return (rows[start : start + INSERTED_AT_ONCE] for start in range(0, len(rows), INSERTED_AT_ONCE))
-
 
 class SQLite(Dialect):
     name = "sqlite"
@@ -34,6 +26,9 @@ class SQLite(Dialect):
     single_writer = autocommits = True
     optimistic_write = "triggered"
     reads_ahead = "before"
+    inserted_at_once, inserted_at_once_bytes = 50, 32 * 1024
+    """One statement takes two thirds of the time that one for each row takes. The driver caches a statement for each
+    number of rows, with the parameters it was given last."""
     waits_ms = 30_000
     """So long a transaction waits for a lock."""
     purge_chunk = 500  # producers wait while we hold the only write lock
@@ -88,13 +83,12 @@ class SQLite(Dialect):
             return sql, tuple([value for row in rows for value in row])
         return sql, rows[0] if len(rows) == 1 else list(rows)
 
-    def at_once(self, rows: Sequence[Row]) -> bool:
-        return len(rows) == 1 or (
-            len(rows) <= INSERTED_AT_ONCE and sum([size for *_, size in rows]) <= INSERTED_AT_ONCE_BYTES
-        )
+    def _chunks(self, rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+        most = self.inserted_at_once
+        return (rows[start : start + most] for start in range(0, len(rows), most))
 
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
-        statements = (self.insertion(table, some, connection.dialect.driver) for some in _some(rows))
+        statements = (self.insertion(table, some, connection.dialect.driver) for some in self._chunks(rows))
         return sum(connection.exec_driver_sql(sql, values).rowcount for sql, values in statements)
 
     def put(
@@ -102,7 +96,7 @@ class SQLite(Dialect):
     ) -> Inserted:
         if self.at_once(rows):
             return super().put(pooled, table, rows, by, numbered=numbered)
-        return Inserted(sum(super(SQLite, self).put(pooled, table, some, by).rows for some in _some(rows)))
+        return Inserted(sum(super(SQLite, self).put(pooled, table, some, by).rows for some in self._chunks(rows)))
 
     def first_number(self, cursor: Any, rows: int) -> int | None:
         return int(cursor.lastrowid) - rows + 1  # of the last one; nobody else writes meanwhile
