@@ -281,9 +281,6 @@ class Settings(BaseSettings):
         """
         return LANES[lane].billing or (bool(getattr(self, f"telemetry_{lane}")) and not self.offline)
 
-    def max_batch_bytes(self, lane: Lane) -> int:
-        return self.batch_max_bytes if self.batch_max_bytes is not None else LANES[lane].max_batch_bytes
-
     def retention_seconds(self, lane: Lane) -> float:
         """How long a sent entry of the lane is kept."""
         if self.retention_sent is not None:

@@ -1,9 +1,9 @@
-"""Putting the parts together: the only place that decides what a process is made of.
+"""Putting the parts of a process together:
 
-    settings ──▶ outbox ──▶ dispatcher or worker
+    settings ──▶ outbox ──▶ Dispatcher(box, transport) or Worker(box, transport)
         └──────▶ transport ──────┘
 
-What is slow to load (alembic, APScheduler, the HTTP client) is imported when the part is built.
+What is slow to load (alembic, the HTTP client) is imported when the part is built.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from outbox.dispatcher import Dispatcher
     from outbox.producer import Outbox
     from outbox.settings import Settings
     from outbox.transport.beacon import BeaconTransport
-    from outbox.worker import Worker
 
 
 def load_settings(config: Path | None = None, database_url: str | None = None) -> Settings:
@@ -39,15 +37,3 @@ def build_transport(settings: Settings) -> BeaconTransport:
     from outbox.transport.beacon import BeaconTransport
 
     return BeaconTransport(settings)
-
-
-def build_dispatcher(box: Outbox, transport: BeaconTransport) -> Dispatcher:
-    from outbox.dispatcher import Dispatcher
-
-    return Dispatcher(box, transport)
-
-
-def build_worker(box: Outbox, transport: BeaconTransport) -> Worker:
-    from outbox.worker import Worker
-
-    return Worker(box, transport)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from outbox.core.lane import LANES, Lane
+from outbox.core.lane import Lane
 from outbox.errors import ConfigError
 from outbox.settings import Settings, settings_table_markdown
 
@@ -474,14 +474,12 @@ class TestPerLane:
         settings = Settings()
         assert [settings.retention_seconds(lane) for lane in Lane] == [30 * 86_400, 0, 0, 0]
         assert [settings.attempts_limit(lane) for lane in Lane] == [None, 20, 20, 20]
-        assert [settings.max_batch_bytes(lane) for lane in Lane] == [LANES[lane].max_batch_bytes for lane in Lane]
 
     def test_a_value_given_holds_for_every_lane_and_zero_is_a_value(self) -> None:
-        settings = Settings(retention_sent=0, max_attempts=3, batch_max_bytes=2048)
+        settings = Settings(retention_sent=0, max_attempts=3)
         for lane in Lane:
             assert settings.retention_seconds(lane) == 0
             assert settings.attempts_limit(lane) == 3
-            assert settings.max_batch_bytes(lane) == 2048
 
     def test_no_switch_stops_usage(self) -> None:
         settings = Settings(telemetry_metrics=False, telemetry_traces=False, telemetry_logs=False)

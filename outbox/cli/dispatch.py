@@ -80,10 +80,12 @@ def _why(box: Outbox, status: LaneStatus) -> str:
 
 
 def _drain(box: Outbox, transport: BeaconTransport, timeout: float) -> None:
+    from outbox.dispatcher import Dispatcher  # here, and the worker below: other commands need neither
+
     pause, stop = FIRST_PAUSE_SECONDS, threading.Event()
     license = Licence(transport)
     with ExitStack() as stack:
-        dispatcher = stack.enter_context(closing(wiring.build_dispatcher(box, transport)))
+        dispatcher = stack.enter_context(closing(Dispatcher(box, transport)))
         progress = stack.enter_context(_progress())
         for lane in dispatcher.lanes:
             box.store.switch_on(lane)  # one that was off, and is on by now
@@ -163,12 +165,13 @@ def worker(
 ) -> None:
     """Send until told to stop. At SIGTERM (0) or SIGINT (130) what is on the wire is finished first."""
     from outbox.cli.health import serving  # here: of the commands only this one is a server
+    from outbox.worker import Worker
 
     log_to_stderr(log_format)
     with ExitStack() as stack:
         box = stack.enter_context(box_of(context))
         transport = stack.enter_context(closing(wiring.build_transport(box.settings)))
-        running = wiring.build_worker(box, transport)
+        running = Worker(box, transport)
         box.store.require_schema()
         health = nullcontext() if health_port is None else serving(health_host, health_port, box.status)
         port = stack.enter_context(health)
