@@ -2,6 +2,34 @@
 
 Producers write messages in their own transaction; a dispatcher delivers what is committed to beacon, at least
 once, under the same key until it is answered.
+
+The modules in reading order, farthest from the world first. A module imports only from lines above its own
+(tests/project walks the imports; only ``flight`` names the dispatcher in annotations):
+
+    errors           every error that outbox raises on purpose, as a tree
+    core             pure values and decisions: lanes, batches, verdicts, backoff, health, pace; no clock, no I/O
+    boottime, autoreset, uninstrumented
+                     the clock of leases; an event that a signal handler may set; no spans of the outbox's own work
+    messages         what producers enqueue: checked, encoded, filtered of personal data
+    settings         with settings_sources, settings_values, settings_secrets: where values come from, what they mean
+    store            the tables, and every statement on them, for SQLite, PostgreSQL, MySQL and MariaDB
+    transport        from a batch to a receipt: the HTTP requests to beacon
+    lanesignal       notifications to the thread that drains a lane
+    flight           one lane on the wire: claim, send and settle until nothing is left
+    dispatcher       ``run_once()``: one tick over the lanes, and the sender threads
+    producer         ``Outbox``, with producer_arguments and producer_privacy: enqueue, put, find, requeue
+    worker           dispatchers in background threads, driven by APScheduler
+    wiring           settings, box and transport of a process, put together
+    cli, __main__    the command ``outbox``, and ``python -m outbox``
+
+Rooms at the edge, which no module above but cli imports:
+
+    otel             exporters and a span processor of the OpenTelemetry SDK
+    simulator        a local beacon that misbehaves on request
+    testing          the pytest plugin
+    doctor, demo     ``outbox doctor``, ``outbox demo``
+
+``migrations`` holds the Alembic revisions of the tables; ``store.migrate`` runs them.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -207,3 +208,9 @@ def test_only_the_dialects_ask_which_database_it_is() -> None:
 
 def _is_dialect(node: ast.expr) -> bool:
     return isinstance(node, ast.Attribute) and node.attr == "dialect"
+
+
+def test_the_map_in_the_package_names_every_module() -> None:
+    there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    named = set(re.findall(r"\w+", ast.get_docstring(ast.parse((PACKAGE / "__init__.py").read_text())) or ""))
+    assert there - named - {"__init__"} == set()
