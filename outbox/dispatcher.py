@@ -1,5 +1,5 @@
-"""The dispatcher: claim, send, settle. While a batch is on the wire the next one is claimed, and the receipts that
-have come in are settled in the same commit.
+"""The dispatcher: claim, send, settle. While a batch is in flight the next one is claimed; the receipts that arrived by
+then are settled in the same commit.
 
     step ──batch──▶ sender thread ──receipt──▶ settled with the next step
       ▲                                          │
@@ -32,7 +32,8 @@ logger = logging.getLogger("outbox.dispatcher")
 
 
 class Transport(Protocol):
-    """What the dispatcher needs of a transport. ``send`` never raises for what the world does to a request."""
+    """What the dispatcher needs of a transport. ``send`` returns a receipt for every network and HTTP failure; it never
+    raises for one."""
 
     def send(self, batch: Batch) -> Receipt: ...
 
@@ -53,7 +54,8 @@ class Box(Protocol):
 
 
 class Dispatcher:
-    """Sends what a box holds through a transport. Several may work on one database, in any number of processes."""
+    """Sends the entries of a box through a transport. Several dispatchers may share one database, in any number of
+    processes. ``lanes``: those to send; by default all that the settings enable."""
 
     def __init__(self, box: Box, transport: Transport, *, lanes: Iterable[Lane] | None = None) -> None:
         self.box = box
@@ -61,24 +63,24 @@ class Dispatcher:
         enabled = [lane for lane in LANES if box.settings.lane_enabled(lane)]
         self.lanes = tuple(enabled if lanes is None else lanes)
         self.concurrency = dict.fromkeys(self.lanes, Concurrency())
-        """How many requests each lane may have on the wire now."""
+        """The concurrency limit of each lane: how many requests may be in flight now."""
         self.pace = dict.fromkeys(self.lanes, Pace())
         """How many requests a second each lane may begin."""
         self.signals = {lane: LaneSignal() for lane in self.lanes}
         self._cut_off: dict[Lane, Flight] = {}
-        """Flights that the database failed: what they sent is settled by the next one."""
+        """Flights ended by a database error: the lane's next flight settles what they sent."""
         self._flowing: set[Lane] = set()
-        """Lanes that delivered something, and had no trouble since."""
+        """Lanes that delivered something and have had no failure since."""
         self.looked_at = dict.fromkeys(self.lanes, float("-inf"))
-        """When each lane last looked for due batches and holes, or knew that there were none."""
+        """The monotonic time at which each lane last looked for due batches and holes, or was known to have none."""
         self._pool: ThreadPoolExecutor | None = None
         self._pool_lock = Lock()
 
     def run_once(self, *, stop: Event | None = None) -> DispatchReport:
-        """One tick: on each lane at most as many batches as it has senders. Blocks until they are settled.
+        """One tick: sends at most ``max_senders`` batches of each lane, and blocks until they are settled.
 
-        Where beacon limits requests, that takes as long as its limit asks for. When ``stop`` is set, no request begins
-        any more.
+        Where beacon rate-limits requests, the tick takes as long as the limit demands. Once ``stop`` is set, no further
+        request begins.
         """
         report = DispatchReport()
         for lane in self.lanes:
@@ -90,21 +92,21 @@ class Dispatcher:
     ) -> DispatchReport:
         """Send batches of one lane until nothing is due, ``at_most`` are sent, or ``stop`` is set.
 
-        ``notified``: commits set the lane's ``LaneSignal``. While the lane flows, entries it announces are claimed
-        without looking first. A look only reads; a claim writes, and during an outage each commit would cause a
-        claim that finds nothing.
+        ``notified``: commits set the lane's ``LaneSignal``. While the lane delivers, announced entries are claimed
+        without a look (``outlook``) first. Otherwise the look comes first: it only reads, while a claim writes, and
+        during an outage each commit of a producer would cause a claim that finds nothing.
         """
         stop = stop or Event()
         flight = Flight(self, lane, at_most, stop, notified, self._cut_off.pop(lane, None))
         woken, flight.signal.entries = (
             flight.signal.entries,
             False,
-        )  # before the look: who commits during it is looked for
+        )  # before the look: a commit during it sets the flag again
         flight.looked = not woken
         try:
             outlook = None if woken and lane in self._flowing else self.box.store.outlook(lane)
             nothing_due = outlook is not None and outlook.next_seconds is None and not self.box.store.notifies
-            if nothing_due:  # what is ready are entries, which nobody told of
+            if nothing_due:  # so what is ready are unannounced entries
                 self.looked_at[lane] = time.monotonic()
             if outlook is None or outlook.ready or flight.busy:
                 flight.run(look_due=outlook is not None and not nothing_due)
@@ -125,7 +127,7 @@ class Dispatcher:
         )
 
     def close(self) -> None:
-        """Wait for the senders and end them."""
+        """Wait for the sender threads to finish, and end them."""
         with self._pool_lock:
             if self._pool is not None:
                 self._pool.shutdown(wait=True)
@@ -139,9 +141,8 @@ class Dispatcher:
             return self._pool.submit(self._send, batch)
 
     def send_here(self, batch: Batch) -> Future[Settlement]:
-        """By the thread of the lane, which has nothing else to do: two changes of thread take as long as a step.
-
-        Where no answer comes this time, what is committed meanwhile waits for as long as the request may take.
+        """Send on the calling thread, the lane's own, when it has nothing else to do: two thread switches take as long
+        as a step. The hazard: without an answer, entries committed meanwhile wait until the request times out.
         """
         sent: Future[Settlement] = Future()
         sent.set_result(self._send(batch))

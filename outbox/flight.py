@@ -1,4 +1,4 @@
-"""One lane on the wire: what the dispatcher does between a look that found something and the lane's next rest."""
+"""One lane's requests in flight: claim, send and settle, from a tick that found something until nothing is left."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger("outbox.dispatcher")
 
 LOOK_DUE_SECONDS = 0.2
-"""A busy lane looks for due batches and holes this often."""
+"""How often a busy lane looks for due batches and holes: no notification announces either."""
 CLAIMED_AT_ONCE = 4
-"""Batches leased in one commit at most: on SQLite producers wait for that long."""
+"""The most batches leased in one commit: on SQLite producers wait for the whole of it."""
 CLAIMED_AHEAD = 1
-"""Of a backlog, batches leased beyond those on the wire: the next one leaves as soon as an answer is here, before it
-is settled."""
+"""With a backlog, how many batches are leased beyond those in flight: the next one leaves as soon as an answer arrives,
+before that answer is settled."""
 CLAIMED_AHEAD_SECONDS = 0.02
-"""Before its time at a pace a batch is claimed, so that it leaves when its time has come."""
+"""How long before the pace lets a batch leave it is claimed, so that it leaves on time."""
 RESTED_SECONDS = 0.01
-"""After a step, before entries are claimed while others are on the wire: a beacon that answers at once is waited for,
-and they are settled and claimed in one commit."""
+"""The shortest time between a step and a claim that only new entries cause while requests are in flight. If beacon
+answers within it, one commit settles the answer and claims the entries."""
 _NOT_SENT = Receipt(Verdict.INTERRUPTED, counted=False, reason="")
-"""Of a batch that was leased ahead and is not to leave any more."""
+"""The receipt of a batch that was leased ahead and is handed back unsent."""
 
 
 class Flight:
-    """The requests of a lane that are under way, and the receipts that wait to be settled.
+    """A lane's requests in flight, and the receipts that wait to be settled.
 
-    ``cut_off``: the flight before, which the database failed; its requests and receipts are taken over.
+    ``at_most``: how many batches may leave; None: no bound. ``notified``: the lane's signal announces commits.
+    ``cut_off``: the flight before, which a database error ended; its requests and receipts are taken over.
     """
 
     def __init__(
@@ -58,31 +59,32 @@ class Flight:
         self.signal = dispatcher.signals[lane]
         self.notified = notified
         self.rested_at = -math.inf
-        """When what was committed meanwhile may be claimed."""
+        """The monotonic time from which entries committed meanwhile may be claimed (``RESTED_SECONDS``)."""
         self.left = at_most
         self.stop = stop
         self.flying: dict[Future[Settlement], bool] = {} if cut_off is None else cut_off.flying
-        """Requests on the wire; whether each was as many as were allowed."""
+        """Requests in flight; True for one that used up the concurrency limit when it was sent."""
         self.landed: list[Settlement] = [] if cut_off is None else cut_off.landed
-        """Receipts that are not settled yet."""
+        """Receipts not settled yet."""
         self.ready: deque[Batch] = deque() if cut_off is None else cut_off.ready
-        """Leased, to leave next."""
+        """Leased batches that are sent next."""
         self.backlog = False
-        """The newest batch is a full one, so there is likely to be more."""
+        """The newest batch claimed was full, so more entries are likely to wait."""
         self.total = Settled()
         self.ignores_signals = False
-        """A claim was in vain: until something lands, nobody listens for entries."""
+        """The last claim found nothing: until a request lands, notifications do not cause another."""
         self.emptied = False
-        """The last claim took all there was."""
+        """The last claim left no entry above the cursor."""
         self.looked = True
-        """It began with what a look found: there may be more that nobody tells of."""
+        """The tick began with a look, not with a notification: there may be more unannounced entries."""
         self.troubled = False
-        """An answer was not what it should be."""
+        """An answer was not a delivery."""
 
     def run(self, *, look_due: bool) -> None:
-        """Step until nothing is claimed and nothing flies. ``look_due``: begin with what waited."""
+        """Step until nothing can be claimed and nothing is in flight. ``look_due``: the first claim takes due batches
+        and holes before new entries."""
         if self.landed:
-            self._step(0, False)  # alone: a full disk that takes no new batch may still take a receipt
+            self._step(0, False)  # without a claim: a full disk that takes no new batch may still take a receipt
         while True:
             self._hand_back()
             look_due = look_due or self._long_since_look
@@ -113,9 +115,9 @@ class Flight:
 
     @property
     def _nothing_new(self) -> bool:
-        """What has landed is settled alone: the last claim took all there was, and nobody told of more.
+        """Settle without a claim: the last claim took all entries, and no notification announced more.
 
-        Not at a limited pace: who waits for its time hears of entries that are committed meanwhile.
+        Not at a limited pace: entries may be committed while the lane waits for it.
         """
         signal = self.signal
         quiet = not (self.looked or signal.entries or signal.more_expected)
@@ -123,7 +125,7 @@ class Flight:
 
     @property
     def _hears(self) -> bool:
-        """What is told of may be claimed at once: the last claim took all there was, and something."""
+        """Announced entries may be claimed at once: the last claim found some, and left none."""
         return self.emptied and not self.ignores_signals and self._room() > 0
 
     @property
@@ -131,13 +133,14 @@ class Flight:
         return bool(self.flying or self.landed or self.ready)
 
     def _hand_back(self) -> None:
-        """What is leased and is not to leave any more: another batch had trouble, or the flight ends."""
+        """Hand unsent leased batches back, uncounted, when another batch was not delivered or the worker stops."""
         if self.stop.is_set() or any(one.receipt.verdict is not Verdict.DELIVERED for one in self.landed):
             self.landed += [Settlement(batch, _NOT_SENT) for batch in self.ready]
             self.ready.clear()
 
     def _pause(self, exhausted: bool) -> float | None:
-        """Seconds until the pace lets a batch leave, or be claimed to leave in time. None: it is not the pace."""
+        """Seconds until the pace lets a batch leave, or be claimed to leave on time. None: the pace is not what the
+        lane waits for."""
         if not self._senders() or (exhausted and not self.ready):
             return None
         return self._pace.wait(time.monotonic() + (0 if self.ready else CLAIMED_AHEAD_SECONDS))
@@ -151,7 +154,7 @@ class Flight:
         return max(0, room if self.left is None else min(room, self.left - len(self.ready)))
 
     def _senders(self) -> int:
-        """How many batches may leave now, if beacon did not count."""
+        """How many batches may leave now, the pace aside."""
         if self.stop.is_set():
             return 0
         room = self._allowed - len(self.flying)
@@ -162,7 +165,8 @@ class Flight:
         return time.monotonic() - self.dispatcher.looked_at[self.lane] > LOOK_DUE_SECONDS
 
     def _finds(self) -> bool:
-        """While a request is on the wire: what nobody tells of, as a number that was missing, or a retry."""
+        """Whether a look, made every ``LOOK_DUE_SECONDS`` while requests are in flight, finds unannounced work: a hole
+        that was filled, a retry that is due."""
         if not self._long_since_look:
             return False
         self.dispatcher.looked_at[self.lane] = time.monotonic()
@@ -177,10 +181,11 @@ class Flight:
         return self.dispatcher.pace[self.lane]
 
     def _step(self, want: int, look_due: bool) -> Step:
-        """Settle what has landed, and claim. When it raises, what has landed is still to be settled."""
+        """Settle the receipts that have landed and claim up to ``want`` batches, in one commit. When it raises, the
+        receipts stay in ``landed``."""
         if look_due:
             self.dispatcher.looked_at[self.lane] = time.monotonic()
-        committed = self.signal.take() if want else None  # before the claim: who commits during it is looked for again
+        committed = self.signal.take() if want else None  # before the claim: a commit during it sets the flag again
         began, store = time.monotonic(), self.dispatcher.box.store
         step = store.step(self.lane, self.landed, want=want, look_due=look_due, eager=look_due, committed=committed)
         landed, self.landed = self.landed, []
@@ -198,7 +203,7 @@ class Flight:
         return step
 
     def _after_step(self, step: Step, want: int, settling: bool) -> bool:
-        """Take what was claimed; whether that was fewer batches than wanted."""
+        """Queue the claimed batches. Returns whether they were fewer than ``want``."""
         self.ignores_signals = want > 0 and not (settling or step.batches)
         self.ready += step.batches
         if want:
@@ -208,7 +213,7 @@ class Flight:
         return len(step.batches) < want
 
     def _leave(self) -> None:
-        """As many of those that are ready as may."""
+        """Send as many ready batches as the pace and the concurrency limit allow."""
         now = time.monotonic()
         leaving = min(len(self.ready), self._pace.room(now, self._senders()))
         if leaving:
@@ -229,7 +234,8 @@ class Flight:
         request.add_done_callback(lambda _: self.signal.notify(entries=False))
 
     def _landing(self, seconds: float | None) -> list[Settlement]:
-        """What lands first, within ``seconds``. Nothing, too, when entries were committed that may leave."""
+        """Wait for a request to finish, at most ``seconds``; returns all finished ones. Returns none early when entries
+        were announced that may be claimed now."""
         listens = self.notified and not self.ignores_signals and self._room() > 0
         deadline = math.inf if seconds is None else time.monotonic() + seconds
         while not (done := [future for future in self.flying if future.done()]):

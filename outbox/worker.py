@@ -1,8 +1,8 @@
 """The worker: dispatchers driven by APScheduler, in a host process or as ``outbox worker``.
 
-The scheduler only starts things and is their supervisor: upkeep that raises (the database is down) runs again at its
-next tick. A lane's job drains until nothing is due, and then waits; it goes on by itself, after an error too.
-APScheduler drops a wake while the job runs, so wake-ups are the dispatcher's ``LaneSignal``.
+APScheduler starts the jobs. Upkeep that raises (the database is down) runs again at its next interval. The job of a
+lane never ends by itself: it sends until nothing is due, waits, and goes on after an error too. APScheduler drops a
+trigger while its job runs, so commits wake a lane through the dispatcher's ``LaneSignal`` instead.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SIGNAL_SECONDS = 0.5
 BOUNDS_SECONDS = 10
 SET_BACK_SECONDS = 1.0
 AUDITED_OFTEN = 200_000
-"""The newest numbers, audited each minute; all of them at start and every hour."""
+"""How many of the newest sequence numbers are audited each minute. All are audited at start and every hour."""
 
 
 class Worker:
@@ -60,22 +60,22 @@ class Worker:
         self._transport = transport
         self._stop = threading.Event()
         self._called = AutoResetEvent()
-        """Rung by ``stop()`` and by signals, for ``run()``: a handler that sets what its thread waits for may wait for
-        itself."""
+        """Set by ``stop()`` and by signal handlers to wake ``run()``. Not ``_stop``: a handler that sets the
+        ``threading.Event`` its own thread waits for may deadlock."""
         self._begun = False
-        """The database was there: its schema is this one's, and the lanes are switched."""
+        """The database was reachable once: its schema was checked and its lanes were switched on or off."""
         self._pid = os.getpid()
         self._scheduler: BackgroundScheduler | None = None
         self._started = False
         self._listening = ExitStack()
         self._clock = time.time() - time.monotonic()
-        """How far the wall clock is ahead of the monotonic one."""
+        """The wall clock minus the monotonic clock, in seconds: it falls when the wall clock is set back."""
 
     def start(self) -> None:
         """Begin to deliver. Raises ``SchemaOutOfDate`` without tables, ``InheritedConnection`` in a child of a fork
         that may not write (SQLite), ``RuntimeError`` for a worker that was started before.
 
-        While the database is away it says so in the log, and delivers when it is back.
+        An unreachable database is not an error: it is logged, and delivery begins when the database is back.
         """
         if self._started:
             raise RuntimeError("this worker was started before: make another, Worker(box, transport)")
@@ -97,7 +97,7 @@ class Worker:
         for lane in lanes:
             self._every(self.box.settings.poll_seconds, self._drain_on, lane)
         self._every(BOUNDS_SECONDS, self._keep_within_bounds, executor="upkeep")
-        for lane in Lane:  # a job each: the trouble of one lane does not keep the others from theirs
+        for lane in Lane:  # a job for each lane: an error in one lane does not keep the others from their upkeep
             self._every(UPKEEP_SECONDS, self._upkeep, lane, executor="upkeep")
             self._every(3600, self._audit, lane, executor="upkeep")
         self._listening.callback(self.box.wake.listen(self._woken, partial(self._woken, early=True)))
@@ -107,7 +107,8 @@ class Worker:
         _RUNNING.add(self)
 
     def stop(self) -> None:
-        """Claim no more, let the wire finish, settle. Waits at most two request timeouts."""
+        """Claim no more batches, let in-flight requests finish, and settle them. Returns at once: :meth:`close` waits,
+        at most two request timeouts."""
         self._stop.set()
         self._called.set()
         self._woken(set(self.dispatcher.signals))
@@ -115,20 +116,20 @@ class Worker:
     def close(self) -> None:
         self.stop()
         self._listening.close()
-        scheduler, self._scheduler = self._scheduler, None  # taken: who ends the process may close it meanwhile
+        scheduler, self._scheduler = self._scheduler, None  # taken first: another thread may call close() too
         if scheduler is not None:
             scheduler.shutdown(wait=True)
         self.dispatcher.close()
         _RUNNING.discard(self)
 
     def run(self) -> None:
-        """Deliver until ``stop()``, SIGTERM or SIGINT; then finish what is on the wire."""
+        """Deliver until ``stop()``, SIGTERM or SIGINT; then finish the in-flight requests."""
         caught: list[int] = []
         previous = self._catch_signals(caught)
         try:
             with self:
                 while not (self._stop.is_set() or caught):
-                    self._called.wait(SIGNAL_SECONDS)  # a signal that another thread got does not end a wait
+                    self._called.wait(SIGNAL_SECONDS)  # bounded: a signal delivered to another thread does not end it
                 for number in caught:
                     logger.info("%s: finishing what is on the wire", signal.Signals(number).name)
         finally:
@@ -152,7 +153,7 @@ class Worker:
         )
 
     def _supervised(self, job: Any, *arguments: object) -> None:
-        """What goes wrong in a job is told; the job runs again."""
+        """Run a job and log what it raises, so that the scheduler runs it again."""
         try:
             job(*arguments)
         except OutboxError as error:
@@ -161,22 +162,26 @@ class Worker:
             logger.exception("a job of the worker failed; it runs again")
 
     def _drain_on(self, lane: Lane) -> None:
-        """Drain again after an error. Not at the scheduler's next tick, which is a time of the wall clock: set back, it
-        would be as far away as that."""
+        """Drain the lane, and again after an error, until the worker stops.
+
+        The loop is here and not in the scheduler, whose next run is a wall-clock time: when the clock is set back by an
+        hour, that run is an hour late.
+        """
         while not self._stop.is_set():
             self._supervised(self._drain, lane)
             self._keep_ticking()
             self._stop.wait(self.box.settings.poll_seconds)
 
     def _begin(self) -> None:
-        """At start, or whoever is the first to find the database when it was away then. Twice is nothing."""
+        """Check the schema and switch the lanes: at start, or in the first job that reaches the database.
+        Idempotent."""
         if not self._begun:
             self.box.store.require_schema()
             self._switch_lanes()
             self._begun = True
 
     def _keep_ticking(self) -> None:
-        """Where the wall clock was set back, the scheduler's next ticks are now."""
+        """Run all jobs now when the wall clock was set back, rather than at the times planned before."""
         before, self._clock = self._clock, time.time() - time.monotonic()
         scheduler = self._scheduler
         if self._clock < before - SET_BACK_SECONDS and scheduler is not None:
@@ -184,7 +189,8 @@ class Worker:
                 job.modify(next_run_time=datetime.now(UTC))
 
     def _drain(self, lane: Lane) -> None:
-        """Send until nothing is due, then wait for a wake until about the next poll."""
+        """Send until nothing is due, then wait for a notification, at most until the next poll; until the worker
+        stops."""
         self._begin()
         lane_signal, store = self.dispatcher.signals[lane], self.box.store
         idle = Idle(notifies=store.notifies)
@@ -193,7 +199,9 @@ class Worker:
             woken, notified = lane_signal.entries, lane_signal.notified
             looked_lately = time.monotonic() - idle.looked_at < LOOK_DUE_SECONDS
             if idle.expecting and looked_lately and store.claims_by_reading(lane):
-                lane_signal.entries = True  # as if told: it reads the log, and not the lane
+                lane_signal.entries = (
+                    True  # as after a notification: the claim reads the log, without an outlook of the lane
+                )
             elif not woken:
                 idle = idle.looked(time.monotonic())
             report = self.dispatcher.run_lane(lane, stop=self._stop, notified=True)
@@ -204,9 +212,10 @@ class Worker:
                 idle = idle.after_wait(waited, longest=self.box.settings.poll_seconds)
 
     def _wait(self, lane_signal: LaneSignal, idle: Idle, report: DispatchReport) -> float:
-        """Wait for entries, in a pause of the lane for the stop alone; how long it listened.
+        """Wait for a notification of entries. Returns the seconds waited for one.
 
-        In a pause wakes are not heard: each commit of a producer would cause a look in vain.
+        A paused lane waits for the stop alone, and 0 is returned: nothing of it may leave before its timer, so each
+        commit of a producer would cause a tick that sends nothing.
         """
         began = time.monotonic()
         seconds = idle.wait(report, early_at=lane_signal.early_at, now=began)
@@ -242,7 +251,9 @@ class Worker:
         self.box.save_removed()
         for lane in set(Lane) - set(self.dispatcher.lanes):
             status = self.box.store.lane_status(lane)
-            if status.state == LaneState.OFF and status.unfinished:  # of a producer with other settings, or of the wire
+            if (
+                status.state == LaneState.OFF and status.unfinished
+            ):  # enqueued under other settings, or in flight when it was switched off
                 self._discard(lane, logging.INFO)
         settings = self.box.settings
         bounds = Bounds(settings.telemetry_max_entries, settings.telemetry_max_bytes, settings.telemetry_max_age)
@@ -281,7 +292,7 @@ class Worker:
 
 
 def _quiet() -> logging.Logger:
-    """APScheduler warns at each tick that finds its job still running; here that is the busy case, not a fault."""
+    """A logger for APScheduler, which warns at each trigger whose job still runs; here that is the normal case."""
     quiet = logging.getLogger("outbox.worker.scheduler")
     quiet.setLevel(logging.ERROR)
     return quiet
@@ -292,7 +303,7 @@ _RUNNING: WeakSet[Worker] = WeakSet()
 
 def _close_at_exit() -> None:
     for worker in list(_RUNNING):
-        if worker._pid == os.getpid():  # a child has none of its parent's threads
+        if worker._pid == os.getpid():  # a forked child has none of its parent's threads
             logger.warning("the process ends and this worker still runs: it is closed now. Call close() at the end")
             try:
                 worker.close()
@@ -300,6 +311,7 @@ def _close_at_exit() -> None:
                 logger.exception("the worker could not be closed")
 
 
-# Python joins the threads of executors before it calls what atexit has, and a lane's thread ends when it is told to.
-# What is registered here, as concurrent.futures does, is called before that, the last one first.
+# Python joins executor threads before it runs atexit handlers, and a lane's thread does not end before it is told to:
+# an atexit handler would never be reached. threading._register_atexit, which concurrent.futures uses too, runs its
+# functions before that join, the last registered first.
 getattr(threading, "_register_atexit", atexit.register)(_close_at_exit)
