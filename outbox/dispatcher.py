@@ -98,10 +98,8 @@ class Dispatcher:
         """
         stop = stop or Event()
         flight = Flight(self, lane, at_most, stop, notified, self._cut_off.pop(lane, None))
-        woken, flight.signal.entries = (
-            flight.signal.entries,
-            False,
-        )  # before the look: a commit during it sets the flag again
+        # Before the look: a commit during it sets the flag again.
+        woken, flight.signal.entries = flight.signal.entries, False
         flight.looked = not woken
         try:
             outlook = None if woken and lane in self._flowing else self.box.store.outlook(lane)

@@ -199,9 +199,7 @@ class Worker:
             woken, notified = lane_signal.entries, lane_signal.notified
             looked_lately = time.monotonic() - idle.looked_at < LOOK_DUE_SECONDS
             if idle.expecting and looked_lately and store.claims_by_reading(lane):
-                lane_signal.entries = (
-                    True  # as after a notification: the claim reads the log, without an outlook of the lane
-                )
+                lane_signal.entries = True  # as after a notification: it reads the log, without an outlook first
             elif not woken:
                 idle = idle.looked(time.monotonic())
             report = self.dispatcher.run_lane(lane, stop=self._stop, notified=True)
@@ -251,9 +249,8 @@ class Worker:
         self.box.save_removed()
         for lane in set(Lane) - set(self.dispatcher.lanes):
             status = self.box.store.lane_status(lane)
-            if (
-                status.state == LaneState.OFF and status.unfinished
-            ):  # enqueued under other settings, or in flight when it was switched off
+            # Enqueued by a process with other settings, or in flight when the lane was switched off.
+            if status.state == LaneState.OFF and status.unfinished:
                 self._discard(lane, logging.INFO)
         settings = self.box.settings
         bounds = Bounds(settings.telemetry_max_entries, settings.telemetry_max_bytes, settings.telemetry_max_age)

@@ -1,7 +1,7 @@
-"""The pool's connections: which of them may be used again, and two of them kept at hand.
+"""Which pooled connections may be used again, and a small cache of checked-out ones ("at hand").
 
-SQLAlchemy's pool takes longer to hand a connection out and to take it back than SQLite takes to insert a row
-(benchmarks/NOTES.md). So what works on a connection of the driver leaves it at hand for whoever comes next.
+SQLAlchemy's pool takes longer to check a connection out and in than SQLite takes to insert a row (benchmarks/NOTES.md).
+So work on a driver connection leaves it checked out, at hand for the next.
 """
 
 from __future__ import annotations
@@ -18,27 +18,28 @@ from sqlalchemy import Engine, Pool, PoolProxiedConnection, QueuePool, event
 from sqlalchemy.exc import InvalidatePoolError
 
 IDLE_SECONDS = 1.0
-"""A connection that was idle for longer is tried before it is used: the server may have gone in between."""
+"""A connection that was idle for longer is pinged before use: the server may have closed it meanwhile."""
 AT_HAND = 2
-"""One for a worker that steps, one for a producer that puts meanwhile."""
+"""The cache's size: one connection for a worker's steps, one for a producer's puts meanwhile."""
 POOL_CONNECTIONS = 5
-"""A smaller pool is somebody's bound: whoever waits for one of so few must not wait for one that is idle here."""
+"""The smallest pool with a cache. A smaller one is a deliberate bound: a thread that waits for one of so few
+connections must not wait for one that is idle here."""
 
 AtHand = deque[PoolProxiedConnection]
 Switch = Callable[[Any, bool], None]
 """``Dialect.commit_each``."""
 KEPT_SECONDS = 60.0
-"""So long at most it stays out of the pool, which may have been told to replace what is old (``pool_recycle``)."""
+"""How long a connection stays checked out at most: the pool may have to replace old ones (``pool_recycle``)."""
 _USED_AT, _KEPT_AT, _OUT_AT = "outbox_used_at", "outbox_kept_at", "outbox_out_at"
 _LEFT_ALONE: list[AtHand | Pool] = []
-"""Of a parent process: held for ever, so that nothing is said on their sockets."""
+"""A parent process's connections, held for ever: a finalizer that closed one would write to the shared socket."""
 
 
 class Connections:
-    """Of ``engine``. ``served``: by a server, which may go away meanwhile. ``switch``: by it those at hand are told to
-    commit each statement by itself; those that the pool hands out do not.
+    """The connections of ``engine``. ``served``: the database is a server, which may close them. ``switch`` puts those
+    at hand into autocommit; those that SQLAlchemy's pool hands out are not.
 
-    ``before``, ``after_in_parent`` and ``after_in_child`` a fork are called by ``store.forks``.
+    ``store.forks`` calls ``before``, ``after_in_parent`` and ``after_in_child`` around a fork.
     """
 
     def __init__(self, engine: Engine, *, served: bool, switch: Switch | None) -> None:
@@ -46,47 +47,48 @@ class Connections:
         self._served = served
         self._switch = switch
         self._suspect = Event()
-        """Set: the pool's connections are not to be used again."""
+        """Set: the pool's connections must not be used again."""
         self._at_hand = AtHand()
-        """Another deque from when those of before are not to be kept any longer, whoever uses them now."""
+        """Replaced by a new deque when the connections so far must not be kept, including those in use now."""
         self._forking = False
         self.pid = os.getpid()
         self.disposed: Callable[[Pool], None] | None = None
-        """Called with a pool that the engine has no longer."""
+        """Called with the engine's old pool after ``Engine.dispose``."""
         dispose = engine.dispose
 
         def dispose_all(close: bool = True) -> None:
             pool = engine.pool
             if close:
                 self.give_back()
-            else:  # they are another process's: not a word on their sockets, by a finalizer neither
+            else:  # they belong to another process: nothing may be written to their sockets, not by a finalizer either
                 _LEFT_ALONE.append(self._at_hand)
                 self._at_hand = AtHand()
             dispose(close)
             if close and self.disposed is not None:
                 self.disposed(pool)
 
-        # Not the event "engine_disposed": any listener on an engine makes each of its connections dearer.
+        # Not the event "engine_disposed": any listener on an engine makes each of its connections slower.
         setattr(engine, "dispose", dispose_all)  # noqa: B010 - mypy: cannot assign to a method
         if switch is not None:
-            # Here, and not where it is given back: one that a thread lost on its way goes to the pool too.
+            # At the pool's reset, not in keep(): a connection that was garbage-collected returns to the pool too.
             event.listen(engine, "reset", self._commit_on_demand)
         if served:
             event.listen(engine, "checkin", _note_use)
             event.listen(engine, "checkout", self._require_alive)
 
     def take(self) -> tuple[PoolProxiedConnection, AtHand]:
-        """A connection of the driver, and what it came from: for ``keep``, or it is closed."""
+        """A driver connection, and the cache it came from. The caller passes both to :meth:`keep`, or closes the
+        connection."""
         at_hand = self._at_hand
         try:
             pooled = at_hand.pop()
-        except IndexError:  # none is: another thread may have it just now
+        except IndexError:  # empty: another thread may have taken the last one
             pass
         else:
             if not self._served or time.monotonic() - pooled.info[_KEPT_AT] < IDLE_SECONDS:
                 del pooled.info[_KEPT_AT]
                 return pooled, at_hand
-            pooled.close()  # the pool tries it before it hands it out
+            pooled.close()  # the pool pings it before it hands it out
         pooled = self._engine.raw_connection()
         pooled.info[_OUT_AT] = time.monotonic()
         try:
@@ -98,33 +100,34 @@ class Connections:
                 self._switch(pooled.driver_connection, True)
         except BaseException:
             pooled.invalidate()
-            self.distrust()  # it broke with others
+            self.distrust()  # the others have probably broken too
             raise
         return pooled, at_hand
 
     def keep(self, pooled: PoolProxiedConnection, at_hand: AtHand) -> None:
-        """For whoever comes next. No transaction is open on it."""
+        """Keep the connection at hand, or return it to the pool. No transaction may be open on it."""
         now = time.monotonic()
         if len(at_hand) >= self._room() or now - pooled.info[_OUT_AT] > KEPT_SECONDS:
             pooled.close()
             return
         pooled.info[_KEPT_AT] = now
         at_hand.append(pooled)
-        if at_hand is not self._at_hand:  # meanwhile, or a moment ago: no lock, for a signal's handler may put too
+        if at_hand is not self._at_hand:  # replaced meanwhile. No lock: a signal handler may put
             _close(at_hand)
 
     def distrust(self) -> None:
-        """One of them broke, or was refused writes: none is used again, those in use now neither."""
+        """Use none of the connections again, nor those in use now: one broke, or was refused writes."""
         self._suspect.set()
         self.give_back()
 
     def give_back(self) -> None:
-        """To the pool, all that are at hand."""
+        """Return all connections at hand to the pool."""
         at_hand, self._at_hand = self._at_hand, AtHand()
         _close(at_hand)
 
     def let_go(self) -> None:
-        """Of the engine, which nobody has any longer. In a child of a fork its connections are the parent's."""
+        """Dispose of the engine, which is no longer referenced. Not in a forked child: the connections are the
+        parent's."""
         if self.pid == os.getpid():
             self._engine.dispose()
 
@@ -136,7 +139,7 @@ class Connections:
         self._forking = False
 
     def after_in_child(self) -> None:
-        """A connection must not be shared with the parent process: the child starts with none."""
+        """Start with no connection: one must not be shared with the parent process."""
         self.pid = os.getpid()
         self._forking = False
         _LEFT_ALONE.append(self._engine.pool)
@@ -151,11 +154,12 @@ class Connections:
         assert self._switch is not None
         try:
             self._switch(driver_connection, False)
-        except self._engine.dialect.loaded_dbapi.Error:  # it is gone
+        except self._engine.dialect.loaded_dbapi.Error:  # the connection is broken
             record.invalidate()
 
     def _require_alive(self, driver_connection: Any, record: Any, _proxy: Any) -> None:
-        """Not ``pool_pre_ping``, which costs a busy producer a round trip for every transaction."""
+        """Ping a connection that was idle. Not by ``pool_pre_ping``, which costs a busy producer a round trip for each
+        transaction."""
         used_at = record.info.get(_USED_AT)
         if used_at is None:
             return

@@ -1,8 +1,8 @@
 """Engines and transactions as the outbox needs them, whatever the host's engine says.
 
-`Database.write()` and `Database.read()` are the two ways in; `alone()`, `insert()` and `look()` are the same for a
-few statements, by the driver alone. A write on SQLite begins IMMEDIATE: a deferred transaction that upgrades later
-fails at once with BUSY, whatever the timeout.
+`Database.write()` and `Database.read()` are transactions on a SQLAlchemy connection; `alone()`, `insert()` and `look()`
+do the same for a few statements on a driver connection, without SQLAlchemy's overhead. A write on SQLite begins
+IMMEDIATE: a deferred transaction that upgrades later fails at once with BUSY, whatever the timeout.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ _NOTHING = nullcontext()
 NO_TABLES = "the outbox tables are not there. Run: outbox migrate"
 RUN_AGAIN = "Run it again, as a worker does: what holds is not done twice."
 PUT_AGAIN = "Enqueue the same messages again: an id that is there already is not added twice."
-"""What a person is told of an error: what holds, and what to do."""
+"""Sentences of error messages: what to do next."""
 TURN_PAUSE_SECONDS = 2 * LOCK_PAUSE_SECONDS
-"""Between two turns at SQLite's write lock: whoever waits for it has looked by then."""
+"""A worker's pause between two write transactions on SQLite: every connection that waits for the lock polls it in that
+time."""
 
 
 class Database:
@@ -65,7 +66,8 @@ class Database:
         self._connections = Connections(self.engine, served=not one_writer, switch=switch)
         self._guard = ForkGuard(self.engine, str(self.url.database), self._connections) if one_writer else None
         told_of_forks(self._guard or self._connections)
-        # Those at hand would keep the engine, and it them, when nobody else does: SQLAlchemy has a list of what is out.
+        # SQLAlchemy holds checked-out connections in a global list: kept-at-hand ones would keep the engine alive, and
+        # the engine them, after the last reference to this object is gone.
         finalize(self, self._connections.let_go).atexit = False
         self._turn_over_at = -math.inf
 
@@ -81,11 +83,11 @@ class Database:
     def write(self, *, in_turn: bool = False, again: str = RUN_AGAIN) -> Iterator[Connection]:
         """One transaction that may write; committed at the end of the block, rolled back by an exception.
 
-        ``in_turn``: one of many, of a worker. Between two of them producers find SQLite's write lock free: a worker
-        that takes it again at once has it for as long as it is busy.
+        ``in_turn``: one of a worker's many transactions; on SQLite a pause before it leaves the write lock to
+        producers. A worker that took it again at once would starve them for as long as it is busy.
 
-        Raises ``OutcomeUnknown`` when the COMMIT itself failed, with what to do ``again`` then, ``DatabaseUnavailable``
-        and ``SchemaOutOfDate`` for what they say.
+        Raises ``OutcomeUnknown`` when the COMMIT itself failed (``again``: the advice in its message),
+        ``DatabaseUnavailable`` and ``SchemaOutOfDate``.
         """
         self._after_fork()
         with (
@@ -120,7 +122,7 @@ class Database:
             self._turn_over_at = time.monotonic()
 
     def insert(self, table: str, rows: Sequence[Row], *, numbered: bool = False) -> Inserted | None:
-        """Insert rows in a transaction of their own: those that were not there yet. None: see ``alone``."""
+        """Insert the rows whose id is new, in a transaction of their own. None: see :meth:`alone`."""
         by, statements = self.engine.dialect, 1 if self.dialect.at_once(rows) else len(rows)
         return self.alone(
             lambda pooled: self.dialect.put(pooled, table, rows, by, numbered=numbered),
@@ -136,12 +138,14 @@ class Database:
         in_turn: bool = False,
         again: str = RUN_AGAIN,
     ) -> T | None:
-        """Do ``work``, of so many ``statements``, on a connection of the driver, in a transaction of its own:
-        SQLAlchemy's Connection takes longer than a statement. None, and nothing is written: ``work`` said so, or it
-        takes a :meth:`write`.
+        """Run ``work`` in a transaction of its own on a driver connection: SQLAlchemy's Connection costs more than a
+        statement. ``statements``: how many it runs.
 
-        One statement commits itself where it can, and may then hold or not when it fails. ``in_turn``, ``again`` and
-        what is raised: as :meth:`write`.
+        None: nothing was written, because ``work`` returned None, or because only a :meth:`write` can do it (the engine
+        has event listeners, a duplicate key, a lost race for locks).
+
+        A single statement is run in autocommit where the dialect has it; if it then fails, it may hold or not
+        (``OutcomeUnknown``). ``in_turn``, ``again`` and the errors are those of :meth:`write`.
         """
         if has_listeners(self.engine):
             return None
@@ -164,7 +168,7 @@ class Database:
         return when_free(pooled, work) if self.dialect.single_writer else work(pooled)
 
     def _raise_for(self, error: DBAPIError, again: str, *, may_hold: bool) -> None:
-        """Raise what ``alone`` raises for ``error``; nothing where a :meth:`write` may succeed."""
+        """Raise the outbox error for ``error``; return where a :meth:`write` may succeed."""
         if self.lost_a_race(error):
             return
         if may_hold:
@@ -174,7 +178,7 @@ class Database:
             raise self._in_words(error) from error
 
     def look(self, statement: CompiledStatement, values: Values) -> Sequence[Any]:
-        """The rows of one SELECT. Raises as :meth:`read`."""
+        """The rows of one SELECT. Raises the errors of :meth:`read`."""
         if has_listeners(self.engine):
             with self.read() as connection:
                 return statement.rows(connection, values)
@@ -196,7 +200,7 @@ class Database:
             return self._by_the_driver(do)
 
     def _by_the_driver(self, do: Callable[[PoolProxiedConnection], T]) -> T:
-        """Do it on a connection of the driver, whose errors become SQLAlchemy's."""
+        """Call ``do`` with a driver connection; driver errors are raised as SQLAlchemy's ``DBAPIError``."""
         self._after_fork()
         with uninstrumented():
             try:
@@ -220,7 +224,7 @@ class Database:
 
     @contextmanager
     def read(self, *, snapshot: bool = False) -> Iterator[Connection]:
-        """A transaction that only reads; with ``snapshot`` every statement in it sees the same moment."""
+        """A read-only transaction; with ``snapshot`` all its statements see one snapshot."""
         self._after_fork()
         level = self.dialect.snapshot_isolation if snapshot else self.dialect.read_isolation
         options: dict[str, Any] = {"isolation_level": level} if level else {}
@@ -235,7 +239,7 @@ class Database:
 
     @contextmanager
     def explained(self, kept: str = NOTHING_WRITTEN) -> Iterator[None]:
-        """Turn what the driver says into what a person can act on. ``kept``: what of the call holds."""
+        """Raise driver errors as outbox errors. ``kept``: the sentence that says which work of the call holds."""
         try:
             yield
         except (DBAPIError, self.engine.dialect.loaded_dbapi.Error) as error:
@@ -244,16 +248,18 @@ class Database:
             raise self._all_taken() from none
 
     def _in_words(self, error: Exception, kept: str = NOTHING_WRITTEN) -> OutboxError | DBAPIError:
-        """``error``: of SQLAlchemy; or of the driver, where SQLAlchemy connects or sets the isolation level."""
+        """The outbox error for ``error``: SQLAlchemy's, or the driver's own where SQLAlchemy does not translate it
+        (while it connects or sets the isolation level). May distrust the pool's connections."""
         if not isinstance(error, DBAPIError):
             return self.explain(OperationalError(None, None, error), kept)
         if self.dialect.is_read_only(error) or error.connection_invalidated:
-            # A session stays as it began, and perhaps another host takes writes. One that broke broke with others.
+            # A session stays read-only, while a new one may reach a writable host. A broken connection is rarely the
+            # only one.
             self._connections.distrust()
         return self.explain(error, kept)
 
     def explain(self, error: DBAPIError, kept: str = NOTHING_WRITTEN) -> OutboxError | DBAPIError:
-        """The outbox error for a driver's error; the error itself when it is not the database's state."""
+        """The outbox error for a driver's error; the error itself when the database's state is not the cause."""
         if self.dialect.is_missing_table(error):
             return SchemaOutOfDate(f"{self.safe_url}: {NO_TABLES}")
         code = self.dialect.error_code(error)
@@ -280,13 +286,14 @@ class Database:
         return isinstance(cause, DBAPIError) and self.dialect.is_lost_claim(cause)
 
     def lost_a_race(self, error: BaseException) -> bool:
-        """To somebody who had what it needed, and needed what it had. Not that it has waited in vain."""
+        """Whether the database rolled the transaction back for another one (a deadlock, a serialization failure). A
+        lock timeout does not count."""
         cause = error if isinstance(error, DBAPIError) else error.__cause__
         return isinstance(cause, DBAPIError) and self.is_lost_claim(cause) and not self.dialect.is_lock_timeout(cause)
 
     def _commit_failed(self, error: DBAPIError, again: str) -> OutboxError | DBAPIError:
         if self.dialect.is_lost_claim(error):
-            return error  # a serialization failure at COMMIT is a rollback, certainly
+            return error  # a serialization failure at COMMIT is certainly a rollback
         advice = self.dialect.advice.get(self.dialect.error_code(error), "")
         return OutcomeUnknown(
             f"{self.safe_url}: COMMIT failed ({_first_line(error)}): the transaction may hold or not."
@@ -296,13 +303,13 @@ class Database:
     def _after_fork(self) -> None:
         if self._guard is not None:
             self._guard.check()
-        if self._connections.pid != os.getpid():  # forked by something that tells nobody
+        if self._connections.pid != os.getpid():  # forked without the hooks of os.register_at_fork
             self._connections.after_in_child()
 
 
 class _Transaction(Generic[T]):
-    """One transaction of ``work`` on a connection of the driver: committed, or rolled back where ``work`` returns None
-    or raises."""
+    """One transaction of ``work`` on a driver connection: committed, or rolled back when ``work`` returns None or
+    raises."""
 
     def __init__(self, driver: Driver, dialect: Dialect, work: Callable[[PoolProxiedConnection], T | None]) -> None:
         self._driver = driver
@@ -328,8 +335,9 @@ class _Transaction(Generic[T]):
 
 @contextmanager
 def _unread_closed(connection: Connection) -> Iterator[None]:
-    """A signal's handler may raise between a statement and its answer, which whoever uses the connection next would
-    take for its own: PyMySQL reads answers in turn."""
+    """Close the connection when anything but a database error is raised. A signal handler may raise between a statement
+    and its answer; the connection's next user would read that answer as its own, since PyMySQL reads answers in
+    order."""
     try:
         yield
     except (OutboxError, SQLAlchemyError, Inside):

@@ -1,11 +1,11 @@
-"""Wake-ups after commit: hints only, the worker's poll is the guarantee.
+"""Notifications of commits: hints only, the worker's poll is the guarantee.
 
     commit ──▶ Wake ──▶ the worker of this process, if there is one
                   └───▶ else an Announcer, where the database can carry a message (PostgreSQL)
     another process's commit ──▶ store.watch, in the worker's process
 
-A Session tells after its commit. A Connection tells just before the driver's COMMIT, so whoever is woken looks
-again a moment later.
+A Session's event comes after its commit. A Connection's comes just before the driver's COMMIT, so a worker that it
+notifies ("early") looks again a moment later.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ Lanes = set[Lane]
 
 
 class Listener(Protocol):
-    """``committed``: all that was, where it is one lane's and known."""
+    """``lanes`` got entries. ``committed``: those entries, where they are of one lane and known."""
 
     def __call__(self, lanes: Lanes, committed: Committed | None = None, /) -> None: ...
 
 
 class Wake:
-    """Tells listeners which lanes got entries; without any, ``announce``. They must be quick and must not raise."""
+    """Notifies the listeners of this process which lanes got entries; ``announce`` when there are none. Both are called
+    on the producer's thread: they must return quickly and must not raise."""
 
     def __init__(self, announce: Announcer | None = None) -> None:
         self._announce = announce
@@ -51,14 +52,15 @@ class Wake:
         self._hooked: WeakKeyDictionary[Engine, bool] = WeakKeyDictionary()
 
     def listen(self, listener: Listener, early: Listener | None = None) -> Callable[[], None]:
-        """Call ``listener`` at each wake, or ``early`` where the COMMIT is only about to be; returns what ends that."""
+        """Call ``listener`` after each commit, or ``early`` where the COMMIT is still to come. Returns a function that
+        removes both."""
         both = listener, early or listener
         self._listeners.append(both)
         return lambda: self._listeners.remove(both)
 
     @property
     def hands_over(self) -> bool:
-        """Somebody in this process listens."""
+        """Whether a listener in this process takes committed entries."""
         return bool(self._listeners)
 
     def set(self, lanes: Iterable[Lane], committed: Committed | None = None, *, early: bool = False) -> None:
@@ -67,7 +69,7 @@ class Wake:
             (before if early else listener)(woken, committed)
 
     def after_commit(self, where: Session | Connection, lanes: Lanes) -> None:
-        """Wake when the transaction of ``where`` commits; forget it when it rolls back."""
+        """Notify when the transaction of ``where`` commits; not when it rolls back."""
         if not self._told():
             return
         known = where in self._waiting
@@ -95,15 +97,15 @@ class Wake:
 
 
 class Announcer:
-    """Tells workers in other processes of commits, by a thread with a connection of its own.
+    """Notifies workers in other processes of commits, from a thread with a connection of its own.
 
-    Not in the producer's transaction: PostgreSQL commits those that NOTIFY one after the other, whole cluster over,
-    with their fsync and the standby's answer in between. Starts at the first commit, ends when none came for a
-    minute.
+    NOTIFY is not part of the producer's transaction: PostgreSQL serializes the commits of all transactions that NOTIFY,
+    across the whole cluster, including their fsync and the standby's answer. The thread starts at the first commit and
+    ends when none came for a minute.
     """
 
     PAUSE_SECONDS = 0.002
-    """Commits in between are one message."""
+    """The pause between two messages; the commits within it share the next one."""
     IDLE_SECONDS = 60.0
     CLOSE_SECONDS = 2.0
 
@@ -117,7 +119,7 @@ class Announcer:
         self._tell({LANES[lane].table for lane in lanes})
 
     def early(self, lanes: Lanes, _committed: Committed | None = None, /) -> None:
-        """Before the COMMIT: whoever is told looks now, and again a moment later."""
+        """Announce before the COMMIT: a notified worker looks now, and again a moment later."""
         self(lanes)
         self._tell({LANES[lane].table + SOON for lane in lanes})
 
@@ -134,7 +136,7 @@ class Announcer:
         self._thread = thread = threading.Thread(target=self._run, name="outbox-announcer", daemon=True)
         try:
             thread.start()
-        except BaseException:  # a signal's handler raised, or the system gives no more threads
+        except BaseException:  # a signal handler raised, or no thread can be started
             if thread.ident is None:
                 self._thread = None
             raise
@@ -148,18 +150,19 @@ class Announcer:
             thread.join(self.CLOSE_SECONDS)
 
     def _forget(self) -> None:
-        self._lock = threading.RLock()  # who holds it may be interrupted by a signal's handler that puts
+        self._lock = threading.RLock()  # reentrant: a signal handler that puts may interrupt its holder
         self._some = AutoResetEvent()
         self._closed = threading.Event()
         self._thread, self._tables = None, set()
-        self._pid = os.getpid()  # last: a handler that puts before finds the parent's lock, which somebody may hold
+        self._pid = os.getpid()  # last: until then a handler that puts calls _forget() itself
 
     def _run(self) -> None:
         while self._announce():
             pass
 
     def _announce(self) -> bool:
-        """Until it is time to end. True: a connection that had worked broke (the server restarted); another may do."""
+        """Announce commits until it is time to end. Returns True to try again on another connection: this one had
+        worked before it broke (the server restarted)."""
         worked, tables = False, set[str]()
         try:
             with uninstrumented(), self._database.dialect.announcing(self._database.engine) as announce:
@@ -179,11 +182,11 @@ class Announcer:
         return False
 
     def _next(self) -> set[str]:
-        """What to announce; nothing when it is time to end."""
+        """Wait for tables to announce. Empty: it is time to end."""
         if not self._closed.is_set():
             self._some.wait(self.IDLE_SECONDS)
         with self._lock:
-            self._some.wait(0)  # of those that are taken now: rung without any, it would be time to end
+            self._some.wait(0)  # clear it with the tables: set without any, the next call would end the thread
             tables, self._tables = self._tables, set()
             if not tables:
                 self._thread = None

@@ -1,4 +1,4 @@
-"""Notifications from other processes, for an idle worker: a thread that asks the database what was committed."""
+"""Commits of other processes, for an idle worker: a thread that waits for the database's notifications."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _RETRY_SECONDS = 1.0
 
 
 class Watch:
-    """Calls ``tell`` when another process commits entries, or ``early`` where it is about to. Where the database cannot
-    tell, it does nothing. ``here``: see ``Dialect.watch_commits``."""
+    """Calls ``tell`` when another process commits entries, or ``early`` when it is about to. Does nothing where the
+    database sends no notifications. ``here``: see ``Dialect.watch_commits``."""
 
     def __init__(self, database: Database, tell: Listener, early: Listener, here: Mapping[str, int]) -> None:
         self._database = database
@@ -44,7 +44,7 @@ class Watch:
             try:
                 watching = self._database.dialect.watch_commits(self._database.engine, lanes, self._here)
                 with uninstrumented(), watching as look:
-                    self._tell(set(Lane))  # what came while nobody looked
+                    self._tell(set(Lane))  # for commits before the watch began
                     while not self._stop.is_set():
                         told = set(look(self._stop))
                         self._tell({lanes[table] for table in told & lanes.keys()})
