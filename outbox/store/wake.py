@@ -154,7 +154,7 @@ class Announcer:
         self._some = AutoResetEvent()
         self._closed = threading.Event()
         self._thread, self._tables = None, set()
-        self._pid = os.getpid()  # last: until then a handler that puts calls _forget() itself
+        self._pid = os.getpid()  # last: a handler that puts before it forgets too, and uses no lock of the parent
 
     def _run(self) -> None:
         while self._announce():
@@ -170,7 +170,7 @@ class Announcer:
                     announce(sorted(tables))
                     worked = True
                     self._closed.wait(self.PAUSE_SECONDS)
-        except Exception as error:  # noqa: BLE001 - of the driver, whichever it is
+        except Exception as error:  # noqa: BLE001 - any driver's error
             logger.info("workers in other processes are not told of commits, their poll finds them: %s", error)
             with self._lock:
                 if worked:

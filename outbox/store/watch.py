@@ -49,6 +49,6 @@ class Watch:
                         told = set(look(self._stop))
                         self._tell({lanes[table] for table in told & lanes.keys()})
                         self._early({lane for table, lane in lanes.items() if table + SOON in told})
-            except Exception as error:  # noqa: BLE001 - of the driver, whichever it is; the poll goes on meanwhile
+            except Exception as error:  # noqa: BLE001 - any driver's error; the poll goes on meanwhile
                 logger.info("not told of commits in other processes for now, the poll finds them: %s", error)
                 self._stop.wait(_RETRY_SECONDS)

@@ -1,4 +1,5 @@
-"""Everything that differs between databases, with the reason beside it. Nothing outside names one.
+"""Everything that differs between databases, with the reason beside it. Code outside asks a ``Dialect``, not for a
+name.
 
 `base.Dialect` holds the defaults; `sqlite`, `postgresql` and `mysql` (MariaDB too) override what is theirs.
 """

@@ -1,4 +1,4 @@
-"""Linux tells of writes to a file, so that nobody has to ask each millisecond whether there were any: inotify(7)."""
+"""Linux reports writes to a file, which saves a poll every millisecond: inotify(7)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from contextlib import contextmanager
 
 _IN_MODIFY = 0x2
 _EVENTS_BYTES = 4096
-"""Read at once, of 16 bytes each; those that nobody has read are one where they are equal."""
+"""Bytes of one read. An event has 16, and the kernel merges equal ones that were not read yet."""
 
 Written = Callable[[float], bool]
-"""Wait until somebody writes, so many seconds at most; whether somebody did since the last time. A write that the
-kernel does not see (of another host) is not told of, so it is a hint only."""
+"""Wait for a write, at most the given seconds. Returns whether there was one since the last call. A hint only: the
+kernel does not report writes of another host."""
 
 
 @contextmanager
 def writes_to(path: str) -> Iterator[Written | None]:
-    """None: this system does not tell, or not of this file (no such file, no more inotify instances for this user)."""
+    """Watch the file at ``path``. None: the system does not report writes, or not for this file (no such file, or this
+    user's limit of inotify instances is reached)."""
     try:
         readable = select.poll()
         events = _watching(path)
-    except (OSError, AttributeError):  # AttributeError: a libc without it, or eventlet, which takes poll away
+    except (OSError, AttributeError):  # AttributeError: a libc without inotify, or eventlet, which removes poll
         yield None
         return
     try:
@@ -41,7 +42,7 @@ def writes_to(path: str) -> Iterator[Written | None]:
 
 
 def _watching(path: str) -> int:
-    """A descriptor of events. Raises OSError."""
+    """A file descriptor for the file's events. Raises ``OSError``, ``AttributeError`` without inotify."""
     libc = ctypes.CDLL(None, use_errno=True)
     events: int = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
     if events < 0:

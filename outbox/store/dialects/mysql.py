@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 MIGRATION_TURN_SECONDS = 60
 """How long to wait for another process that migrates the same database."""
 MIGRATION_LOCK_SECONDS = 5
-"""How long one that migrates waits for a table."""
+"""How long a migration waits for a table's metadata lock."""
 MIGRATION_LOCK = "CONCAT_WS(' ', 'outbox migrate', SHA1(LOWER(DATABASE())))"
-"""Its name, which all databases of a server share; 64 characters at most, and a database's name may be as long."""
+"""SQL for the name of the migration lock. Such names are server-wide, so it includes the database, hashed: a lock's
+name may have 64 characters, and a database's name alone as many."""
 
 _IN_TRANSACTION, _COMMITS_EACH = 1, 2
-"""SERVER_STATUS_IN_TRANS and SERVER_STATUS_AUTOCOMMIT of the protocol."""
+"""The protocol's status flags SERVER_STATUS_IN_TRANS and SERVER_STATUS_AUTOCOMMIT."""
 
 
 def _all_or_none(connection: Connection) -> AbstractContextManager[None]:
     driver_connection: Any = connection.connection.driver_connection
-    status: int = driver_connection.server_status  # of its last answer, whoever began a transaction
+    status: int = driver_connection.server_status  # from the last answer, however a transaction was begun
     alone = status & (_IN_TRANSACTION | _COMMITS_EACH) == _COMMITS_EACH
     return all_or_none(connection, "outbox_insert", alone=alone)
 
@@ -50,18 +51,18 @@ class MySQL(Dialect):
     inserted_at_once, inserted_at_once_bytes = 100, 256 * 1024
     """PyMySQL's own way with many rows costs two round trips more."""
     aggregates_slowly = True
-    """GROUP_CONCAT makes a table on disk: 0.7 ms, however little it joins."""
+    """GROUP_CONCAT creates a table on disk: 0.7 ms, however little it joins."""
 
     def session_setup(self, *, synchronous: str) -> Sequence[str]:
-        # What does not fit group_concat_max_len is cut off, with no more than a warning.
+        # GROUP_CONCAT truncates at group_concat_max_len, with a warning only.
         return ("SET SESSION innodb_lock_wait_timeout = 5", "SET SESSION group_concat_max_len = 1073741824")
 
     def engine_arguments(self, *, synchronous: str) -> dict[str, Any]:
-        return {"pool_reset_on_return": None}  # a round trip: whoever takes a connection ends its transaction
+        return {"pool_reset_on_return": None}  # saves a round trip: each block ends its transaction itself
 
     def begin(self, pooled: PoolProxiedConnection) -> None:
         driver_connection: Any = pooled.driver_connection
-        if driver_connection.get_autocommit():  # of a host's engine
+        if driver_connection.get_autocommit():  # set by the host's engine
             driver_connection.begin()
 
     def commit_each(self, driver_connection: Any, each: bool) -> None:
@@ -69,7 +70,7 @@ class MySQL(Dialect):
             driver_connection.autocommit(each)
 
     def insertion(self, table: str, rows: Sequence[Row], driver: str) -> tuple[str, Sequence[Any]]:
-        # A plain INSERT, and a look only when an id is there: INSERT IGNORE would also swallow truncation and
+        # A plain INSERT, and a SELECT only when an id is there: INSERT IGNORE would also swallow truncation and
         # CHECK violations, and ON DUPLICATE KEY UPDATE counts and locks wrongly.
         marks = ", ".join(["(%s, %s, %s)"] * (len(rows) if self.at_once(rows) else 1))
         sql = f"INSERT INTO {table} (id, payload, size) VALUES {marks}"  # noqa: S608 - our name
@@ -77,9 +78,9 @@ class MySQL(Dialect):
 
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         fresh = list(rows)
-        while fresh:  # each time fewer, until nobody else is faster
+        while fresh:  # fewer each time, until no concurrent insert adds another of the ids
             try:
-                # InnoDB undoes a statement that fails; drivers cut many rows into several statements.
+                # InnoDB undoes a failed statement; drivers split many rows into several statements.
                 with nullcontext() if self.at_once(fresh) else _all_or_none(connection):
                     connection.exec_driver_sql(*self.insertion(table, fresh, connection.dialect.driver))
             except IntegrityError as error:
@@ -104,21 +105,21 @@ class MySQL(Dialect):
 
     @staticmethod
     def _known(connection: Connection, table: str, ids: Sequence[bytes]) -> frozenset[bytes]:
-        """Ids that are there now. A locking read: the host's snapshot may be older than the duplicate."""
+        """Those of ``ids`` that are there now. A locking read: the host's snapshot may be older than the duplicate."""
         marks = ", ".join(["%s"] * len(ids))
         sql = f"SELECT id FROM {table} WHERE id IN ({marks}) LOCK IN SHARE MODE"  # noqa: S608 - our names
         return frozenset(bytes(row[0]) for row in connection.exec_driver_sql(sql, tuple(ids)))
 
     def delete_runs(self, connection: Connection, table: str, members: Runs) -> None:
-        # With a LIMIT it stops at the last of them; without, it reads one row further to see that it is beyond, and
-        # waits there for whoever has just written it.
+        # With a LIMIT the scan stops at the last row of the run. Without, it reads the row after it as well, and waits
+        # for the lock of a producer that has just inserted that row.
         for lo, hi in members:
             sql = f"DELETE FROM {table} WHERE seq BETWEEN {lo} AND {hi} ORDER BY seq LIMIT {hi - lo + 1}"  # noqa: S608
             connection.exec_driver_sql(sql)
 
     def sequence_position(self, connection: Connection, table: str) -> int:
         driver = cast("MySQLDialect", connection.dialect)
-        if not driver.is_mariadb:  # MySQL 8 would show what it was up to a day ago; MariaDB has no such variable
+        if not driver.is_mariadb:  # MySQL 8 caches this for up to a day; MariaDB has no such variable
             connection.execute(text("SET SESSION information_schema_stats_expiry = 0"))
         next_number = connection.execute(
             text(
@@ -131,7 +132,7 @@ class MySQL(Dialect):
         return max((next_number or 1) - 1, highest or 0)
 
     def advance_sequence(self, connection: Connection, table: str, beyond: int) -> None:
-        # The ALTER waits for producers' open transactions, and new ones wait behind it: a second at most. InnoDB
+        # The ALTER waits for producers' open transactions, and new ones wait behind it: for a second at most. InnoDB
         # itself keeps the next number above the highest one present.
         connection.execute(text("SET SESSION lock_wait_timeout = 1"))
         try:
@@ -153,11 +154,12 @@ class MySQL(Dialect):
                 " end its session if it is stuck."
             )
         try:
-            # An ALTER waits for whoever has only read the table, and all others wait behind it: a day, by default.
+            # An ALTER waits even for transactions that only read the table, and all others wait behind it: by default
+            # for up to a day.
             connection.execute(text(f"SET SESSION lock_wait_timeout = {MIGRATION_LOCK_SECONDS}"))
             yield
         except BaseException:
-            with suppress(SQLAlchemyError):  # a session that has ended holds nothing, and the first error says why
+            with suppress(SQLAlchemyError):  # an ended session holds no lock, and the first error says why
                 self._let_others_migrate(connection)
             raise
         self._let_others_migrate(connection)
@@ -171,8 +173,8 @@ class MySQL(Dialect):
         return [f"ALTER TABLE {table} {', '.join(f'DROP COLUMN {column}' for column in columns)}"]
 
     def drop_tables(self, tables: Sequence[str], view: str) -> Sequence[str]:
-        # One statement takes the locks of all tables before it drops the first. The view last: it needs no table, and
-        # an upgrade would not bring it back to tables that somebody's lock has saved.
+        # One statement locks all tables before it drops the first. The view comes last: it does not need its tables,
+        # and when another session's lock stops the drop, an upgrade would not create the view again.
         return [f"DROP TABLE IF EXISTS {', '.join(tables)}", f"DROP VIEW IF EXISTS {view}"]
 
     def readable_time(self, column: str) -> str:

@@ -20,10 +20,10 @@ from outbox.store.dialects.base import Announce, Dialect, Inserted, Look, Row, a
 logger = logging.getLogger("outbox.store")
 
 COPIED_AT_ONCE = 100
-"""Rows in a write of COPY."""
+"""Rows sent in one write of a COPY."""
 
 _TAKEN, _ANOTHERS = "23505 of a log's number", "08P01 of a prepared statement"
-"""SQLSTATEs that say so much only together with what they are about."""
+"""Error codes of our own, for SQLSTATEs that mean this only together with the constraint or the message."""
 _POOLED = (
     "A connection pooler hands each transaction to another session (PgBouncer in transaction mode), where a prepared"
     " statement is somebody else's: name the server itself in OUTBOX_DATABASE_URL, or give the engine"
@@ -32,11 +32,11 @@ _POOLED = (
 
 
 def pooler_of(driver_connection: Any) -> str | None:
-    """The address of the pooler that answers instead of the server. For one round trip: a pooler tells its client a
-    process of its own making, so that it can pass a request to cancel on to whichever session is at work then."""
+    """The address of the pooler between client and server, or None. Costs one round trip: a pooler reports a made-up
+    backend process id to its client, so that it can route a cancel request to whichever session is in use then."""
     info = getattr(driver_connection, "info", None)
     told = getattr(info, "backend_pid", None)
-    if info is None or told is None:  # a host's driver that does not keep it
+    if info is None or told is None:  # a host's driver that does not store it
         return None
     with closing(driver_connection.cursor()) as cursor:
         cursor.execute("SELECT pg_backend_pid()")
@@ -46,7 +46,7 @@ def pooler_of(driver_connection: Any) -> str | None:
 
 @cache
 def _warn_of(pooler: str) -> None:
-    """Once in a process: each of its connections is the same."""
+    """Warn once a process, not for each connection."""
     logger.warning(
         "%s is a connection pooler, which may hand each transaction to another session of PostgreSQL: statements are"
         " not prepared, entries of other processes are found by the poll and not by LISTEN, and lock_timeout and"
@@ -57,12 +57,13 @@ def _warn_of(pooler: str) -> None:
 
 
 def _indexes(log: str) -> Sequence[str]:
-    """Of a log, which grows at their end: numbers and ids (UUIDv7) ascend. Room within their pages would stay empty."""
+    """The indexes of a log. They grow at their end, as numbers and ids (UUIDv7) ascend: free space in their pages would
+    stay unused."""
     return f"{log}_pkey", f"uq_{log}_id"
 
 
 def _alone(connection: Connection) -> bool:
-    """As the server said with its last answer, whoever began a transaction."""
+    """Whether no transaction is open and statements autocommit, by the server's last answer: however one was begun."""
     from psycopg.pq import TransactionStatus
 
     driver_connection: Any = connection.connection.driver_connection
@@ -74,7 +75,7 @@ class PostgreSQL(Dialect):
     name = "postgresql"
     sync_driver = "psycopg"
     storage_statements = (
-        "ALTER TABLE outbox_lane SET (fillfactor = 50)",  # its row is updated all the time
+        "ALTER TABLE outbox_lane SET (fillfactor = 50)",  # its rows are updated all the time
         *(f"ALTER INDEX {index} SET (fillfactor = 100)" for lane in LANES.values() for index in _indexes(lane.table)),
     )
     missing_table_codes = ("42P01",)
@@ -98,7 +99,7 @@ class PostgreSQL(Dialect):
     reads_while_writing = True
     reads_ahead = "beside"
     copy_from_rows = 1000
-    """From here COPY is faster than one INSERT of arrays (measured: 116k against 60k rows/s)."""
+    """From this many rows on COPY is faster than one INSERT of arrays (measured: 116k against 60k rows/s)."""
 
     connect_defaults = {  # noqa: RUF012 - ClassVar
         "connect_timeout": "5",
@@ -107,16 +108,17 @@ class PostgreSQL(Dialect):
         "keepalives_count": "3",
         "tcp_user_timeout": "10000",
     }
-    """A host that vanished without a word (a power cut, a failover that moves its address) is given up after seconds:
-    else the kernel would wait a quarter of an hour for an answer, and two hours where nothing was asked."""
+    """A server that vanished without closing its sockets (a power cut, a failover that moves its address) is given up
+    after seconds. By default the kernel waits a quarter of an hour for an answer, and two hours on an idle
+    connection."""
 
     def sync_url(self, url: URL) -> URL:
         left = {name: value for name, value in self.connect_defaults.items() if name not in url.query}
         return super().sync_url(url).update_query_dict(left)
 
     def prepare(self, driver_connection: Any, *, synchronous: str) -> None:
-        # Behind a pooler the session is everybody's: what is set there holds for other clients, and a statement
-        # prepared there may be another client's of the same name, whose rows go to another table.
+        # Behind a pooler clients share sessions: settings would apply to other clients, and a prepared statement may be
+        # another client's of the same name, whose rows go to another table.
         pooler = pooler_of(driver_connection)
         if pooler is None:
             super().prepare(driver_connection, synchronous=synchronous)
@@ -127,7 +129,7 @@ class PostgreSQL(Dialect):
         _warn_of(pooler)
 
     def session_setup(self, *, synchronous: str) -> Sequence[str]:
-        # A stopped worker that holds the lane's row costs the others a second, not for ever.
+        # A stopped worker that holds the lane's row lock delays the others for seconds, not for ever.
         return (
             "SET lock_timeout = '5s'",
             "SET idle_in_transaction_session_timeout = '10s'",
@@ -137,7 +139,7 @@ class PostgreSQL(Dialect):
     def insertion(self, table: str, rows: Sequence[Row], driver: str) -> tuple[str, Sequence[Any]]:
         if len(rows) > 1:
             return self._insertion_of_many(table, rows, driver)
-        # Without arrays, whose statement takes the server half as long again.
+        # Without arrays: those take the server half as long again.
         [(id, payload, size)] = rows
         numbered = driver == "asyncpg"
         first, second, third, again = ("$1", "$2", "$3", "$1") if numbered else ("%s", "%s", "%s", "%s")
@@ -164,8 +166,8 @@ class PostgreSQL(Dialect):
         return sql, ([id.hex() for id, _, _ in rows], [payload for _, payload, _ in rows], [size for *_, size in rows])
 
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
-        """By COPY on the caller's own connection where there are many. When that fails an id is already there, or it
-        is something that the INSERT tried next reports as SQLAlchemy's error, which the driver's own is not."""
+        """Many rows by COPY on the caller's own connection. When it fails, an id is already there, or the INSERT that
+        follows fails too and raises SQLAlchemy's error instead of the driver's."""
         driver = connection.dialect.driver
         if driver == "psycopg" and not connection.dialect.is_async and len(rows) >= self.copy_from_rows:
             from psycopg import Error
@@ -177,7 +179,8 @@ class PostgreSQL(Dialect):
         return connection.exec_driver_sql(*self.insertion(table, rows, driver)).rowcount
 
     def error_code(self, error: DBAPIError) -> Any:
-        """SQLSTATE, but for a number that was given to two rows, and for parameters that another statement takes."""
+        """The SQLSTATE, or a code of our own: for a duplicate sequence number, and for parameters that do not match a
+        prepared statement."""
         broken = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
         if broken in [f"{lane.table}_pkey" for lane in LANES.values()]:
             return _TAKEN
@@ -211,8 +214,8 @@ class PostgreSQL(Dialect):
             driver_connection.cursor() as cursor,
             cursor.copy(f"COPY {table} (id, payload, size) FROM STDIN") as copy,
         ):
-            # Some at a time: the server works on them while the next are put together. Payloads are ASCII JSON without
-            # control characters: only the backslash is special to COPY.
+            # In parts: the server works on one while the next is assembled. Payloads are ASCII JSON without control
+            # characters, so only the backslash needs escaping.
             for start in range(0, len(rows), COPIED_AT_ONCE):
                 some = rows[start : start + COPIED_AT_ONCE]
                 lines = "".join([f"{id.hex()}\t{payload}\t{size}\n" for id, payload, size in some])
@@ -224,9 +227,9 @@ class PostgreSQL(Dialect):
         return int(row.last_value) - (not row.is_called)
 
     def advance_sequence(self, connection: Connection, table: str, beyond: int) -> None:
-        # setval does not wait for a nextval that is at work, and could hand its numbers out again. Whoever inserts
-        # locks the table before it takes a number, so a lock that shuts inserts out makes the look and the step
-        # one. It waits for producers' open transactions, and new ones wait behind it: a second at most.
+        # setval does not wait for a concurrent nextval, and could hand its numbers out again. An INSERT locks the table
+        # before it takes a number, so a lock that conflicts with it makes the check and the setval atomic. It waits for
+        # producers' open transactions, and new ones wait behind it: for a second at most.
         before = connection.execute(text("SELECT current_setting('lock_timeout')")).scalar_one()
         connection.execute(text("SET LOCAL lock_timeout = '1s'"))
         connection.execute(text(f"LOCK TABLE {table} IN SHARE ROW EXCLUSIVE MODE"))
@@ -240,15 +243,15 @@ class PostgreSQL(Dialect):
     notifies = announces = True
     channel = "outbox"
     listen_seconds = 0.2
-    """How soon ``watch_commits`` sees that it shall stop."""
+    """The longest wait for a notification: an upper bound for how late ``watch_commits`` sees that it must stop."""
 
     @contextmanager
     def announcing(self, engine: Engine) -> Iterator[Announce]:
         with self._own_connection(engine) as connection:
 
             def announce(tables: Sequence[str]) -> None:
-                # One, mostly: faster than a SELECT of pg_notify. A transaction that only notifies waits for no disk and
-                # no standby, whatever synchronous_commit says: it changed nothing that must last.
+                # Mostly one table: faster than a SELECT of pg_notify. A transaction that only notifies waits for no
+                # disk and no standby, whatever synchronous_commit says: it wrote nothing durable.
                 for table in tables:
                     connection.execute(f"NOTIFY {self.channel}, '{table}'")
 
@@ -262,7 +265,7 @@ class PostgreSQL(Dialect):
                 connection.execute(f"LISTEN {self.channel}")
 
             def look(stop: Event) -> set[str]:
-                if not listens:  # whoever gets the session next would be told
+                if not listens:  # behind a pooler the session's next client would get the notifications
                     stop.wait()
                     return set()
                 return {told.payload for told in connection.notifies(timeout=self.listen_seconds, stop_after=1)}
@@ -281,9 +284,9 @@ class PostgreSQL(Dialect):
             yield connection
 
     def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
-        # Whoever inserts locks the table before it takes a number, and COPY does so before it has a transaction
-        # id: so the virtual transaction is what to remember. A prepared transaction changes its virtual id;
-        # "prepared" stands for any of them.
+        # An INSERT locks the table before it takes a number, and COPY does so before it has a transaction id: so the
+        # virtual transaction identifies a writer. PREPARE TRANSACTION changes the virtual id; "prepared" stands for all
+        # prepared transactions.
         holders = connection.execute(
             text(
                 "SELECT DISTINCT CASE WHEN pid IS NULL THEN 'prepared' ELSE virtualtransaction END FROM pg_locks"

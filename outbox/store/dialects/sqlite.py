@@ -30,7 +30,7 @@ class SQLite(Dialect):
     """One statement takes two thirds of the time that one for each row takes. The driver caches a statement for each
     number of rows, with the parameters it was given last."""
     waits_ms = 30_000
-    """So long a transaction waits for a lock."""
+    """How long a transaction waits for a lock."""
     purge_chunk = 500  # producers wait while we hold the only write lock
 
     def check_url(self, url: URL) -> None:
@@ -40,7 +40,7 @@ class SQLite(Dialect):
             )
 
     def create_store(self, url: URL) -> None:
-        # Born readable by its owner alone; SQLite gives -wal and -shm the mode of the database file.
+        # Created readable by its owner alone; SQLite gives -wal and -shm the mode of the database file.
         try:
             os.close(os.open(self._path(url), os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as error:
@@ -57,9 +57,9 @@ class SQLite(Dialect):
         return str(url.database).removeprefix("file:")
 
     def prepare(self, driver_connection: Any, *, synchronous: str) -> None:
-        driver_connection.isolation_level = None  # BEGIN is ours to say: a write begins IMMEDIATE
+        driver_connection.isolation_level = None  # the driver begins no transaction: sqlite_lock.begin does, IMMEDIATE
         (pages,) = driver_connection.execute("PRAGMA page_count").fetchone()
-        if not pages:  # it takes on an empty file only, and on any other would wait for the write lock
+        if not pages:  # takes effect on an empty file only; on any other it would wait for the write lock
             driver_connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         super().prepare(driver_connection, synchronous=synchronous)
 
@@ -68,7 +68,7 @@ class SQLite(Dialect):
             "PRAGMA journal_mode = WAL",
             f"PRAGMA synchronous = {synchronous}",
             f"PRAGMA busy_timeout = {self.waits_ms}",
-            "PRAGMA journal_size_limit = 67108864",  # a -wal file that a burst has grown shrinks again
+            "PRAGMA journal_size_limit = 67108864",  # shrinks a -wal file that a burst has grown
         )
 
     def engine_arguments(self, *, synchronous: str) -> dict[str, Any]:
@@ -99,12 +99,12 @@ class SQLite(Dialect):
         return Inserted(sum(super(SQLite, self).put(pooled, table, some, by).rows for some in self._chunks(rows)))
 
     def first_number(self, cursor: Any, rows: int) -> int | None:
-        return int(cursor.lastrowid) - rows + 1  # of the last one; nobody else writes meanwhile
+        return int(cursor.lastrowid) - rows + 1  # lastrowid is the last row's; no other transaction writes meanwhile
 
     def sequence_position(self, connection: Connection, table: str) -> int:
         found = connection.execute(text("SELECT seq FROM sqlite_sequence WHERE name = :t"), {"t": table}).scalar()
         highest = connection.execute(text(f"SELECT max(seq) FROM {table}")).scalar()  # noqa: S608 - our name
-        return max(found or 0, highest or 0)  # AUTOINCREMENT goes on from the larger of the two
+        return max(found or 0, highest or 0)  # AUTOINCREMENT continues from the larger of the two
 
     def advance_sequence(self, connection: Connection, table: str, beyond: int) -> None:
         parameters = {"t": table, "n": beyond}
@@ -132,18 +132,18 @@ class SQLite(Dialect):
 
     spare_pages = 256
     give_back_pages = 64
-    """At a time: a millisecond or two in which producers wait."""
+    """Pages returned at a time: producers wait for a millisecond or two."""
 
     def give_back(self, connection: Connection) -> bool:
         free = connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()
         pages = connection.exec_driver_sql("PRAGMA page_count").scalar_one()
-        surplus = free - max(self.spare_pages, pages // 10)  # some stay: the next rows need them again
+        surplus = free - max(self.spare_pages, pages // 10)  # some stay for the next rows
         for _ in range(min(surplus, self.give_back_pages)):
-            connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")  # the driver steps once, so a page a call
+            connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")  # one page a call: the driver steps once
         return bool(surplus > self.give_back_pages)
 
     def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
-        return frozenset()  # we hold the only write lock
+        return frozenset()  # the caller holds the only write lock
 
     def readable_time(self, column: str) -> str:
         return f"strftime('%Y-%m-%dT%H:%M:%fZ', {column} / 1000000.0, 'unixepoch')"
@@ -155,7 +155,7 @@ class SQLite(Dialect):
         return f"EXISTS (SELECT 1 FROM {runs} WHERE {seq} BETWEEN {lo} AND {hi})"  # noqa: S608 - column names
 
     def error_code(self, error: DBAPIError) -> Any:
-        """SQLite's name for the error, SQLITE_IOERR also for SQLITE_IOERR_FSYNC."""
+        """SQLite's primary error name: SQLITE_IOERR also for SQLITE_IOERR_FSYNC."""
         name = getattr(error.orig, "sqlite_errorname", None)
         return name and "_".join(name.split("_")[:2])
 

@@ -1,4 +1,4 @@
-"""SQLite's one write lock: how a connection of ours waits for it."""
+"""SQLite's single write lock, and how a connection waits for it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from sqlalchemy import PoolProxiedConnection
 T = TypeVar("T")
 
 FIRST_LOCK_PAUSE_SECONDS, LOCK_PAUSE_SECONDS = 0.0002, 0.0005
-"""How long a write sleeps between two looks whether the lock is free."""
+"""The poll of the lock: the first sleep between two attempts, and the longest."""
 
 READS = "outbox_reads"
-"""Of a connection's info while its transaction only reads."""
+"""Key in a connection's ``info`` while its transaction only reads."""
 _WAITS_MS, _WAITS_NOW_MS, _WAL = "outbox_waits_ms", "outbox_waits_now_ms", "outbox_wal"
 
 
 def begin(pooled: PoolProxiedConnection) -> None:
-    """IMMEDIATE, unless it only reads."""
+    """BEGIN IMMEDIATE, which takes the write lock; a plain BEGIN for a transaction that only reads."""
     if READS in pooled.info:
         _let_wait(pooled, _waits_ms(pooled))
         driver_connection: Any = pooled.driver_connection
@@ -34,11 +34,11 @@ def begin(pooled: PoolProxiedConnection) -> None:
 
 
 def when_free(pooled: PoolProxiedConnection, run: Callable[[PoolProxiedConnection], T]) -> T:
-    """Run a statement that is a transaction of its own."""
+    """Run an autocommitted statement, once the write lock is free. Raises ``SQLITE_BUSY`` after the busy timeout."""
     waits = _waits_ms(pooled)
     if pooled.info[_WAL]:
         return _retried(pooled, run, waits)
-    _let_wait(pooled, waits)  # without a write-ahead log SQLite keeps new readers out while it waits for those there
+    _let_wait(pooled, waits)  # without a write-ahead log only SQLite's own wait keeps new readers out meanwhile
     return run(pooled)
 
 
@@ -48,8 +48,8 @@ def _begin_immediate(pooled: PoolProxiedConnection) -> None:
 
 
 def _retried(pooled: PoolProxiedConnection, run: Callable[[PoolProxiedConnection], T], waits: int) -> T:
-    """Wait more closely than SQLite does, which sleeps 1, 2, 5, 10 ... 100 ms for a lock that is held for one of a
-    few; ``waits`` milliseconds at most."""
+    """Retry ``run`` while the lock is busy, at most ``waits`` milliseconds. SQLite's own busy handler sleeps 1, 2, 5,
+    10 ... 100 ms, for a lock that is mostly held for one or a few."""
     _let_wait(pooled, 0)
     deadline, pause = 0.0, FIRST_LOCK_PAUSE_SECONDS
     while True:
@@ -64,7 +64,7 @@ def _retried(pooled: PoolProxiedConnection, run: Callable[[PoolProxiedConnection
 
 
 def _waits_ms(pooled: PoolProxiedConnection) -> int:
-    """How long this connection waits for a lock, as it was set up."""
+    """The busy timeout that this connection was set up with, in milliseconds."""
     info = pooled.info
     if _WAITS_MS not in info:
         driver_connection: Any = pooled.driver_connection
@@ -75,7 +75,7 @@ def _waits_ms(pooled: PoolProxiedConnection) -> int:
 
 
 def _let_wait(pooled: PoolProxiedConnection, milliseconds: int) -> None:
-    """It stays so: the next write of a producer needs no word about it."""
+    """Set the busy timeout, unless it has that value: it is left so, which saves the next write a PRAGMA."""
     if pooled.info[_WAITS_NOW_MS] != milliseconds:
         driver_connection: Any = pooled.driver_connection
         driver_connection.execute(f"PRAGMA busy_timeout = {milliseconds}")

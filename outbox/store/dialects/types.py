@@ -11,9 +11,9 @@ from sqlalchemy.engine import Dialect as DriverDialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-SEQ = BigInteger().with_variant(Integer, "sqlite")  # only INTEGER PRIMARY KEY may be AUTOINCREMENT there
+SEQ = BigInteger().with_variant(Integer, "sqlite")  # SQLite: only INTEGER PRIMARY KEY may be AUTOINCREMENT
 EXACT_NAME = String(128).with_variant(String(128, collation="utf8mb4_bin"), "mysql", "mariadb")
-"""Names that differ in case alone are two; MySQL and MariaDB would take them for one."""
+"""Case-sensitive text. By default MySQL and MariaDB compare names without case."""
 
 
 class LongText(TypeDecorator[str]):
@@ -25,7 +25,7 @@ class LongText(TypeDecorator[str]):
     def load_dialect_impl(self, dialect: DriverDialect) -> Any:
         if dialect.name not in ("mysql", "mariadb"):
             return dialect.type_descriptor(Text())
-        from sqlalchemy.dialects.mysql import LONGTEXT  # here: others need none of that dialect
+        from sqlalchemy.dialects.mysql import LONGTEXT  # here: other databases need not import that dialect
 
         return dialect.type_descriptor(LONGTEXT())
 
@@ -81,8 +81,8 @@ def _now_us_mysql(*_: Any, **__: Any) -> str:
 
 
 class lines_of(FunctionElement[str]):  # noqa: N801 - reads as the SQL function it is
-    """``lines_of(payload, seq)``: the payloads in order of seq, a line each. An aggregate: one value for a batch
-    instead of a thousand rows that the driver would unpack."""
+    """``lines_of(payload, seq)``: the payloads in order of seq, a line each. An aggregate: the driver unpacks one value
+    for a batch instead of a thousand rows."""
 
     type = Text()
     inherit_cache = True
@@ -91,7 +91,7 @@ class lines_of(FunctionElement[str]):  # noqa: N801 - reads as the SQL function 
 @compiles(lines_of, "sqlite")
 def _lines_of_sqlite(element: Any, compiler: Any, **options: Any) -> str:
     payload, _ = element.clauses
-    return f"group_concat({compiler.process(payload, **options)}, char(10))"  # in the order of the subquery it reads
+    return f"group_concat({compiler.process(payload, **options)}, char(10))"  # in the order of its subquery
 
 
 @compiles(lines_of, "postgresql")

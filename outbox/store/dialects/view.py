@@ -1,6 +1,6 @@
-"""The view ``outbox_entry_status``: an entry's status for people with a SQL prompt.
+"""The view ``outbox_entry_status``: an entry's status, for people at a SQL prompt.
 
-It joins the log with every batch whose span holds the number, so bound it: ``WHERE id = ...`` or ``seq > ...``.
+It joins the log with every batch whose span holds the number, so bound a query: ``WHERE id = ...`` or ``seq > ...``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ VIEW = "outbox_entry_status"
 
 
 def storage_statements(driver: DriverDialect) -> Sequence[str]:
-    """How the tables are laid out on disk, where the database behind ``driver`` lets one say so."""
+    """The storage parameters of the tables, as statements; empty where the database behind ``driver`` has none."""
     return dialect_named(driver.name).storage_statements
 
 
@@ -32,14 +32,14 @@ def drop_tables(driver: DriverDialect, tables: Sequence[str]) -> Sequence[str]:
 
 
 def logs_with_entries(connection: Connection) -> list[str]:
-    """The tables of logs that are there, and not empty."""
+    """The tables of logs that exist and are not empty."""
     there = set(inspect(connection).get_table_names())
     logs = [spec.table for spec in LANES.values() if spec.table in there]
     return [name for name in logs if connection.execute(select(exists().select_from(table(name)))).scalar()]
 
 
 def entry_status_view(driver: DriverDialect, lanes: Sequence[str]) -> str:
-    """The CREATE VIEW statement in the words of the database behind ``driver``."""
+    """The CREATE VIEW statement in the SQL of the database behind ``driver``."""
     dialect = dialect_named(driver.name)
     selects = []
     for lane in lanes:
