@@ -6,8 +6,8 @@
     ├── SchemaOutOfDate       the tables are missing, older or newer than this code
     ├── ConfigError           a setting is unknown, malformed or contradicts another
     ├── DatabaseUnavailable   the database cannot be reached or cannot be written; nothing was written
-    │   └── InheritedConnection   and never by this process: it was forked while its parent had the SQLite file open
-    ├── OutcomeUnknown        a COMMIT failed half-way: it may hold; enqueue the same ids again, that is safe
+    │   └── InheritedConnection   not by this process at all: it was forked while its parent had the SQLite file open
+    ├── OutcomeUnknown        a COMMIT failed: the transaction may hold; enqueue the same ids again, that is safe
     ├── LicenseRefused        beacon refuses the licence
     ├── Offline               an operation needs egress and OUTBOX_OFFLINE forbids it
     └── LaneStopped           the log of a lane contradicts its ledger; says how to mend it
@@ -68,9 +68,9 @@ class DatabaseUnavailable(OutboxError):
 
 
 class InheritedConnection(DatabaseUnavailable):
-    """This process was forked while its parent had the SQLite file open, and never writes to it: to try again is vain.
+    """This process was forked while its parent had the SQLite file open, so it never writes to it.
 
-    Another process may.
+    A retry does not help here; another process may write.
     """
 
 

@@ -1,4 +1,4 @@
-"""How the thread that drains a lane is told of commits and answers."""
+"""How the thread that drains a lane is notified of commits and of answers."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from outbox.autoreset import AutoResetEvent
 from outbox.core.step import Committed
 
 HANDED_OVER = 20
-"""Commits whose entries are kept in memory for the next claim. Beyond that the lane is behind, and reads them."""
+"""The most commits whose entries are kept in memory for the next claim. Beyond that the claim reads the log."""
 
 EXPECTED_SECONDS = 0.05
-"""After a commit was announced before it was visible, answers are settled with another look for entries this long."""
+"""For how long after an early announcement, or another process's commit, answers are settled with a claim of
+entries."""
 
 
 class LaneSignal:
@@ -30,14 +31,15 @@ class LaneSignal:
         self.other_process_at = -math.inf
         """When another process was last seen to commit: it may have committed again since."""
         self.notified = 0
-        """How many notifications of entries there were."""
+        """The number of notifications of entries so far."""
         self._committed: deque[Committed | None] = deque()
-        """What each commit since the last claim added. None: the claim has to read it."""
+        """The entries of each commit since the last claim. None: the claim must read them."""
 
     def notify(
         self, *, entries: bool, early: bool = False, other_process: bool = False, committed: Committed | None = None
     ) -> None:
-        """``committed``: the entries themselves, where the notifier knows all of them."""
+        """Wake the thread. ``entries``: entries were committed, or are about to be (``early``). ``committed``: all of
+        the commit's entries, where the notifier has them."""
         if early:
             self.early_at = time.monotonic()
         if other_process:
@@ -57,7 +59,7 @@ class LaneSignal:
         return time.monotonic() - max(self.early_at, self.other_process_at) < EXPECTED_SECONDS
 
     def take(self) -> Committed | None:
-        """What was committed since the last call. None: read the log."""
+        """The entries committed since the last call, and clear ``entries``. None: read the log."""
         self.entries = False
         notified: list[Committed | None] = []
         with suppress(IndexError):
@@ -70,6 +72,7 @@ class LaneSignal:
         self._event.wait(seconds)
 
     def wait_for_entries(self, seconds: float) -> None:
+        """Block until ``entries`` is set, at most ``seconds``."""
         until = time.monotonic() + seconds
         while not self.entries and (left := until - time.monotonic()) > 0:
             self.wait(left)

@@ -1,7 +1,7 @@
-"""The outbox does not observe itself: what it writes and sends is hidden from OpenTelemetry's instrumentation.
+"""Hides the outbox's own statements and requests from OpenTelemetry's instrumentation.
 
-A span for every INSERT of spans would be a span to INSERT. Nothing is imported for it: where the host has not loaded
-OpenTelemetry, nobody looks.
+Otherwise every INSERT of spans would create another span to INSERT. Nothing is imported for it: without OpenTelemetry
+in the process this does nothing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 
 
 def uninstrumented() -> AbstractContextManager[None]:
-    """In the block, on this thread, instrumentation makes no spans and counts nothing.
+    """In the block, on this thread, instrumentation records no spans and no metrics.
 
-    What ``opentelemetry.instrumentation.utils.suppress_instrumentation`` does, which is not there in every host.
+    The same as ``opentelemetry.instrumentation.utils.suppress_instrumentation``, which not every host has installed.
     """
     context = sys.modules.get("opentelemetry.context")
-    key = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", None)  # None too while another thread imports it
+    key = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", None)  # None also while another thread is importing it
     return _NOTHING if context is None or key is None else _suppressed(context, key)
 
 

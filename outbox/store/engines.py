@@ -1,4 +1,4 @@
-"""Engines of the outbox's own: of a URL, or of the engine of a host, with which they share how to connect."""
+"""The outbox's own engines: made from a URL, or from a host's engine, whose way to connect they share."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from outbox.store.dialects.sqlite_lock import begin
 
 
 def parsed(url: str | URL) -> URL:
-    """Its password, wherever it stands, where ``safe_url`` leaves it out."""
+    """The URL, with a password from the query moved to where ``safe_url`` masks it. Raises ``ConfigError``."""
     try:
         parsed = make_url(url)
-    except (ArgumentError, ValueError):  # ValueError: a port that is no number
+    except (ArgumentError, ValueError):  # ValueError: the port is not a number
         raise ConfigError(
             "OUTBOX_DATABASE_URL is not a database URL. Write for example sqlite:///outbox.db or"
             " postgresql+psycopg://user@host/name; quote a password by urllib.parse.quote(password, safe='')"
@@ -39,7 +39,7 @@ def dialect_for(url: URL) -> Dialect:
 
 def engine_for(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous: str) -> Engine:
     if isinstance(bind, Engine) and not dialect.single_writer and not bind.dialect.is_async:
-        # The host's own way to connect (certificates, tokens), with a pool and settings of our own.
+        # The host's way to connect (certificates, tokens), with the outbox's own pool and settings.
         engine = Engine(bind.pool.recreate(), bind.dialect, url, hide_parameters=True)
         if dialect.worker_isolation:
             engine = engine.execution_options(isolation_level=dialect.worker_isolation)
@@ -48,8 +48,8 @@ def engine_for(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous
     event.listen(engine, "connect", _setup(dialect, synchronous))
     event.listen(engine, "do_connect", _require_store(dialect, url))
     if dialect.single_writer:
-        # Not the event "begin": an engine that has any listener prepares each connection for all events, which costs
-        # a put more than its INSERT does.
+        # Not the event "begin": an engine with any listener prepares each connection for all events, which costs a put
+        # more than its INSERT does.
         setattr(engine.dialect, "do_begin", begin)  # noqa: B010 - mypy: cannot assign to a method
     return engine
 
@@ -57,7 +57,7 @@ def engine_for(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous
 def _create(url: URL, dialect: Dialect, synchronous: str) -> Engine:
     dialect.check_url(url)
     arguments = dialect.engine_arguments(synchronous=synchronous)
-    if dialect.worker_isolation:  # once for a connection; as an execution option it would be said for each transaction
+    if dialect.worker_isolation:  # set once for a connection; as an execution option, for each transaction
         arguments["isolation_level"] = dialect.worker_isolation
     try:
         engine = create_engine(url, hide_parameters=True, **arguments)
@@ -73,7 +73,7 @@ def _create(url: URL, dialect: Dialect, synchronous: str) -> Engine:
 
 
 def _unusable(url: URL, error: Exception) -> ConfigError:
-    """What the server or the file says is no such error."""
+    """The error for a URL whose options the driver rejects; not for errors of the server or the file."""
     return ConfigError(
         f"OUTBOX_DATABASE_URL: {url.drivername} cannot connect by it ({type(error).__name__})."
         f" Check its path and its options: {', '.join(url.query) or 'it has none'}"
@@ -85,7 +85,7 @@ def _setup(dialect: Dialect, synchronous: str) -> Any:
         try:
             dialect.prepare(driver_connection, synchronous=synchronous)
         except BaseException:
-            driver_connection.close()  # the pool has not taken it yet
+            driver_connection.close()  # the pool does not own it yet
             raise
 
     return on_connect
@@ -99,15 +99,15 @@ def _require_store(dialect: Dialect, url: URL) -> Any:
 
 
 def _connecting(driver: Driver, url: URL) -> Any:
-    """Its ``connect``, which tells a wrong option as such."""
+    """The driver's ``connect``, which raises ``ConfigError`` when it rejects an option of the URL."""
     connect = driver.connect
 
     def connecting(*arguments: Any, **options: Any) -> Any:
         try:
             return connect(*arguments, **options)
         except (driver.loaded_dbapi.ProgrammingError, AttributeError, OSError, TypeError, ValueError) as error:
-            raise _unusable(url, error) from None  # they may repeat what is in the URL
+            raise _unusable(url, error) from None  # its message may repeat a part of the URL
         finally:
-            del arguments, options  # an error reporter sends the variables of each frame along: a password
+            del arguments, options  # an error reporter may send each frame's variables: a password
 
     return connecting

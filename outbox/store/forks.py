@@ -1,8 +1,8 @@
-"""Forks: a child process starts without connections, and on SQLite without what SQLite remembers of them.
+"""Forks: a child process starts without connections, and on SQLite without the library's state for them.
 
-SQLite keeps its locks by process. A child inherits what the library believes of them, but not the locks: what it
-opens beside an inherited connection locks nothing, and when the parent closes its last one it deletes the
-write-ahead log under the child, whose commits are gone with it (https://sqlite.org/howtocorrupt.html, 2.6). So idle
+SQLite's locks belong to a process. A child inherits the library's record of them, but not the locks: a connection that
+it opens beside an inherited one locks nothing, and when the parent closes its last connection it deletes the
+write-ahead log under the child, whose commits are lost with it (https://sqlite.org/howtocorrupt.html, 2.6). So idle
 connections are closed before a fork, and a child that inherits one in use refuses to work on that file.
 """
 
@@ -20,12 +20,12 @@ from outbox.errors import NOTHING_WRITTEN, InheritedConnection
 from outbox.store.connections import Connections
 
 _WAIT_SECONDS = 5.0
-"""A fork waits so long for a transaction of ours, and for a connection that is being opened or closed."""
+"""How long a fork waits for each of: a write transaction, a connection that is being opened or closed."""
 _DESCRIPTORS = "/dev/fd"
 
 
 class Told(Protocol):
-    """Called around a fork, by the thread that forks."""
+    """An object whose methods are called around each fork, on the forking thread."""
 
     def before(self) -> None: ...
     def after_in_parent(self) -> None: ...
@@ -33,39 +33,40 @@ class Told(Protocol):
 
 
 class ForkGuard:
-    """Of one engine on the SQLite file ``path``. ``writer`` is held by whoever writes through it."""
+    """Guards one engine on the SQLite file ``path``. A write transaction holds the lock ``writer``."""
 
     def __init__(self, engine: Engine, path: str, connections: Connections) -> None:
         self._engine = engine
         self._connections = connections
         self._path = os.path.realpath(path.removeprefix("file:"))
         self._open: dict[int, Any] = {}
-        """Connections of the driver by their id, and the pool's record of each: with it lives the pool that it comes
-        back to. None: no pool has it."""
+        """The pool's record of each open driver connection, by ``id``. The record keeps alive the pool that the
+        connection returns to. None: it belongs to no pool."""
         self._gone: list[ReferenceType[Pool]] = []
-        """Pools that the engine had before. What somebody takes of one at that moment comes back to it, and nobody else
-        closes it."""
+        """The engine's former pools. A connection checked out during ``dispose`` returns to its former pool, where only
+        this guard closes it."""
         self._begin_anew()
         connections.disposed = self._disposed
         event.listen(engine, "connect", self._opened)
         event.listen(engine, "detach", self._detached)
-        # Not the events: they come after a file was opened, and before it is closed.
+        # Not the events, which come after the file was opened and before it is closed: a fork in between would be
+        # missed.
         self._connect, self._close = engine.dialect.connect, engine.dialect.do_close
         for name, ours in (("connect", self._open_one), ("do_close", self._close_one)):
             setattr(engine.dialect, name, ours)
 
     def _begin_anew(self) -> None:
         self.writer = threading.RLock()
-        """Not a Lock: a signal's handler that puts while its thread does would wait for ever, and not as long as for
-        SQLite's own lock."""
+        """Reentrant: with a Lock, a signal handler that puts while its own thread does would deadlock, instead of
+        failing at SQLite's own lock after the busy timeout."""
         self._switching = threading.RLock()
-        """Held while a connection is opened or closed: SQLite's own locks must be free at a fork, or the child waits
-        for a thread that it has not."""
+        """Held while a connection is opened or closed: SQLite's mutexes must be free at a fork, or the child waits for
+        a thread that does not exist there."""
         self._held: dict[int, list[Any]] = {}
-        """What each thread that forks now has of these."""
+        """The locks that each forking thread holds now, by thread id."""
 
     def check(self) -> None:
-        """Raises ``InheritedConnection`` in a child that inherited one to the file."""
+        """Raise ``InheritedConnection`` in a child that inherited an open connection to the file."""
         if self._path in _INHERITED:
             raise InheritedConnection(
                 f"{self._path}: this process was forked while its parent had the file open (a worker runs, somebody was"
@@ -98,7 +99,7 @@ class ForkGuard:
         self._close_returned()
 
     def _close_returned(self) -> None:
-        for one in list(self._gone):  # no lock: the collector may free an outbox here, and so dispose of another pool
+        for one in list(self._gone):  # no lock: garbage collection may dispose of another pool right here
             if (pool := one()) is not None:
                 pool.dispose()
             else:
@@ -106,7 +107,8 @@ class ForkGuard:
                     self._gone.remove(one)
 
     def _idle(self) -> bool:
-        """Not one connection of the pool is in use: one that came back to a pool that is gone would count for ever."""
+        """Whether no connection of the pool is in use. Asks the pool: ``_open`` may hold connections that returned to a
+        former pool."""
         pool = self._engine.pool
         return not (isinstance(pool, QueuePool) and pool.checkedout())
 
@@ -135,10 +137,10 @@ class ForkGuard:
         self._begin_anew()
 
     def _has_it_open(self) -> bool:
-        """Whether this process has a descriptor of the file: of an engine of the host, which we know nothing of."""
+        """Whether this process has a file descriptor of the file: the host may have an engine of its own on it."""
         try:
             file, descriptors = os.stat(self._path), os.listdir(_DESCRIPTORS)
-        except OSError:  # no such file yet, or a system that does not tell
+        except OSError:  # no such file yet, or a system without /dev/fd
             return False
         return any(_is_open_as(int(descriptor), file) for descriptor in descriptors)
 
@@ -146,26 +148,26 @@ class ForkGuard:
 def _is_open_as(descriptor: int, file: os.stat_result) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), file)
-    except OSError:  # that of the listing itself
+    except OSError:  # the descriptor of the listing itself, closed by now
         return False
 
 
 _TOLD: dict[int, ReferenceType[Told]] = {}
 _INHERITED: set[str] = set()
-"""Files that this process must not open: its parent had them open when it was forked."""
+"""Files that this process must not open: its parent had them open at the fork."""
 _LEFT_ALONE: list[Pool] = []
-"""Of a parent process: held for ever, so that nobody closes what it has open."""
+"""A parent process's pools, held for ever, so that no finalizer closes their connections."""
 
 
 def told_of_forks(each: Told) -> None:
-    """As long as somebody else holds it."""
+    """Call the methods of ``each`` around every fork, until it is garbage-collected: the reference here is weak."""
     key = id(each)
     _TOLD[key] = ref(each, lambda _: _TOLD.pop(key, None))
 
 
 def _each(step: str) -> Any:
     def run() -> None:
-        for told in list(_TOLD.values()):  # a copy, made at once: another thread may add one
+        for told in list(_TOLD.values()):  # an atomic copy: another thread may add one
             if (each := told()) is not None:
                 getattr(each, step)()
 

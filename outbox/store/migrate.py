@@ -1,19 +1,19 @@
 """Alembic in code: to head or anywhere, from any number of processes at once, or as SQL.
 
-Own version table, so the outbox may live beside a host's history. A host that prefers one history adds
-``outbox:migrations/versions`` to its ``version_locations``; then its own version table has our revisions, and
-one of ours that was there before must be dropped: it would no longer move.
+The outbox has its own version table, so that it may live beside a host's history. A host that prefers a single history
+adds ``outbox:migrations/versions`` to its ``version_locations``. Its own version table then has our revisions, and an
+outbox version table from before must be dropped: it would no longer be updated.
 
-What the schema is at, ``schema_status``: where our version table is, what it says. Where it is not, but our tables
-are, a host's history made them, and its version table cannot tell: it holds heads, a host revision that depends on
-ours takes the place of ours there, and the host's revisions are not in our script directory. So each revision of
-ours leaves a landmark, a table or column that no older one has, and the newest landmark found is the revision. No
-row to keep in step is needed for that, and a downgrade takes the landmark away again.
+``schema_status`` is the revision of the tables. Our version table, where it exists, holds it. Tables without it were
+made by a host's history, whose version table cannot tell: it holds heads only, so that a host revision which depends on
+ours replaces ours there, and the host's revisions are not in our script directory. So each of our revisions adds a
+landmark, a table or column that no older revision has, and the newest landmark found is the revision. That needs no row
+to be kept in step, and a downgrade removes the landmark.
 
-Where DDL commits by itself (MySQL, MariaDB) a migration that is cut off, by somebody's lock or a crash, leaves a half
-state. Downgrades take their landmark away first and have the revision recorded last, and every statement can be run
-again. So the same downgrade finishes what it began; and an upgrade finds a revision recorded whose landmark is gone,
-records the one below, and makes again what is missing.
+Where DDL commits implicitly (MySQL, MariaDB) a migration that is interrupted, by another session's lock or a crash,
+leaves a partial state. Downgrades remove their landmark first and record the revision last, and every statement can be
+repeated. So the same downgrade, run again, completes; and an upgrade that finds a recorded revision without its
+landmark records the one below and creates again what is missing.
 """
 
 from __future__ import annotations
@@ -44,18 +44,18 @@ LANDMARKS = {
     "outbox_0002": "outbox_lane.last_warning",
     "outbox_0003": "outbox_removed",
 }
-"""Our revisions, oldest first, and the ``table`` or ``table.column`` that each makes last, and takes away first. (The
-first one makes the logs after it: see there.)
+"""Our revisions, oldest first, and the landmark of each: the ``table`` or ``table.column`` that its upgrade creates
+last and its downgrade drops first. (The first revision creates the logs after its landmark: see there.)
 
-As the script directory has them (a test compares): here too, because every process asks at its start whether the
-schema is right, and reading the scripts would cost it the import of Alembic.
+They repeat the script directory (a test compares them), because every process checks the schema at its start, and
+reading the scripts would import Alembic.
 """
 
 STEPS_KEPT = "This database keeps each step that was taken, and the same command may be run again."
 
 
 def head() -> str:
-    """The revision that this code needs."""
+    """The revision that this version needs."""
     return next(reversed(LANDMARKS))
 
 
@@ -63,9 +63,9 @@ def migrate(database: Database, revision: str = "head") -> None:
     """Upgrade or downgrade to ``revision``; idempotent, and safe when several processes start at once.
 
     ``revision``: ``head``, ``base``, a revision or the beginning of its name, or steps such as ``+1`` and ``-1``.
-    Raises ``ConfigError`` for one that the script directory does not have and where a host's history made the
-    tables, ``SchemaOutOfDate`` where a newer version of outbox did, ``DatabaseUnavailable`` where others hold it up,
-    ``OutboxError`` where a downgrade to base was cut off and its entries are left.
+    Raises ``ConfigError`` for an unknown revision and where a host's history made the tables, ``SchemaOutOfDate`` where
+    a newer version of outbox did, ``DatabaseUnavailable`` where another session's lock is in the way for too long,
+    ``OutboxError`` where a downgrade to base was interrupted and entries are left.
     """
     from alembic import command
 
@@ -83,7 +83,7 @@ def migrate(database: Database, revision: str = "head") -> None:
         _refuse_newer(current, database.safe_url)
         with _script_directory(config, revision) as scripts:
             if _is_below(scripts, revision, current):
-                if current is None and revision == "base":  # what was cut off may have left tables
+                if current is None and revision == "base":  # an interrupted downgrade may have left tables
                     command.stamp(config, head())
                 command.downgrade(config, revision)
             else:
@@ -94,21 +94,21 @@ def migrate(database: Database, revision: str = "head") -> None:
 
 
 def removes_tables(database: Database, revision: str) -> bool:
-    """Whether ``migrate`` to it would. Raises ``ConfigError`` for one that there is not."""
+    """Whether ``migrate`` to ``revision`` would drop the tables. Raises ``ConfigError`` for an unknown revision."""
     current = None if revision == "head" else _looked(database, _own_revision)
     with _script_directory(_config(), revision) as scripts:
         if revision[:1] in ("+", "-"):
             return current in LANDMARKS and int(revision) + list(LANDMARKS).index(current) < 0
-        return scripts.get_revision(revision) is None  # base, of whichever branch
+        return scripts.get_revision(revision) is None  # base, of any branch
 
 
 def logs_with_entries(database: Database) -> list[str]:
-    """The tables of logs that have some, whatever else is there."""
+    """The names of the logs that hold entries, even where other tables are missing."""
     return _looked(database, view.logs_with_entries) or []
 
 
 def _looked(database: Database, look: Callable[[Connection], T]) -> T | None:
-    """None: there is not even a file."""
+    """What ``look`` returns; None where the database does not exist (SQLite: no file)."""
     try:
         with database.read() as connection:
             return look(connection)
@@ -128,12 +128,12 @@ def script(database: Database, revision: str = "head") -> str:
 
 
 def schema_status(connection: Connection) -> SchemaStatus:
-    """The revision that the tables are at, None without tables, and the one that this code needs."""
+    """The revision of the tables, None without tables, and the one that this version needs."""
     return SchemaStatus(_by_landmark(connection) if _made_by_host(connection) else _own_revision(connection), head())
 
 
 def require_head(connection: Connection, where: str) -> None:
-    """Raise ``SchemaOutOfDate`` unless the tables are of this code's revision."""
+    """Raise ``SchemaOutOfDate`` unless the tables have the revision that this version needs."""
     status = schema_status(connection)
     if status.current == status.head:
         return
@@ -145,7 +145,7 @@ def require_head(connection: Connection, where: str) -> None:
 
 
 def configure(context: Any) -> None:
-    """What env.py hands to Alembic."""
+    """Configure Alembic's migration context: called by ``migrations/env.py``."""
     attributes = context.config.attributes
     options = {"version_table": VERSION_TABLE, "transaction_per_migration": False}
     if attributes.get("connection") is not None:
@@ -166,14 +166,15 @@ def _config(**attributes: Any) -> Config:
 
 
 def _own_revision(connection: Connection) -> str | None:
-    """What our version table says. None: no such table, or no upgrade was finished."""
+    """The revision in our version table. None: no such table, or no upgrade was completed."""
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
     return connection.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()  # noqa: S608 - our name
 
 
 def _made_by_host(connection: Connection) -> bool:
-    """Our tables are there without our version table, which Alembic makes first, and our SQL script too."""
+    """Whether our tables exist without our version table. Alembic, and our SQL script, create the version table
+    first."""
     return not inspect(connection).has_table(VERSION_TABLE) and _by_landmark(connection) is not None
 
 
@@ -182,7 +183,8 @@ def _by_landmark(connection: Connection) -> str | None:
 
 
 def _whole(connection: Connection, recorded: str | None) -> str | None:
-    """The newest revision up to ``recorded`` that no downgrade has begun to take back, nor one before it."""
+    """The newest revision up to ``recorded`` whose landmark and all older landmarks exist: no downgrade of it has
+    begun."""
     whole = None
     for revision, landmark in LANDMARKS.items():
         if whole == recorded or not _stands(connection, landmark):
@@ -206,7 +208,8 @@ def _refuse_newer(current: str | None, where: str) -> None:
 
 
 def _is_below(scripts: ScriptDirectory, revision: str, current: str | None) -> bool:
-    """Whether the way from ``current`` to ``revision`` leads down. Raises ``CommandError`` for an unknown one."""
+    """Whether going from ``current`` to ``revision`` is a downgrade. Raises ``CommandError`` for an unknown
+    revision."""
     if revision[:1] in ("+", "-"):
         return revision.startswith("-")
     target = scripts.get_revision(revision)
@@ -218,7 +221,8 @@ def _is_below(scripts: ScriptDirectory, revision: str, current: str | None) -> b
 
 @contextmanager
 def _script_directory(config: Config, revision: str) -> Iterator[ScriptDirectory]:
-    """The revisions that there are. Raises ``ConfigError`` when the block finds that ``revision`` is none of them."""
+    """The script directory. A ``CommandError`` of the block, for an unknown ``revision``, is raised as
+    ``ConfigError``."""
     from alembic.script import ScriptDirectory
     from alembic.util import CommandError
 
