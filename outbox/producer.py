@@ -1,7 +1,7 @@
-"""Outbox: what a service enqueues into, and asks what became of it.
+"""``Outbox``: a service enqueues messages into it, and asks it what became of them.
 
-``enqueue`` joins the caller's transaction: it takes the caller's connection and never opens one behind its back.
-What is rolled back was never there.
+``enqueue`` joins the caller's transaction: it uses the caller's connection and never opens one of its own. A rollback
+removes the messages with everything else.
 """
 
 from __future__ import annotations
@@ -46,32 +46,33 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Rows = dict[Lane, list[Row]]
-"""Texts to store, by lane and id."""
+"""Rows to insert, by lane."""
 
 CHUNK_ROWS = 10_000
-"""Rows of one statement of ``enqueue_many``."""
+"""The most rows in one statement of ``enqueue_many``."""
 HANDED_OVER_BYTES = 64 * 1024
-"""Of payload: more is read back by the worker of this process, rather than kept for it."""
+"""The most payload bytes of a put that are kept in memory for this process's worker; it reads larger puts from the
+log."""
 PUT_TRIES = 5
-"""Of a put that others are in the way of."""
+"""Attempts at a put that loses races for locks."""
 _ROOM_POLL_SECONDS = 0.05
 
-# Which dead letters: bounds that all hold; None is no bound.
+# Filters of dead letters, combined with AND; None: no filter.
 Ids = Iterable[UUID | str] | None
 AnyLane = Lane | str | None
 Time = datetime | None
 
 
 class EnqueueResult(list[UUID]):
-    """The ids of the messages, in order. ``duplicates``: how many were there already and were not added again."""
+    """The ids of the messages, in order. ``duplicates``: how many were there already and were not added."""
 
     duplicates: int = 0
 
 
 class Outbox:
-    """An outbox in the database ``bind``: a SQLAlchemy URL, Engine or AsyncEngine; by default the setting's.
+    """An outbox in the database ``bind``: a SQLAlchemy URL, Engine or AsyncEngine; by default OUTBOX_DATABASE_URL.
 
-    Raises ``ConfigError`` for a database that outbox does not know.
+    Raises ``ConfigError`` for an unsupported database.
     """
 
     def __init__(
@@ -105,11 +106,11 @@ class Outbox:
 
     @property
     def engine(self) -> Engine:
-        """The outbox's own engine; the host's stays the host's."""
+        """The outbox's own engine, never the host's."""
         return self.store.database.engine
 
     def close(self) -> None:
-        """Close the outbox's own connections; the host's are the host's."""
+        """Close the outbox's own connections, not the host's."""
         if self._announcer is not None:
             self._announcer.close()
         self._door.save(self.store)
@@ -130,16 +131,16 @@ class Outbox:
     def enqueue(self, where: Session | Connection, *messages: Message) -> EnqueueResult:
         """Add messages to the caller's transaction; they are sent after it commits, or never.
 
-        An id that is there already is not added again. A scoped session stands for the one of its scope. Raises
-        ``SchemaOutOfDate`` without tables; other database errors are SQLAlchemy's own, as for any statement of the
-        caller.
+        A message whose id is there already is not added. A scoped session stands for the current session of its scope.
+        Raises ``SchemaOutOfDate`` without tables; other database errors are SQLAlchemy's own, as for any statement of
+        the caller.
         """
         return self.enqueue_many(where, messages)
 
     def enqueue_many(self, where: Session | Connection, messages: Iterable[Message]) -> EnqueueResult:
-        """As :meth:`enqueue`, for many: one statement a chunk, by the driver's fastest way in."""
+        """Like :meth:`enqueue`, for many messages: one statement per chunk, by the driver's fastest path."""
         where = joined(where)
-        result, rows = self._prepared(messages)  # before the connection: they may come from the same session
+        result, rows = self._prepared(messages)  # before the connection: the iterable may use the same session
         connection = where if isinstance(where, Connection) else where.connection()
         self._insert(connection, result, rows)
         if rows:
@@ -147,25 +148,25 @@ class Outbox:
         return result
 
     async def enqueue_async(self, where: AsyncSession | AsyncConnection, *messages: Message) -> EnqueueResult:
-        """As :meth:`enqueue`, in the transaction of an AsyncSession or AsyncConnection."""
+        """Like :meth:`enqueue`, in the transaction of an AsyncSession or AsyncConnection."""
         return await self.enqueue_many_async(where, messages)
 
     async def enqueue_many_async(
         self, where: AsyncSession | AsyncConnection, messages: Iterable[Message]
     ) -> EnqueueResult:
-        """As :meth:`enqueue_many`, in the transaction of an AsyncSession or AsyncConnection."""
+        """Like :meth:`enqueue_many`, in the transaction of an AsyncSession or AsyncConnection."""
         result: EnqueueResult = await joined_async(where).run_sync(self.enqueue_many, messages)
         return result
 
     def put(self, *messages: Message, timeout: float = 0) -> EnqueueResult:
         """Enqueue in a transaction of its own; durable when it returns.
 
-        Waits up to ``timeout`` seconds for room where a bound is set. Raises ``OutboxFull`` then, or
-        ``DatabaseUnavailable`` (nothing was written), or ``OutcomeUnknown`` (the COMMIT itself failed: put the same
-        messages again). What goes to PostgreSQL, and elsewhere what is not much, is mostly a statement that commits
-        itself: where a connection breaks meanwhile, or a disk fails, that is ``OutcomeUnknown`` too.
+        Where a bound is set, waits up to ``timeout`` seconds for room, then raises ``OutboxFull``. Raises
+        ``DatabaseUnavailable`` (nothing was written) or ``OutcomeUnknown`` (the COMMIT itself failed: put the same
+        messages again). On PostgreSQL most puts, and elsewhere small ones, are a single autocommitted statement: a
+        connection or a disk that fails during it raises ``OutcomeUnknown`` too.
         """
-        result, rows = self._prepared(messages)  # before the transaction, which keeps others waiting on SQLite
+        result, rows = self._prepared(messages)  # before the transaction: on SQLite it blocks other writers
         if self.settings.usage_max_entries is None:
             return self._put(result, rows)
         return _with_room(timeout, lambda: self._put(result, rows))
@@ -173,7 +174,7 @@ class Outbox:
     def wait_for_room(self, entries: int = 1, timeout: float = 0) -> None:
         """Wait up to ``timeout`` seconds until the usage lane has room; call it before a transaction of your own.
 
-        Raises ``OutboxFull``. Room is not kept: another producer may take it.
+        Raises ``OutboxFull``. The room is not reserved: another producer may take it.
         """
         _with_room(timeout, lambda: self._look_for_room(entries))
 
@@ -186,7 +187,7 @@ class Outbox:
         return result
 
     def _put_among_others(self, result: EnqueueResult, rows: Rows) -> None:
-        """Again when the database has ended it for the sake of others, with nothing written: a deadlock."""
+        """Put in a transaction; retry when the database rolled it back as the victim of a deadlock."""
         database, tries, duplicates = self.store.database, PUT_TRIES, result.duplicates
         while tries:
             tries -= 1
@@ -198,10 +199,11 @@ class Outbox:
                 if not (tries and database.lost_a_race(error)):
                     raise
                 result.duplicates = duplicates
-                rows = {lane: sorted(some) for lane, some in rows.items()}  # who waits for others waits in one order
+                rows = {lane: sorted(some) for lane, some in rows.items()}  # one lock order ends deadlocks
 
     def _put_alone(self, result: EnqueueResult, rows: Rows) -> Inserted | None:
-        """What most puts are. None: it is not one statement for one lane, or is not added as easily."""
+        """Put without SQLAlchemy's overhead, as most puts can be. None: nothing was written; the messages are of
+        several lanes or too many for one chunk, usage is bounded, or ``Database.insert`` declined."""
         if len(rows) != 1 or len(result) > CHUNK_ROWS or self.settings.usage_max_entries is not None:
             return None
         [(lane, fresh)] = rows.items()
@@ -213,22 +215,23 @@ class Outbox:
         return inserted
 
     def _handed_over(self, inserted: Inserted, rows: Rows) -> Committed | None:
-        """To the worker of this process, which need not read them."""
+        """The committed entries for this process's worker, which then need not read them. None: their numbers are
+        unknown."""
         if inserted.first is None:
             return None
         [(lane, fresh)] = rows.items()
         here, table, last = self.store.notified_here, LANES[lane].table, inserted.first + len(fresh) - 1
-        here[table] = max(last, here.get(table, 0))  # a thread that committed later may have been here before
+        here[table] = max(last, here.get(table, 0))  # another thread may have committed later and come here first
         return Committed(inserted.first, [payload for _, payload, _ in fresh], boottime())
 
     async def put_async(self, *messages: Message, timeout: float = 0) -> EnqueueResult:
-        """As :meth:`put`, without blocking the event loop."""
+        """Like :meth:`put`, without blocking the event loop."""
         import asyncio
 
         return await asyncio.to_thread(self.put, *messages, timeout=timeout)
 
     def _prepared(self, messages: Iterable[Message]) -> tuple[EnqueueResult, Rows]:
-        """The ids of the messages, and what is to be stored of them."""
+        """The result with the messages' ids, and the rows to insert."""
         messages = list(messages)
         try:
             result = EnqueueResult([message.id for message in messages])
@@ -285,13 +288,13 @@ class Outbox:
 
     def save_removed(self) -> None:
         """Save the counts of :meth:`removed` that other processes cannot see yet. A put does so now and then, and so
-        does a worker; who only enqueues, without a worker beside, calls it. Raises nothing.
+        does a worker; a process that only enqueues, without a worker, should call it. Raises nothing.
         """
         self._door.save_some(self.store)
 
     def removed(self) -> list[Removed]:
-        """What was taken out of telemetry before it was stored, and how often: by all processes that have saved their
-        counts, and by this one. Never a value.
+        """What was removed from telemetry before it was stored, and how often: the saved counts of all processes, and
+        those of this one. Never a value.
         """
         counts = {replace(each, count=0): each.count for each in self.store.removed()}
         for removal, times in self._door.unsaved.items():
@@ -302,10 +305,10 @@ class Outbox:
     # --- dead letters ------------------------------------------------------------------------------------
 
     def requeue(self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None) -> int:
-        """Dead entries become pending again with no failed attempts; how many. In chunks, safe to run again.
+        """Make dead entries pending again, with no failed attempts. Returns how many. In chunks, safe to run again.
 
-        ``since`` and ``until`` (aware) bound the time of death. Dead entries that died together are one batch and
-        come back together. What dies meanwhile, perhaps again, is left.
+        ``since`` and ``until`` (aware) bound the time of death. Entries that died together are one batch and return
+        together. Entries that die during the call are left.
         """
         try:
             return self.store.requeue(*self._windows(ids, lane, since, until))
@@ -313,21 +316,22 @@ class Outbox:
             self.wake.set(set(Lane))
 
     def discard(self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None) -> int:
-        """Dead entries are given up for good; how many. Retention deletes them. What dies meanwhile is left."""
+        """Give dead entries up for good. Returns how many. Retention deletes them. Entries that die during the call are
+        left."""
         return self.store.discard(*self._windows(ids, lane, since, until))
 
     def dead(self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None) -> list[DeadLetter]:
-        """The dead entries of a window."""
+        """The dead entries that match; the filters are those of :meth:`requeue`."""
         return [letter for each in self._windows(ids, lane, since, until) for letter in self.store.dead(*each)]
 
     def dead_counts(
         self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None
     ) -> dict[Lane, DeadCounts]:
-        """How many dead entries a window has, by lane, and the traces they count."""
+        """By lane, how many dead entries match and how many traces they report."""
         return {each[0]: self.store.dead_counts(*each) for each in self._windows(ids, lane, since, until)}
 
     def _windows(self, ids: Ids, lane: AnyLane, since: Time, until: Time) -> Sequence[tuple[Lane, Window]]:
-        """Each lane, and what to look at in it: of what is dead by now, in any of them."""
+        """For each lane the window to search, which ends at its current version: later deaths are not in it."""
         batches = None if ids is None else self.store.dead_batches(UUID(str(each)) for each in ids)
         window = Window(batches, None if since is None else micros(since), None if until is None else micros(until))
         lanes = [Lane(lane)] if lane is not None else list(Lane)
@@ -336,14 +340,15 @@ class Outbox:
     # --- audit -------------------------------------------------------------------------------------------
 
     def audit(self, lane: Lane | str | None = None, *, mend: bool = False) -> list[AuditReport]:
-        """Compare the log with the ledger, bring strays back; ``mend`` also resolves what stops a lane."""
+        """Compare the log with the ledger and make stray entries deliverable; ``mend`` also resolves what stops a
+        lane."""
         reports = [self.store.audit(each, mend=mend) for each in ([Lane(lane)] if lane is not None else list(Lane))]
         self.wake.set(set(Lane))
         return reports
 
 
 def _once_each(messages: Sequence[Message], text_of: Callable[[Message], str] | None) -> list[Row]:
-    """Rows to insert, in order. Of two messages with one id the first counts."""
+    """Rows to insert, in order. Of messages with the same id the first is kept."""
     if text_of is None:
         rows = [(message.id.bytes, text := message.payload, len(text)) for message in messages]
     else:
@@ -357,7 +362,7 @@ def _once_each(messages: Sequence[Message], text_of: Callable[[Message], str] | 
 
 
 def _with_room(timeout: float, attempt: Callable[[], T]) -> T:
-    """Attempt again while the outbox is full, for ``timeout`` seconds."""
+    """Retry ``attempt`` while it raises ``OutboxFull``, for ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while True:
         try:

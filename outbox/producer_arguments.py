@@ -1,4 +1,5 @@
-"""What callers give to ``enqueue`` and ``put``: their transaction, and messages. What is neither is named."""
+"""Checks on the arguments of ``enqueue`` and ``put``: the caller's transaction, and messages. Errors name a wrong
+type."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ _SYNC = "enqueue_async: {} is not asynchronous: box.enqueue(...) takes it"
 
 
 def joined(where: Any) -> Any:
-    """The Session or Connection itself: a scoped session is the door to one. Raises ``TypeError`` for what is none."""
+    """The Session or Connection; for a scoped session, its current Session. Raises ``TypeError`` for anything else."""
     if isinstance(where, Connection):
         return where
     where, kind = _in_scope(where), type(where).__name__
@@ -28,7 +29,8 @@ def joined(where: Any) -> Any:
 
 
 def joined_async(where: Any) -> Any:
-    """The AsyncSession or AsyncConnection itself. Raises ``TypeError`` for what is none."""
+    """The AsyncSession or AsyncConnection; for a scoped session, its current one. Raises ``TypeError`` for anything
+    else."""
     where, kind = _in_scope(where), type(where).__name__
     if hasattr(where, "run_sync"):
         return where

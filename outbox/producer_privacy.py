@@ -1,10 +1,10 @@
-"""The door of an outbox: telemetry passes it before it is stored, and what must not leave stays outside.
+"""The privacy filter of an outbox: removes personal data from telemetry before it is stored.
 
     message ──▶ filter ──▶ the text to store
                   └──▶ counts by lane, place, key and why ──▶ outbox_removed, in a transaction of their own
 
-Counts are of what this process filtered, whether its transaction was committed or not. They are kept in memory until
-they are saved; when that fails, they are only late, and at worst lost. Values are never kept, logged or counted.
+The counts include messages whose transaction was rolled back. They are kept in memory until they are saved; a failed
+save makes them late, and at worst they are lost. Values are never kept, logged or counted.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger("outbox.privacy")
 
 SAVE_SECONDS = 10.0
-"""Counts are saved this often at most, but for the last time."""
+"""The shortest time between two saves of the counts; ``close`` does not wait for it."""
 KEPT_APART = 500
-"""Keys counted by name in one process; what comes after them is counted as ``(other)``."""
+"""The most keys that one process counts by name; later ones are counted as ``(other)``."""
 
 _NAME = re.compile(r"(?!.*\d{4})[\w./:-]{1,100}", re.ASCII)
-"""A key that may be told. Four digits in a row are more likely somebody's number than a name."""
+"""A key that may be logged and counted by name. Four digits in a row are more likely personal data than a name."""
 _MENDS = {
     Why.KEY: "OUTBOX_TELEMETRY_ALLOW_ATTRIBUTES={place}:{key} lets it through",
     Why.VALUE: "a value looked like an address, an id or a secret; only OUTBOX_TELEMETRY_PRIVACY=off lets it through",
@@ -56,7 +56,7 @@ class CountsStore(Protocol):
 
 
 class Door:
-    """Of one outbox. Threads may share it."""
+    """The privacy filter of one outbox, and its counts. Thread-safe."""
 
     def __init__(self, settings: Settings) -> None:
         self._filter = Filter(policy_of(settings)) if settings.telemetry_privacy == "standard" else None
@@ -68,23 +68,24 @@ class Door:
             logger.warning("OUTBOX_TELEMETRY_PRIVACY is off: telemetry is stored and sent as it is given")
 
     def _begin(self) -> None:
-        """As new. In a child process too: what its parent counted is the parent's to save, and a thread that is not
-        here may hold the lock."""
+        """Reset lock and counts. In a forked child too: the parent saves its own counts, and the lock may be held by a
+        thread that does not exist in the child."""
         self._lock = Lock()
         self._unsaved: Counter[Removal] = Counter()
 
     @property
     def unsaved(self) -> Mapping[Removal, int]:
-        """Counts that are in no database yet."""
+        """The counts that are not saved in the database yet."""
         with self._lock:
             return dict(self._unsaved)
 
     def filters(self, lane: Lane) -> bool:
-        """Whether the text to store is another than the message's."""
+        """Whether messages of the lane are filtered."""
         return self._filter is not None and not LANES[lane].billing
 
     def text_of(self, message: Message) -> str:
-        """The text to store. Raises ``InvalidMessage`` for a message of a telemetry lane that is no OTLP."""
+        """The text to store. Raises ``InvalidMessage`` for a telemetry message that is not OTLP, or that is too large
+        after filtering."""
         if self._filter is None or not self.filters(message.lane):
             return message.payload
         if not isinstance(message, TelemetryEnvelope):
@@ -92,18 +93,18 @@ class Door:
         text, taken = message.left_by(self._filter)
         if taken:
             self._count(message.lane, taken)
-        # Placeholders may be longer than what they replace; nothing is taken from a message that is put again.
+        # Placeholders may be longer than what they replace. A message that is put again is filtered already.
         if len(text) > LANES[message.lane].max_payload_bytes:
             raise InvalidMessage("(document)", f"is {len(text)} bytes without what must not leave: split it")
         return text
 
     def save_some(self, store: CountsStore) -> None:
-        """Save the counts, unless that was done a moment ago."""
+        """Save the counts, unless they were saved within ``SAVE_SECONDS``."""
         if self._unsaved and time.monotonic() - self._saved_at >= SAVE_SECONDS:
             self.save(store)
 
     def save(self, store: CountsStore) -> None:
-        """Save the counts. Raises nothing: they are no reason to disturb a producer."""
+        """Save the counts. Database errors are logged, not raised: they must not fail a producer."""
         with self._lock:
             counts, self._unsaved = self._unsaved, Counter()
             self._saved_at = time.monotonic()
@@ -123,11 +124,11 @@ class Door:
             for (place, key, why), times in taken.items():
                 removal = self._known.get((lane, place, key, why))
                 self._unsaved[removal or self._named(lane, place, key, why, fresh)] += times
-        for each in fresh:  # without the lock: a handler of logs may enqueue what it is told
+        for each in fresh:  # without the lock: a log handler may enqueue the record
             _tell(each)
 
     def _named(self, lane: Lane, place: str, key: str, why: str, fresh: list[Removal]) -> Removal:
-        """How a removal is counted. The first of its kind is ``fresh``."""
+        """The removal to count under. A first of its kind is added to ``fresh``."""
         may_be_told = len(self._known) < KEPT_APART and _NAME.fullmatch(key) and not refused(key)
         name = key if may_be_told else OTHER
         removal = Removal(lane, Place(place), name, Why(why))
@@ -137,7 +138,7 @@ class Door:
 
 
 def policy_of(settings: Settings) -> PrivacyPolicy:
-    """The standard policy, as wide as the settings make it."""
+    """The standard policy, widened by the settings."""
     policy = PrivacyPolicy(
         log_bodies=settings.telemetry_allow_log_bodies, max_value_length=settings.telemetry_max_value_length
     )

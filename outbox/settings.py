@@ -1,4 +1,4 @@
-"""Every setting, its default and its meaning; read once, frozen after.
+"""Every setting, its default and its meaning; read once, then frozen.
 
 ``Settings()`` and ``Settings.load()`` read every source, strongest first: arguments, environment, ``outbox.toml`` or
 ``[tool.outbox]``, ``langsmith_config.yaml``, defaults (``outbox.settings_sources`` draws the order). Relative paths are
@@ -45,7 +45,7 @@ USAGE_RETENTION_SECONDS = 30 * 86_400.0
 TELEMETRY_ATTEMPTS = 20
 
 _CENTURY = 36_525 * 86_400
-"""Bound of every duration: a time that far away still is a date in every database."""
+"""The upper bound of every duration: a time that far ahead is still a valid date in every database."""
 _BIGINT = 2**63 - 1
 
 Seconds = Annotated[float, BeforeValidator(parse_seconds), Field(allow_inf_nan=False, le=_CENTURY)]
@@ -66,7 +66,7 @@ class SettingOrigin:
 
 
 def _setting(default: object, meaning: str, *, unset: str = "-", **bounds: Any) -> Any:
-    """A field; ``unset`` is what its absence means, where the default is None."""
+    """A field. ``unset``: the text shown where the default is None."""
     return Field(default, description=meaning, json_schema_extra={"unset": unset}, **bounds)
 
 
@@ -75,10 +75,10 @@ def _by_class(usage: str, telemetry: str) -> str:
 
 
 class Settings(BaseSettings):
-    """The settings of one process. Raises ConfigError; see the module's text for sources and units.
+    """The settings of one process. Raises ConfigError; see the module's docstring for sources and units.
 
-    ``model_fields_set`` holds the settings that some source gave: a switch that is false there was turned off by
-    someone, one that is absent was left alone.
+    ``model_fields_set`` holds the settings that some source gave: a switch that is false there was turned off on
+    purpose; one that is absent has its default.
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="forbid", validate_default=True, hide_input_in_errors=True)
@@ -197,7 +197,7 @@ class Settings(BaseSettings):
         given = merge(read_layers(tuple(type(self).model_fields), arguments, os.environ, config))
         problems = list(given.unknown)
         try:
-            # Not by a variable: an error reporter sends those of each frame along, and the licence is among the values.
+            # No variable holds the values: an error reporter may send each frame's variables, and one is the licence.
             super().__init__(**{name: found.value for name, found in given.found.items()})  # type: ignore[arg-type]
         except ValidationError as error:
             problems += [_problem(detail, given.found) for detail in error.errors(include_url=False)]
@@ -208,7 +208,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, config: Path | None = None, **arguments: Any) -> Self:
-        """Settings from every source; ``config`` replaces the files of the current directory by this one."""
+        """Settings from every source; ``config`` is read instead of the files of the current directory."""
         return cls(config, **arguments)
 
     @classmethod
@@ -220,7 +220,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Only what ``__init__`` merged: pydantic's own sources do not remember where a value came from."""
+        """Only the values that ``__init__`` merged: pydantic's own sources do not record where a value came from."""
         return (init_settings,)
 
     @field_validator("database_url")
@@ -231,7 +231,7 @@ class Settings(BaseSettings):
     @field_validator("beacon_url")
     @classmethod
     def _check_beacon_url(cls, url: str, info: ValidationInfo) -> str:
-        # When allow_http is itself malformed it is absent here, and one complaint is enough.
+        # A malformed allow_http is absent here, and reported already.
         return beacon_address(url, allow_http=info.data.get("allow_http", True))
 
     @field_validator("token_header")
@@ -275,9 +275,9 @@ class Settings(BaseSettings):
             yield name, mask_password(value) if name == "database_url" else value
 
     def lane_enabled(self, lane: Lane) -> bool:
-        """Whether the lane stores and sends. Usage always does: it is what the contract is paid by.
+        """Whether the lane stores and sends. The usage lane always does: billing depends on it.
 
-        Offline telemetry is off: it could only wait to be shed.
+        Offline, the telemetry lanes are off: their entries could only wait to be shed.
         """
         return LANES[lane].billing or (bool(getattr(self, f"telemetry_{lane}")) and not self.offline)
 
@@ -288,15 +288,15 @@ class Settings(BaseSettings):
         return USAGE_RETENTION_SECONDS if LANES[lane].billing else 0.0
 
     def attempts_limit(self, lane: Lane) -> int | None:
-        """Attempts at an unavailable beacon before an entry is dead; None: it waits for as long as it takes."""
+        """Attempts at an unavailable beacon before an entry is dead; None: no limit."""
         if self.max_attempts is not None:
             return self.max_attempts
         return None if LANES[lane].billing else TELEMETRY_ATTEMPTS
 
     def license(self) -> str | None:
-        """The licence, or None when none is configured. The file is read anew each time, so that it may be replaced.
+        """The licence, or None when none is configured. The file is read at each call, so that it may be replaced.
 
-        Raises ConfigError when the file cannot be read, or when what is there cannot be a licence.
+        Raises ConfigError when the file cannot be read, or does not hold a licence.
         """
         if self.license_key is not None:
             return clean_licence(self.license_key.get_secret_value(), self._place_of("license_key"))
@@ -314,7 +314,7 @@ class Settings(BaseSettings):
         return public_key(read_secret_file(self.token_public_key_file, place), place)
 
     def sources(self) -> list[SettingOrigin]:
-        """Every setting in the order of the documentation, with its value for display and where it came from."""
+        """Every setting in the order of the documentation, with its value for display and its source."""
         return [
             SettingOrigin(
                 name,
@@ -331,7 +331,7 @@ class Settings(BaseSettings):
 
 
 def settings_table_markdown() -> str:
-    """The table of settings of the documentation, from the fields themselves."""
+    """The documentation's table of settings, made from the fields."""
     rows = [
         f"| `{env_name(name)}` | {_for_display(name, field.default)} | {field.description} |"
         for name, field in Settings.model_fields.items()
@@ -365,12 +365,12 @@ _PLAIN = {
     "int_parsing": "must be a whole number",
     "int_from_float": "must be a whole number",
 }
-"""Types of pydantic's errors whose own words say less than these."""
+"""Clearer messages for some of pydantic's error types."""
 
 
 def _problem(detail: ErrorDetails, found: dict[str, Found]) -> str:
     name = str(detail["loc"][0])
-    # What was written, not detail["input"]: a bound is checked after "61min" has become 3660.
+    # The value as written, not detail["input"]: bounds are checked after "61min" has become 3660.
     written = found.get(name) or Found(detail["input"], "default", f"{env_name(name)} (default)")
     reason = _PLAIN.get(detail["type"]) or detail["msg"].removeprefix("Value error, ").replace(
         "Input should be", "must be"
@@ -379,7 +379,7 @@ def _problem(detail: ErrorDetails, found: dict[str, Found]) -> str:
 
 
 def _offending(name: str, value: object) -> str:
-    """The value, where showing it helps and cannot give away a secret that was put in the wrong place."""
+    """The value for an error message; empty where it may be a secret, or a secret put in the wrong setting."""
     if name in {"license_key", "database_url", "token_header"} or not isinstance(value, str | int | float | Path):
         return ""
     if name == "beacon_url" and any(mark in str(value) for mark in "@?#"):

@@ -1,4 +1,4 @@
-"""Secrets of the settings: read from their files, checked, masked. No error here prints what it read."""
+"""The secrets among the settings: read from files, checked, masked. No error here repeats what was read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ _MAX_FILE_BYTES = 64 * 1024
 
 
 def read_secret_file(path: Path, place: str) -> str:
-    """The text of a small file. ``place`` names the setting and the path in the ConfigError of an unreadable one."""
+    """The text of a small file. Raises ConfigError when it cannot be read; ``place`` names the setting and the path
+    there."""
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_FILE_BYTES + 1)
@@ -25,17 +26,18 @@ def read_secret_file(path: Path, place: str) -> str:
 
 
 def path_for_display(path: Path) -> str:
-    """A name without a folder that is no file may be the licence itself, put there by mistake."""
+    """The path, masked where it is a bare name of no existing file: that may be the licence itself, set by mistake."""
     return str(path) if path.parent != Path() or path.exists() else "***"
 
 
 def clean_licence(text: str, place: str) -> str:
-    """The licence without surrounding white space: printable ASCII on one line, as it must survive a header."""
+    """The licence without surrounding white space. Raises ConfigError unless it is printable ASCII on one line, as an
+    HTTP header requires."""
     licence = text.strip()
     flaw = _flaw(licence)
     if flaw is None:
         return licence
-    del text, licence  # an error reporter sends the variables of each frame along
+    del text, licence  # an error reporter may send each frame's variables
     raise ConfigError(f"{place}: {flaw}")
 
 
@@ -51,17 +53,18 @@ def _flaw(licence: str) -> str | None:
 
 
 def public_key(pem: str, place: str) -> str:
-    """The PEM text, once it is sure to be a public key: a private one does not belong on this machine."""
+    """The PEM text of a public key. Raises ConfigError for anything else: a private key does not belong on this
+    machine."""
     if "PUBLIC KEY-----" not in pem or "PRIVATE KEY-----" in pem:
         raise ConfigError(f"{place}: must hold a public key in PEM form (-----BEGIN PUBLIC KEY-----) and no other")
     return pem
 
 
 def mask_password(url: str) -> str:
-    """A database URL fit to be shown. It rather hides too much than too little.
+    """The database URL with its secrets masked; it masks too much rather than too little.
 
-    A raw ``/``, ``?`` or ``@`` inside a password is accepted by drivers, so everything from the first colon of
-    the authority to the last ``@`` goes, and so does any query parameter that sounds like a secret.
+    Drivers accept a raw ``/``, ``?`` or ``@`` inside a password, so everything from the first colon of the authority to
+    the last ``@`` is masked, and so is any query parameter whose name suggests a secret.
     """
     url = re.sub(r"(://[^:/@]*:).*@", r"\1***@", url, flags=re.DOTALL)
     return re.sub(r"([?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=)[^&]*", r"\1***", url, flags=re.IGNORECASE)

@@ -10,9 +10,9 @@
 The licence is one thing under two names: a layer that has ``license_key`` or ``license_file`` hides both of the
 layers below, so that OUTBOX_LICENSE_FILE wins over LANGSMITH_LICENSE_KEY.
 
-An empty environment variable counts as unset, as compose files and charts produce them. Values are carried raw
-beside the place they were found; what they mean is for ``outbox.settings`` to judge. Nothing here puts a value, or
-a line of a file, into an error: both may be the licence.
+An empty environment variable counts as unset, as compose files and charts produce them. Values are returned raw, with
+the place where they were found; ``outbox.settings`` parses and checks them. No error here repeats a value or a line of
+a file: either may be the licence.
 """
 
 from __future__ import annotations
@@ -45,12 +45,13 @@ _SERVICE_LINK = re.compile(
     r"OUTBOX_(\w+_)?(SERVICE_HOST=.*|SERVICE_PORT(_\w+)?=\d+|PORT(_\d+_(TCP|UDP|SCTP))?=(tcp|udp|sctp)://.*"
     r"|PORT_\d+_(TCP|UDP|SCTP)_(PROTO|PORT|ADDR)=.*)"
 )
-"""Kubernetes sets these in every pod beside a Service whose name begins with ``outbox``: not ours, and no slip."""
+"""Kubernetes sets these in each pod of a namespace with a Service whose name begins with ``outbox``: neither settings
+nor misspelt ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A raw value, the source as ``outbox config show`` names it, and the exact place as an error names it."""
+    """A raw value, its source as ``outbox config show`` names it, and the exact place for error messages."""
 
     value: object = field(repr=False)
     source: str
@@ -59,7 +60,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """What one source has: settings by name, and a sentence for each name nobody knows."""
+    """The settings of one source by name, and an error sentence for each unknown name."""
 
     found: dict[str, Found] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
@@ -72,7 +73,7 @@ def env_name(name: str) -> str:
 def read_layers(
     known: Sequence[str], arguments: Mapping[str, object], environ: Mapping[str, str], config: Path | None
 ) -> list[Layer]:
-    """Every layer but the defaults, strongest first. Raises ConfigError for a file that cannot be read at all."""
+    """Every layer but the defaults, strongest first. Raises ConfigError for a file that cannot be read or parsed."""
     files = _default_files(known) if config is None else [_named_file(config, known)]
     return [_arguments(arguments, known), _environment(environ, known), _familiar_environment(environ), *files]
 
@@ -173,7 +174,7 @@ def _pyproject(path: Path, known: Sequence[str]) -> Layer | None:
 
 
 def _yaml(path: Path) -> Layer:
-    """The switches of ``config.telemetry``. The file belongs to another product: every other key is its own business.
+    """The switches of ``config.telemetry``. The file belongs to another product: every other key is ignored.
 
     ``null`` counts as unset, ``false`` does not.
     """
@@ -211,7 +212,7 @@ def _parse_yaml(path: Path) -> object:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    # PyYAML's own text quotes the line, and this file is where a deployment keeps its licence.
+    # PyYAML's own message quotes the line, and a deployment keeps its licence in this file.
     raise ConfigError(f"{path} is not valid YAML{where}; mend it, or give --config another file")
 
 

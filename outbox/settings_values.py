@@ -1,11 +1,11 @@
-"""Values of settings as a person writes them, and how they are shown again.
+"""Parsing the values of settings as people write them, and formatting them for display.
 
 A *duration* is a number of seconds, or a number with a unit: ``500ms``, ``30 s``, ``5min``, ``24h``, ``30 d``.
 A *size* is a number of bytes, or a number with a unit: ``256MiB``, ``64KiB``, ``10MB`` (MB counts in
 thousands, MiB in 1024s). What ``human_seconds`` and ``human_bytes`` print reads back as the same value.
 
-The functions here raise ``ValueError`` with what is allowed and never with the value: a value may be a secret,
-and only the caller knows.
+The functions here raise ``ValueError`` with what is allowed and never with the value: it may be a secret, which only
+the caller knows.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def parse_bytes(value: object) -> object:
 
 
 def parse_attributes(value: object) -> object:
-    """Keys of attributes, from a list or text with commas; what each may look like: ``PrivacyPolicy.widened``."""
+    """Attribute keys, from a list or from comma-separated text. ``PrivacyPolicy.widened`` documents their form."""
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",") if part.strip()]
     if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
@@ -72,7 +72,7 @@ def parse_attributes(value: object) -> object:
 
 
 def not_a_switch(value: object) -> object:
-    """Refuse true and false where a number is due: Python, and so pydantic, would count them as 1 and 0."""
+    """Reject true and false where a number is expected: Python, and so pydantic, takes them for 1 and 0."""
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")
     return value
@@ -135,7 +135,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def database_address(url: str) -> str:
-    """A URL with a scheme; whether the driver exists is for the store to find out."""
+    """Check that the URL has a scheme. The store checks whether there is a driver for it."""
     if not re.match(r"[A-Za-z][A-Za-z0-9_+]*://", url):
         raise ValueError(
             "must be a SQLAlchemy URL: sqlite:///outbox.db, postgresql://user@host/db or mysql://user@host/db"

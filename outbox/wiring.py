@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def load_settings(config: Path | None = None, database_url: str | None = None) -> Settings:
-    """The settings of this process; what is None is left to the other sources. Raises ``ConfigError``."""
+    """The settings of this process. An argument that is None is left to the other sources. Raises ``ConfigError``."""
     from outbox.settings import Settings
 
     given: dict[str, Any] = {} if database_url is None else {"database_url": database_url}
@@ -26,14 +26,14 @@ def load_settings(config: Path | None = None, database_url: str | None = None) -
 
 
 def open_box(config: Path | None = None, database_url: str | None = None) -> Outbox:
-    """An outbox on the database of the settings. Raises ``ConfigError``; connects when it is first used."""
+    """An outbox on the settings' database, which it connects to when first used. Raises ``ConfigError``."""
     from outbox.producer import Outbox
 
     return Outbox(settings=load_settings(config, database_url))
 
 
 def build_transport(settings: Settings) -> BeaconTransport:
-    """The way to beacon. Raises ``Offline`` when egress is forbidden, ``ConfigError`` for what cannot work."""
+    """The transport to beacon. Raises ``Offline`` when egress is forbidden, ``ConfigError`` for unusable settings."""
     from outbox.transport.beacon import BeaconTransport
 
     return BeaconTransport(settings)
