@@ -75,7 +75,7 @@ class InheritedConnection(DatabaseUnavailable):
 
 
 class OutcomeUnknown(OutboxError):
-    """A COMMIT raised: the transaction may hold or not. Enqueueing the same ids again is always safe."""
+    """A COMMIT failed: the transaction may hold or not. Enqueueing the same ids again is always safe."""
 
     exit_code = 75
 

@@ -93,7 +93,8 @@ class Door:
         text, taken = message.left_by(self._filter)
         if taken:
             self._count(message.lane, taken)
-        # Placeholders may be longer than what they replace. A message that is put again is filtered already.
+        # Whether or not anything was removed: placeholders may be longer than the text they replace, and a message that
+        # is put again returns its filtered text without removals.
         if len(text) > LANES[message.lane].max_payload_bytes:
             raise InvalidMessage("(document)", f"is {len(text)} bytes without what must not leave: split it")
         return text

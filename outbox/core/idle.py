@@ -35,7 +35,7 @@ EXPECTED_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """The pauses of one lane. ``notifies``: the database tells of commits in other processes."""
+    """The pauses of one lane. ``notifies``: the database sends notifications of other processes' commits."""
 
     notifies: bool
     pause: float = field(default_factory=lambda: FIRST_PAUSE_SECONDS)

@@ -1,4 +1,4 @@
-"""What a database must offer, and what holds for most of them."""
+"""The interface of a dialect, with the defaults that fit most databases."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def all_or_none(connection: Connection, savepoint: str, *, alone: bool) -> Itera
 
 
 class Dialect(ABC):
-    """What holds for most databases."""
+    """One database's behaviour; the defaults are those of most databases."""
 
     name: ClassVar[str]
     sync_driver: ClassVar[str]

@@ -47,7 +47,7 @@ def watching(engine: Engine, lanes: Mapping[str, str], here: Mapping[str, int], 
 
 
 class _CommitWatcher:
-    """What was known of the file at the last look. One thread uses it."""
+    """The state of the file at the last look. Not thread-safe."""
 
     def __init__(self, cursor: Any, lanes: Mapping[str, str], here: Mapping[str, int]) -> None:
         self._cursor = cursor
@@ -63,7 +63,7 @@ class _CommitWatcher:
 
     def look(self, stop: Event) -> list[str]:
         """Wait for a commit of another connection; the tables in which it added rows. Empty once ``stop`` is set."""
-        stop.wait(self._rest)  # what this process does about the last commit are writes too
+        stop.wait(self._rest)  # the worker's own work on the last commit writes to the file too
         if not self._committed(stop):
             return []
         self._version = self._data_version()
