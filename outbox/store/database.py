@@ -33,7 +33,7 @@ from outbox.store.connections import Connections
 from outbox.store.dialects import Dialect, Inserted, Row
 from outbox.store.dialects.sqlite_lock import LOCK_PAUSE_SECONDS, READS, when_free
 from outbox.store.engines import dialect_for, engine_for, parsed
-from outbox.store.forks import ForkGuard, told_of_forks
+from outbox.store.forks import ForkGuard, call_around_forks
 from outbox.store.ledger import Inside
 from outbox.uninstrumented import uninstrumented
 
@@ -65,7 +65,7 @@ class Database:
         switch = self.dialect.commit_each if self.dialect.autocommits and not one_writer else None
         self._connections = Connections(self.engine, served=not one_writer, switch=switch)
         self._guard = ForkGuard(self.engine, str(self.url.database), self._connections) if one_writer else None
-        told_of_forks(self._guard or self._connections)
+        call_around_forks(self._guard or self._connections)
         # SQLAlchemy holds checked-out connections in a global list: kept-at-hand ones would keep the engine alive, and
         # the engine them, after the last reference to this object is gone.
         finalize(self, self._connections.let_go).atexit = False

@@ -24,7 +24,7 @@ _WAIT_SECONDS = 5.0
 _DESCRIPTORS = "/dev/fd"
 
 
-class Told(Protocol):
+class ForkHooks(Protocol):
     """An object whose methods are called around each fork, on the forking thread."""
 
     def before(self) -> None: ...
@@ -42,7 +42,7 @@ class ForkGuard:
         self._open: dict[int, Any] = {}
         """The pool's record of each open driver connection, by ``id``. The record keeps alive the pool that the
         connection returns to. None: it belongs to no pool."""
-        self._gone: list[ReferenceType[Pool]] = []
+        self._former: list[ReferenceType[Pool]] = []
         """The engine's former pools. A connection checked out during ``dispose`` returns to its former pool, where only
         this guard closes it."""
         self._begin_anew()
@@ -95,16 +95,16 @@ class ForkGuard:
         self._open[id(driver_connection)] = None
 
     def _disposed(self, pool: Pool) -> None:
-        self._gone.append(ref(pool))
+        self._former.append(ref(pool))
         self._close_returned()
 
     def _close_returned(self) -> None:
-        for one in list(self._gone):  # no lock: garbage collection may dispose of another pool right here
+        for one in list(self._former):  # no lock: garbage collection may dispose of another pool right here
             if (pool := one()) is not None:
                 pool.dispose()
             else:
                 with suppress(ValueError):
-                    self._gone.remove(one)
+                    self._former.remove(one)
 
     def _idle(self) -> bool:
         """Whether no connection of the pool is in use. Asks the pool: ``_open`` may hold connections that returned to a
@@ -131,8 +131,8 @@ class ForkGuard:
         switching = self._switching not in self._held.get(threading.get_ident(), ())
         if self._open or switching or self._has_it_open():
             _INHERITED.add(self._path)
-        _LEFT_ALONE.extend(pool for one in self._gone if (pool := one()) is not None)
-        self._gone.clear()
+        _LEFT_ALONE.extend(pool for one in self._former if (pool := one()) is not None)
+        self._former.clear()
         self._connections.after_in_child()
         self._begin_anew()
 
@@ -152,23 +152,23 @@ def _is_open_as(descriptor: int, file: os.stat_result) -> bool:
         return False
 
 
-_TOLD: dict[int, ReferenceType[Told]] = {}
+_HOOKS: dict[int, ReferenceType[ForkHooks]] = {}
 _INHERITED: set[str] = set()
 """Files that this process must not open: its parent had them open at the fork."""
 _LEFT_ALONE: list[Pool] = []
 """A parent process's pools, held for ever, so that no finalizer closes their connections."""
 
 
-def told_of_forks(each: Told) -> None:
+def call_around_forks(each: ForkHooks) -> None:
     """Call the methods of ``each`` around every fork, until it is garbage-collected: the reference here is weak."""
     key = id(each)
-    _TOLD[key] = ref(each, lambda _: _TOLD.pop(key, None))
+    _HOOKS[key] = ref(each, lambda _: _HOOKS.pop(key, None))
 
 
 def _each(step: str) -> Any:
     def run() -> None:
-        for told in list(_TOLD.values()):  # an atomic copy: another thread may add one
-            if (each := told()) is not None:
+        for hooks in list(_HOOKS.values()):  # an atomic copy: another thread may add one
+            if (each := hooks()) is not None:
                 getattr(each, step)()
 
     return run
