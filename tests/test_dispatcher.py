@@ -168,7 +168,7 @@ def test_two_429s_with_deliveries_between_them_give_a_lane_a_pace_and_the_log_sa
 
 
 def woken(dispatcher: Dispatcher) -> DispatchReport:
-    """As a worker that was told of a commit."""
+    """One tick of a worker that a commit has notified."""
     dispatcher.signals[Lane.USAGE].notify(entries=True)
     return dispatcher.run_lane(Lane.USAGE, notified=True)
 

@@ -1,4 +1,4 @@
-"""The batch that leaves next is leased while the one before it is on the wire."""
+"""The next batch is leased while the one before it is in flight."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PATIENCE_SECONDS = 30.0
 
 
 class Beacon:
-    """A transport: a test sees what leaves, and gives the answers."""
+    """A transport whose test sees each batch and gives its answer."""
 
     def __init__(self) -> None:
         self.left: Queue[Batch] = Queue()
@@ -39,7 +39,7 @@ class Beacon:
 
 
 class Scene:
-    """Three entries, a batch each, one of which is on the wire; the next one is leased."""
+    """Three batches of one entry each: one in flight, the next one leased."""
 
     def __init__(self, box: Outbox, dispatcher: Dispatcher, run: Callable[..., Future[DispatchReport]]) -> None:
         self.beacon = Beacon()

@@ -1,4 +1,4 @@
-"""A dispatcher that is told of commits does not wait for answers before it sends what is new."""
+"""A dispatcher that commits notify sends new entries without waiting for answers first."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.test_dispatcher_ahead import PATIENCE_SECONDS, Beacon
 
 
 class Scene:
-    """A dispatcher that is told of commits, and may have two requests on the wire. One is."""
+    """A notified dispatcher that may have two requests in flight, and has one."""
 
     def __init__(self, box: Outbox, dispatcher: Dispatcher, thread: ThreadPoolExecutor) -> None:
         self.beacon, self.box, self.dispatcher, self.stop = Beacon(), box, dispatcher, Event()
@@ -44,7 +44,7 @@ class Scene:
         self.left()
 
     def left(self) -> int:
-        """How many entries the next request has that leaves."""
+        """The number of entries in the next request that is sent."""
         return self.beacon.left.get(timeout=PATIENCE_SECONDS).rows
 
     def commit(self, entries: int = 1) -> None:
@@ -128,7 +128,7 @@ def told(database: Database, engine: Engine, box: Outbox, monkeypatch: pytest.Mo
 
 
 class Told:
-    """A dispatcher in whose process all entries are committed, and what each of its steps wanted and told."""
+    """A dispatcher whose own process commits all entries, and a record of its steps: batches wanted, and the result."""
 
     def __init__(self, dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
         self.dispatcher, self.signal = dispatcher, dispatcher.signals[Lane.USAGE]
@@ -143,7 +143,7 @@ class Told:
         monkeypatch.setattr(dispatcher.box.store, "step", noted)
 
     def deliver(self, *, tell: bool = True, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """An entry, to a beacon at which something happens before it answers."""
+        """Deliver an entry to a beacon; ``meanwhile`` is called before its answer."""
         self.put(tell=tell)
         self.steps.clear()
         self.dispatcher.transport = Meanwhile(meanwhile)
@@ -156,7 +156,7 @@ class Told:
 
     @property
     def looked_after_sending(self) -> bool:
-        """Whether whatever settled what was sent looked for more."""
+        """Whether the step that settled the delivery claimed more as well."""
         [want] = [want for want, done in self.steps if done.settled.batches and not done.batches]
         return want > 0
 
@@ -241,7 +241,7 @@ def test_due_batches_are_not_looked_for_under_the_lock_where_an_outlook_said_tha
 def test_what_is_above_the_cursor_is_sent_though_the_server_lost_what_the_worker_committed_last(
     told: Told, engine: Engine
 ) -> None:
-    """As after a failover to a standby that was a little behind, or a crash of one that does not wait for its disk."""
+    """As after a failover to a lagging standby, or a crash of a server that does not wait for its disk."""
     for _ in range(3):
         told.deliver()
     with engine.connect() as connection:

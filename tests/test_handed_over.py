@@ -1,4 +1,4 @@
-"""What a put has just committed is handed over to the worker of its process, which need not read it."""
+"""A put hands its committed entries to the worker of its process, which then need not read them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ METRICS = (Path(__file__).parent / "examples" / "metrics.json").read_text()
 
 @pytest.fixture
 def told(box: Outbox) -> list[Committed | None]:
-    """What each put hands over to who listens."""
+    """The entries that each put hands to the listener."""
     told: list[Committed | None] = []
     box.wake.listen(lambda _lanes, committed=None, /: told.append(committed))
     return told
@@ -70,7 +70,7 @@ def test_a_put_hands_over_its_entries_as_the_log_has_them(box: Outbox, told: lis
 
 
 def test_a_put_of_telemetry_does_so_where_its_batches_are_small(box: Outbox, told: list[Committed | None]) -> None:
-    """A full batch of others is read in two queries, always under the lock."""
+    """Larger batches are read in two queries, always under the lock."""
     box.put(TelemetryEnvelope("metrics", METRICS))
     box.store.policy = replace(box.store.policy, batch_max_rows=2)
     box.put(TelemetryEnvelope("metrics", METRICS))
@@ -94,7 +94,7 @@ def test_what_is_there_already_or_takes_much_room_or_is_of_two_lanes_is_to_be_lo
 
 @pytest.mark.parametrize("database", ["mariadb"], indirect=True)
 def test_numbers_with_gaps_are_not_handed_over(database: Database, box: Outbox, told: list[Committed | None]) -> None:
-    """As on a cluster, where each node has numbers of its own."""
+    """As on a Galera cluster, where each node has its own residue class of numbers."""
     box.store.database.close()
     event.listen(box.engine, "connect", lambda c, _: c.cursor().execute("SET SESSION auto_increment_increment = 3"))
     box.put(*intervals(FEW))
@@ -106,7 +106,7 @@ def test_numbers_with_gaps_are_not_handed_over(database: Database, box: Outbox, 
 
 
 def test_who_was_told_of_first_does_not_hide_who_was_told_of_last(box: Outbox, told: list[Committed | None]) -> None:
-    """Two threads may commit in one order, and tell in the other."""
+    """Two threads may commit in one order and notify in the other."""
     box.put(interval())
     box.store.notified_here["outbox_usage"] = 100
     box.put(interval())
@@ -165,7 +165,7 @@ def test_of_a_lane_that_does_not_keep_up_no_more_than_a_few_are_kept() -> None:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """A lane or a connection for each time that a plain step reads entries."""
+    """One item for each time that an optimistic step reads entries."""
     monkeypatch.setattr("outbox.store.optimistic.FRESH_SECONDS", 3600)
     reads: list[object] = []
     for owner, name in ((ReadAhead, "look"), (optimistic_write, "look_and_write")):
@@ -196,8 +196,8 @@ def delivering(database: Database, engine: Engine, beacon: Simulator) -> Iterato
 
 @pytest.fixture
 def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever watches a file may see a commit a moment before it is told of here, and so may a worker that looks again
-    after a pause: then it is looked for."""
+    """No looks but those of notifications. The file's watcher, or a worker that looks again after a pause, may see a
+    commit a moment before its notification here, and then reads the entries."""
     monkeypatch.setattr(Watch, "start", lambda _: None)
     monkeypatch.setattr("outbox.flight.LOOK_DUE_SECONDS", 3600)
     monkeypatch.setattr("outbox.core.idle.NOTIFIED_PAUSE_SECONDS", 3600)
@@ -226,7 +226,7 @@ def test_what_another_process_puts_in_between_is_delivered_too(
 
 
 class Scene:
-    """A dispatcher that is told of commits, and has its lane to itself."""
+    """A notified dispatcher that has its lane to itself."""
 
     def __init__(self, box: Outbox) -> None:
         self.box, self.beacon = box, Beacon()
@@ -246,13 +246,13 @@ class Scene:
         return self.box.put(*messages)
 
     def deliver(self) -> int:
-        """What was sent by one flight, which beacon answers at once."""
+        """Run one flight, which beacon answers at once; the number of entries sent."""
         for _ in range(FEW):
             self.beacon.answers.put(DELIVERED)
         return self.dispatcher.run_lane(Lane.USAGE, notified=True).sent
 
     def left(self) -> list[list[int]]:
-        """The numbers of each batch that left since the last time."""
+        """The sequence numbers of each batch sent since the last call."""
         sent = []
         while not self.beacon.left.empty():
             batch = self.beacon.left.get(timeout=PATIENCE_SECONDS)
@@ -322,7 +322,7 @@ def test_more_than_a_batch_takes_is_several(scene: Scene, rows: int) -> None:
 def test_what_was_handed_over_long_ago_is_read(
     scene: Scene, reads: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Meanwhile somebody may have deleted or restored rows by hand."""
+    """An operator may have deleted or restored rows by hand meanwhile."""
     scene.put(interval())
     [old] = scene.signal._committed
     assert old is not None
@@ -344,7 +344,7 @@ def test_a_payload_of_several_lines_is_cut_as_the_log_has_it(scene: Scene) -> No
 def test_puts_beside_all_others_are_delivered_once_each_with_what_they_say(
     delivering: Outbox, database: Database, engine: Engine, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By several threads, by another outbox, by transactions of a host, of which some are rolled back."""
+    """Several threads put, another outbox puts, and a host's transactions enqueue, some of which are rolled back."""
     given: list[bool] = []
     known = OptimisticSteps._handed_over
     monkeypatch.setattr(OptimisticSteps, "_handed_over", lambda *a: given.append((row := known(*a)) is not None) or row)
@@ -393,7 +393,7 @@ def test_puts_beside_all_others_are_delivered_once_each_with_what_they_say(
     wait_until(lambda: delivering.status().lanes["usage"].sent == len(ids))
 
 
-# --- told of twice -------------------------------------------------------------------------------------------
+# --- notified twice ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)

@@ -33,7 +33,7 @@ from tests.support.intervals import interval
 
 @pytest.fixture
 def box(database: Database, box: Outbox) -> Outbox:  # database: pytest before 8.4 forgets what the other box asks for
-    """Its tables made by Alembic, step by step, and not from a copy."""
+    """An outbox whose tables Alembic has created, revision by revision, rather than a copied template."""
     box.migrate("base")
     box.migrate()
     return box
@@ -67,12 +67,12 @@ def test_the_tables_of_the_code_are_the_migrated_ones(box: Outbox, engine: Engin
 
 
 def _flat(changes: list[Any]) -> list[Any]:
-    """Changes of one column come as a list of their own."""
+    """Alembic returns the changes of one column as a nested list."""
     return [each for change in changes for each in (change if isinstance(change, list) else [change])]
 
 
 def _of_identity(change: tuple[Any, ...]) -> bool:
-    """Older Alembic takes an identity, which SQLite and MariaDB have under another name, for a default."""
+    """Older Alembic reports an identity column as a changed default on SQLite and MariaDB."""
     return change[0] == "modify_default" and change[3] == "seq"
 
 
@@ -90,9 +90,9 @@ def test_down_to_base_leaves_no_table_and_up_again_works(box: Outbox, engine: En
 
 FIRST = "outbox_0001"
 LAST = "outbox_0003"
-"""The newest that there is."""
+"""The newest revision."""
 SECOND = "outbox_00005"
-"""Later than LAST by its ``down_revision``, before it as text."""
+"""After LAST by its ``down_revision``, but before it as text."""
 SECOND_REVISION = f"""
 import sqlalchemy as sa
 from alembic import op
@@ -114,7 +114,7 @@ def downgrade():
 
 @pytest.fixture
 def second_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As when outbox has a second migration: the folder of its script directory."""
+    """A script directory with one revision more; returns its folder."""
     folder = tmp_path / "migrations"
     shutil.copytree(migrate.SCRIPTS, folder, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "versions" / "outbox_00005_note.py").write_text(SECOND_REVISION)
@@ -274,7 +274,7 @@ def downgrade():
 
 
 class Host:
-    """An application with an Alembic history of its own, and ours in it."""
+    """An application with its own Alembic history, which includes ours."""
 
     def __init__(self, engine: Engine, folder: Path, ours: str) -> None:
         self.engine = engine
@@ -322,13 +322,13 @@ def test_a_host_that_is_behind_is_told_so_whatever_its_own_heads_are(
     database: Database, engine: Engine, tmp_path: Path, second_revision: Path
 ) -> None:
     host = Host(engine, tmp_path / "host", str(second_revision / "versions"))
-    host.upgrade("host_1")  # depends on our first, and stands for it in the host's version table
+    host.upgrade("host_1")  # depends on our first revision, and replaces it in the host's version table
     with Outbox(database.url, settings=Settings()) as box:
         assert revision_of(box) == FIRST
         with pytest.raises(SchemaOutOfDate, match=f"at {FIRST}, this version needs {SECOND}.*host's alembic"):
             box.store.require_schema()
         host.add("host_2", HOST_MERGE)
-        host.upgrade("heads")  # a merge of our second: no revision of ours is among the heads
+        host.upgrade("heads")  # merges our second revision: none of ours is among the heads
         assert revision_of(box) == SECOND
         box.store.require_schema()
         host.downgrade("host_1")

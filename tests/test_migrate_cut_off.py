@@ -1,4 +1,4 @@
-"""Migrations that are cut off where DDL commits by itself: what they leave is finished, repaired or refused."""
+"""Interrupted migrations where DDL commits implicitly: their partial state is completed, repaired or refused."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ CHANGES = ("CREATE", "ALTER", "DROP", "INSERT", "UPDATE", "DELETE")
 
 @pytest.fixture
 def box(database: Database, box: Outbox, monkeypatch: pytest.MonkeyPatch) -> Outbox:
-    """One that is soon tired of waiting for a table."""
+    """An outbox whose migration waits one second for a table's lock."""
     monkeypatch.setattr("outbox.store.dialects.mysql.MIGRATION_LOCK_SECONDS", 1)
     return box
 
 
 class Killed(BaseException):
-    """What comes before it is committed by the database, what comes after it never reaches it."""
+    """The migrating process dies: the database has committed the statements before, and sees none after."""
 
 
 @contextmanager
 def each_change(box: Outbox, moment: str, do: Callable[[Connection, str], object]) -> Iterator[None]:
-    """``do`` is called ``before`` or ``after`` each statement of the box that changes something."""
+    """Call ``do`` before or after (``moment``) each statement of the box that changes something."""
 
     def listener(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
         if statement.lstrip().startswith(CHANGES):
@@ -57,7 +57,7 @@ def each_change(box: Outbox, moment: str, do: Callable[[Connection, str], object
 
 
 def killed(box: Outbox, revision: str, after: int) -> bool:
-    """Migrate, and be killed after so many changes; False: there were no more, and it is finished."""
+    """Migrate, and die after ``after`` changes. False: the migration had no more, and completed."""
     done: list[str] = []
 
     def count(_connection: Connection, statement: str) -> None:
@@ -74,7 +74,7 @@ def killed(box: Outbox, revision: str, after: int) -> bool:
 
 
 def tables(engine: Engine) -> set[str]:
-    """Those of ours that are there, and the view."""
+    """The outbox tables that exist, and the view."""
     with engine.connect() as connection:
         there = inspect(connection)
         return {*there.get_table_names(), *there.get_view_names()} - {"outbox_alembic_version"}
@@ -102,7 +102,7 @@ def execute(engine: Engine, *statements: str) -> None:
             connection.exec_driver_sql(statement)
 
 
-# --- somebody's open transaction -----------------------------------------------------------------------------
+# --- another open transaction --------------------------------------------------------------------------------
 
 
 @mariadb
@@ -168,7 +168,7 @@ def test_what_a_downgrade_that_is_killed_anywhere_has_left_is_finished_by_the_sa
 def test_an_upgrade_adds_columns_that_are_missing_whatever_revision_was_recorded_over_them(
     box: Outbox, engine: Engine, recorded: str
 ) -> None:
-    """As a downgrade in four statements has left them, and as an upgrade after it did not see them."""
+    """A downgrade in four statements left the tables so, and an upgrade after it did not notice."""
     box.migrate(recorded)
     execute(engine, "ALTER TABLE outbox_lane DROP COLUMN last_warning, DROP COLUMN last_warning_at")
     box.migrate()
@@ -179,7 +179,7 @@ def test_an_upgrade_adds_columns_that_are_missing_whatever_revision_was_recorded
 def test_entries_that_are_left_where_a_server_died_as_it_dropped_the_tables_are_refused_and_not_sent_again(
     box: Outbox, engine: Engine
 ) -> None:
-    """MariaDB drops the tables of one statement one after the other."""
+    """MariaDB's DROP of several tables is not atomic: it drops one after the other."""
     for dropped in range(1, 8):
         box.put(interval())
         base_as_the_server_dies(box, engine, dropped)
@@ -200,7 +200,7 @@ def test_entries_that_are_left_where_a_server_died_as_it_dropped_the_tables_are_
 
 
 def base_as_the_server_dies(box: Outbox, engine: Engine, dropped: int) -> None:
-    """Remove the tables, but not more of them than that many."""
+    """A downgrade to base that dies once ``dropped`` tables are gone."""
 
     def die(_connection: Connection, statement: str) -> None:
         what, _, names = statement.partition("outbox_")
@@ -255,7 +255,7 @@ def test_a_column_that_is_missing_is_told_as_a_schema_that_is_out_of_date(box: O
 
 @contextmanager
 def migrating(engine: Engine) -> Iterator[int]:
-    """As another process that is in the middle of it; the number of its session."""
+    """Hold the migration lock, as another process that migrates; yields the id of its session."""
     with engine.connect() as connection, dialect_of(connection).migration_lock(connection):
         yield connection.execute(text("SELECT CONNECTION_ID()")).scalar_one()
 
@@ -302,5 +302,5 @@ def test_what_has_ended_a_migration_is_told_though_its_session_cannot_give_the_l
     ):
         box.migrate(FIRST)
     monkeypatch.setattr("outbox.store.dialects.mysql.MIGRATION_TURN_SECONDS", 0)
-    box.migrate()  # nobody has the lock
+    box.migrate()  # the lock is free
     must_be_whole(box, engine)

@@ -1,4 +1,4 @@
-"""What a service enqueues belongs to its transaction."""
+"""Enqueued messages are part of the caller's transaction."""
 
 from __future__ import annotations
 
@@ -166,7 +166,8 @@ def test_without_tables_enqueue_says_how_to_make_them(database: Database, engine
 
 
 def test_a_taken_number_is_an_error(box: Outbox, database: Database, engine: Engine) -> None:
-    # PostgreSQL's sequence does not look at the table; the others go on from the largest number, so take the last.
+    # PostgreSQL's sequence ignores the numbers in the table; the others continue from the largest, so take the last
+    # one.
     taken = 1 if database.name == "postgresql" else 2**63 - 1
     id = interval().id
     with engine.connect() as connection:
@@ -222,7 +223,7 @@ def test_whatever_the_number_of_rows_each_is_added_once_by_few_statements(
 def test_what_is_one_statement_for_the_server_needs_no_savepoint(
     box: Outbox, engine: Engine, payloads: list[int], savepoints: int
 ) -> None:
-    """InnoDB undoes a statement that fails, whole."""
+    """InnoDB undoes a failed statement as a whole."""
     said: list[str] = []
     event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, *_: said.append(sql.split()[0]))
     rows = [(uuid4().bytes, "x" * size, size) for size in payloads]
@@ -234,7 +235,8 @@ def test_what_is_one_statement_for_the_server_needs_no_savepoint(
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_what_sqlites_driver_remembers_of_each_statement_is_not_much(box: Outbox, engine: Engine) -> None:
-    """It keeps the values of each of 128 texts of statements: of many rows, of which each is large, only the last."""
+    """It caches up to 128 statements, each with its last parameters: those of a statement with many large rows would
+    fill the memory."""
     dialect, given = box.store.database.dialect, []
     event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, values, *_: given.append((sql, values)))
     with engine.begin() as connection:

@@ -1,4 +1,5 @@
-"""What must not leave is taken out of telemetry before it is stored, by whichever way it comes in, and is counted."""
+"""Personal data is removed from telemetry before it is stored, by every form of enqueue, and the removals are
+counted."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ TELLING = [
 
 
 def telling(signal: Signal) -> TelemetryEnvelope:
-    """A document that tells of people wherever it can."""
+    """A document with personal data wherever it may hold text."""
     everywhere = " ".join(PEOPLE[:3])
     status, event_ = {"message": " ".join(PEOPLE), "code": 2}, {"name": everywhere, "attributes": TELLING}
     point = {"attributes": TELLING, "exemplars": [{"filteredAttributes": TELLING, "asInt": "1"}], "asInt": "1"}
@@ -55,7 +56,7 @@ def telling(signal: Signal) -> TelemetryEnvelope:
 
 
 class Foreign:
-    """A message that is no envelope."""
+    """A telemetry message that is not a ``TelemetryEnvelope``."""
 
     def __init__(self, lane: Lane, payload: str) -> None:
         self.id, self.lane, self.payload = uuid4(), lane, payload
@@ -199,7 +200,7 @@ def test_the_settings_widen_what_may_leave(database: Database, box: Outbox) -> N
     assert '"hello"' in payloads[1]
 
 
-# --- what was taken out is counted --------------------------------------------------------------------------
+# --- removals are counted -----------------------------------------------------------------------------------
 
 OF_A_SPAN = [
     Removed(Lane.TRACES, Place.SPAN, "user.id", Why.KEY, 2),
@@ -391,7 +392,7 @@ def test_an_entry_that_placeholders_make_too_large_is_refused(box: Outbox, monke
     message = TelemetryEnvelope("traces", of_span(attributes=[attribute("endpoint", "/1" * 100)]))
     exactly = replace(LANES[Lane.TRACES], max_payload_bytes=len(message.payload))
     monkeypatch.setitem(LANES, Lane.TRACES, exactly)
-    for _ in range(2):  # put again, it is not looked at again, and no smaller
+    for _ in range(2):  # put again, its cached filtered text is refused as well
         with pytest.raises(InvalidMessage, match="without what must not leave"):
             box.put(message)
     assert box.status().lanes["traces"].pending == 0

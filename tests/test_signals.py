@@ -1,6 +1,6 @@
-"""A signal's handler comes between any two steps of a put: it puts as well, or raises as a time limit does.
+"""A signal handler may run between any two steps of a put: it puts too, or raises, as a time limit does.
 
-A trace function stands in for the handler: it too is called between two steps, and it can be at each of them in turn.
+A trace function stands in for the handler: it is called between two steps as well, and at each of them in turn.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from tests.otel.spanning import ended
 PATIENCE_SECONDS = 10.0
 EVERY_STEP = frozenset({"call", "opcode", "return"})
 BETWEEN_FUNCTIONS = frozenset({"call", "return"})
-"""Where Python itself calls a handler. Not at every step: a ``with`` that has its lock gives it back."""
+"""Only where Python itself may call a handler: not between the acquisition of a ``with`` block's lock and its body,
+where an exception would leave the lock held."""
 
 
 class SoftTimeLimit(BaseException):
-    """As celery raises it."""
+    """The exception of Celery's soft time limit."""
 
 
 def raises() -> None:
@@ -38,7 +39,7 @@ def raises() -> None:
 
 
 def ends(act: Callable[[], object], why: str = "it waits for ever") -> None:
-    """In a thread that a test can do without."""
+    """Assert that ``act`` returns, in a daemon thread that the test may leave behind."""
     thread = threading.Thread(target=act, daemon=True)
     thread.start()
     thread.join(PATIENCE_SECONDS)
@@ -46,7 +47,7 @@ def ends(act: Callable[[], object], why: str = "it waits for ever") -> None:
 
 
 def interrupted(act: Callable[[], object], handler: Callable[[], object], at: int, steps: frozenset[str]) -> bool:
-    """``act`` ends though ``handler`` came before its step ``at``. False: it has not so many."""
+    """Assert that ``act`` ends when ``handler`` runs before its step ``at``. False: ``act`` has fewer steps."""
     left = at
 
     def step(frame: FrameType, event: str, _argument: object) -> Any:
@@ -72,7 +73,7 @@ def interrupted(act: Callable[[], object], handler: Callable[[], object], at: in
 
 
 def at_each_step(act: Callable[[], object], handler: Callable[[], object], steps: frozenset[str] = EVERY_STEP) -> int:
-    """How many there were."""
+    """Interrupt ``act`` at each of its steps in turn; the number of steps."""
     return next(at for at in count() if not interrupted(act, handler, at, steps))
 
 
@@ -85,7 +86,7 @@ def test_a_handler_may_tell_of_a_commit_at_any_step_of_who_tells_of_one() -> Non
 
 
 def test_where_a_handler_raised_while_it_was_told_of_a_commit_others_tell_of_theirs() -> None:
-    """At each step, and the lane hears of the next commit."""
+    """Whatever step it raised at, the lane is notified of the next commit."""
     news = LaneSignal()
     assert at_each_step(lambda: news.notify(entries=True), raises) > 10
     news.take()
@@ -116,7 +117,8 @@ def test_a_handler_may_come_at_any_step_of_who_announces_a_commit(box: Outbox, e
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("handler", ["ends a span", "raises"])
 def test_a_handler_may_come_at_any_step_of_who_ends_a_span(box: Outbox, handler: str) -> None:
-    """Here it finds no room, and is counted: what the thread that writes and those who end spans share is all used."""
+    """The queue is full, so that the span is dropped and counted: that path uses all the state shared with the writing
+    thread."""
     [span] = ended("order")
     processor = OutboxSpanProcessor(box, max_spans=1, max_queue=1, max_block_millis=0)
     end = lambda: processor.on_end(span)  # noqa: E731 - as the two who do it

@@ -29,7 +29,7 @@ from tests.support.waiting import wait_until
 
 @pytest.fixture
 def slow_poll(database: Database, engine: Engine, beacon: Simulator) -> Iterator[Outbox]:
-    """An outbox whose worker polls once an hour: what is delivered in time, a wake delivered."""
+    """An outbox whose worker polls once an hour: whatever is delivered before, a notification has caused."""
     settings = Settings(beacon_url=beacon.url, license_key=beacon.license, poll_seconds=3600)
     with Outbox(database.url, settings=settings) as box:
         box.migrate()
@@ -39,7 +39,7 @@ def slow_poll(database: Database, engine: Engine, beacon: Simulator) -> Iterator
 
 @pytest.fixture
 def no_second_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An idle lane waits for a wake and nothing else."""
+    """An idle lane waits for notifications alone."""
     for pause in ("FIRST", "NOTIFIED"):
         monkeypatch.setattr(f"outbox.core.idle.{pause}_PAUSE_SECONDS", 3600)
 
@@ -55,7 +55,7 @@ def test_a_put_wakes_the_worker_of_its_process(slow_poll: Outbox, beacon: Simula
 def test_a_commit_of_the_host_wakes_the_worker_of_its_process(
     slow_poll: Outbox, engine: Engine, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is told just before the COMMIT: the worker looks again a moment later."""
+    """The notification comes just before the COMMIT: the worker looks again a moment later."""
     monkeypatch.setattr("outbox.core.idle.NOTIFIED_PAUSE_SECONDS", 3600)
     with BeaconTransport(slow_poll.settings) as transport, Worker(slow_poll, transport):
         for number in range(1, 4):
@@ -95,7 +95,7 @@ def test_where_nobody_tells_of_commits_elsewhere_they_are_claimed_without_a_look
     ):
         monkeypatch.setattr(slow_poll.store, "outlook", looked)
         found = 0
-        while found < 3 or not all(looks):  # what it does when it starts changes the lane too, which is looked at then
+        while found < 3 or not all(looks):  # at its start the worker itself changes the lane, and then looks
             looks.clear()
             elsewhere.put(interval())
             found += 1
@@ -179,11 +179,11 @@ def test_a_commit_that_was_about_to_be_is_looked_for_though_another_was_told_of_
 def test_what_is_put_behind_a_number_that_was_rolled_back_does_not_wait_for_the_poll(
     slow_poll: Outbox, engine: Engine, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its first claim is in vain: whoever has the number may be about to commit."""
+    """The first claim sends nothing: the missing number's transaction may be about to commit."""
     looks, outlook = [], slow_poll.store.outlook
     monkeypatch.setattr(slow_poll.store, "outlook", lambda *a, **b: looks.append(a) or outlook(*a, **b))
     monkeypatch.setattr("outbox.core.idle.FIRST_PAUSE_SECONDS", 3600)  # as after a long time without an entry
-    monkeypatch.setattr(Watch, "start", lambda _: None)  # it would tell of what came before it began
+    monkeypatch.setattr(Watch, "start", lambda _: None)  # it notifies of commits before its start
     with BeaconTransport(slow_poll.settings) as transport, Worker(slow_poll, transport):
         wait_until(lambda: len(looks) >= len(Lane))
         monkeypatch.setattr("outbox.core.idle.FIRST_PAUSE_SECONDS", 0.001)
@@ -198,7 +198,7 @@ def test_what_is_put_behind_a_number_that_was_rolled_back_does_not_wait_for_the_
 def test_a_slow_commit_of_a_connection_elsewhere_is_looked_for_again(
     slow_poll: Outbox, database: Database, engine: Engine, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was told of before."""
+    """The notification came before the COMMIT."""
     monkeypatch.setattr("outbox.core.idle.NOTIFIED_PAUSE_SECONDS", 3600)
     with engine.begin() as connection:
         connection.execute(
@@ -342,7 +342,7 @@ UNKNOWN_THREAD = "1094"
 
 
 def end_connections(database: Database, engine: Engine) -> int:
-    """How many connections to the database, other than the one that asks, were ended."""
+    """End all other connections to the database. Returns how many."""
     with engine.connect() as connection:
         if database.name == "postgresql":
             ended = connection.execute(

@@ -1,4 +1,4 @@
-"""A worker in a service, which may end without a word, or be there before its database."""
+"""A worker in a service that may exit without closing it, or may start before its database."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ Worker(box, BeaconTransport(settings)).start()
 print("started", flush=True)
 sys.stdin.read()
 """
-"""As a server's process that has answered as many requests as it shall."""
+"""Like a server's process that exits after its maximum number of requests."""
 
 
 @pytest.fixture
 def forgetful(box: Outbox, database: Database, beacon: Simulator) -> Iterator[subprocess.Popen[str]]:
-    """A process with a worker that nobody closes. It ends when its input does."""
+    """A process that never closes its worker. It ends at the end of its input."""
     arguments = [sys.executable, "-c", FORGETFUL, database.url, beacon.url, beacon.license]
     pipe = subprocess.PIPE
     with subprocess.Popen(arguments, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
@@ -71,7 +71,7 @@ def test_what_it_had_on_the_wire_when_the_process_ended_is_settled(
 
 @pytest.fixture
 def line(database: Database) -> Iterator[FaultProxy]:
-    """Between the worker and its database."""
+    """A proxy between the worker and its database."""
     port = make_url(database.url).port
     assert port is not None
     with FaultProxy(port) as line:

@@ -1,4 +1,4 @@
-"""How long a worker waits: never for a slow request, a clock or an error longer than for its poll."""
+"""How long a worker waits: a slow request, a changed clock or an error delays it by its poll at most."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HOUR = 3600.0
 
 
 class Held:
-    """A transport that delivers at once, but what holds the entry ``slow`` when it is let go."""
+    """A transport that delivers at once, except the batch with the entry ``slow``: that one when ``let_go`` is set."""
 
     def __init__(self, slow: UUID | None = None) -> None:
         self.slow = slow
@@ -57,7 +57,7 @@ def box(database: Database, request: pytest.FixtureRequest) -> Iterator[Outbox]:
 
 @pytest.fixture
 def silent(box: Outbox, database: Database) -> Iterator[Outbox]:
-    """Of another process that tells nobody of its commits."""
+    """The outbox of another process that sends no notifications."""
     with Outbox(database.url, settings=Settings(notify=False)) as silent:
         yield silent
 
@@ -98,11 +98,11 @@ def test_what_is_put_behind_a_number_that_was_rolled_back_does_not_wait_for_a_sl
 def test_what_was_put_behind_a_number_that_was_rolled_back_does_not_wait_for_the_poll(
     box: Outbox, engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It was there when the request before it ended, and was looked for too early."""
+    """Its notification was used up by a look that came too early, before the request ahead of it ended."""
     looks, outlook = [], box.store.outlook
     monkeypatch.setattr(box.store, "outlook", lambda *a, **b: looks.append(a) or outlook(*a, **b))
     monkeypatch.setattr("outbox.core.idle.FIRST_PAUSE_SECONDS", HOUR)  # as after a long time without an entry
-    monkeypatch.setattr(Watch, "start", lambda _: None)  # it would tell of what came before it began
+    monkeypatch.setattr(Watch, "start", lambda _: None)  # it notifies of commits before its start
     first, second = interval(), interval()
     transport = Held(slow=first.id)
     with Worker(box, transport) as worker:
@@ -138,7 +138,7 @@ def short_poll(database: Database) -> Iterator[Outbox]:
 def test_a_lane_goes_on_after_an_error_also_when_the_wall_clock_was_set_back(
     short_poll: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The scheduler's next tick is in an hour then."""
+    """The scheduler's next run would be in an hour."""
     outlook, failed, message = short_poll.store.outlook, threading.Event(), interval()
 
     def fail_once(lane: Lane, **asked: Any) -> Outlook:
@@ -190,7 +190,7 @@ def test_a_lane_that_cannot_be_audited_keeps_no_other_from_its_upkeep(
 def test_what_is_committed_into_a_lane_that_was_stopped_causes_no_steps(
     box: Outbox, silent: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On SQLite each of them would take the lock that producers wait for."""
+    """On SQLite each step would take the lock that producers wait for."""
     steps, step, transport, message = [], box.store.step, Held(), interval()
 
     def counted(lane: Lane, *arguments: Any, **options: Any) -> Any:

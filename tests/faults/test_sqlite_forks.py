@@ -1,4 +1,4 @@
-"""Forks of a process that has an outbox on SQLite, whose library knows locks by process: nothing may be lost."""
+"""Forks of a process with an outbox on SQLite, whose locks belong to a process: nothing may be lost."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def forked(child: Callable[[], object]) -> Iterator[Callable[[], str]]:
 
 
 def test_what_a_forked_child_commits_stays_when_its_parent_has_closed_the_file(outbox_box: Outbox) -> None:
-    """The last to close a file deletes its write-ahead log. SQLite of the child must know that it has it open too."""
+    """The last connection to close the file deletes its write-ahead log: the child's SQLite must hold locks of its
+    own."""
     outbox_box.put(interval())  # the parent is connected
     first, second = intervals(2)
     put, closed = (multiprocessing.get_context("fork").Event() for _ in range(2))
@@ -106,7 +107,7 @@ def test_a_child_that_inherits_a_connection_in_use_refuses_to_write(outbox_box: 
 def test_a_child_forked_beside_a_worker_refuses_and_one_forked_after_it_does_not(
     outbox_box: Outbox, beacon: Simulator
 ) -> None:
-    """An idle worker keeps a connection to learn of commits."""
+    """An idle worker keeps a connection open to watch for commits."""
     message = interval()
     with (
         BeaconTransport(outbox_box.settings) as transport,
@@ -129,7 +130,7 @@ def test_a_worker_is_not_started_in_a_child_that_refuses_to_write(outbox_box: Ou
 
 
 def test_a_connection_in_use_while_the_engine_was_disposed_is_closed_by_the_next_fork(outbox_box: Outbox) -> None:
-    """It comes back to a pool that the engine has no longer, as one does that a worker opens during a fork."""
+    """It returns to a former pool of the engine, like a connection that a worker opens during a fork."""
     message = interval()
     with outbox_box.store.database.read():
         outbox_box.close()
@@ -164,7 +165,7 @@ def test_a_connection_that_opens_while_the_engine_is_disposed_of_twice_is_closed
 
 
 def test_forks_beside_a_thread_that_opens_and_closes_the_file_lose_and_break_nothing(outbox_box: Outbox) -> None:
-    """SQLite opens and closes a file under locks of the process, and the last to close it deletes its log."""
+    """SQLite opens and closes files under mutexes of the process, and the last connection to close deletes the log."""
     messages, done = intervals(60), threading.Event()
 
     def open_and_close() -> None:
@@ -189,7 +190,7 @@ def test_forks_beside_a_thread_that_opens_and_closes_the_file_lose_and_break_not
 
 
 def test_a_child_of_a_host_that_has_the_file_open_refuses(outbox_box: Outbox) -> None:
-    """Its idle connection would delete the log under the child."""
+    """The host's idle connection would delete the log under the child."""
     message = interval()
     host = create_engine(outbox_box.settings.database_url)
     with host.begin() as connection:
@@ -205,7 +206,8 @@ def test_a_child_of_a_host_that_has_the_file_open_refuses(outbox_box: Outbox) ->
 def test_a_child_that_never_can_write_gives_its_spans_up_at_once_and_tells_why(
     outbox_box: Outbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It would wait as long as shutdown() may, at its exit, for a database that takes them from others."""
+    """Otherwise its exit would wait for shutdown()'s whole timeout, for a database that only other processes can
+    write."""
     processor = OutboxSpanProcessor(outbox_box)
     host = create_engine(outbox_box.settings.database_url)
 
@@ -228,7 +230,7 @@ def test_a_child_that_never_can_write_gives_its_spans_up_at_once_and_tells_why(
 
 
 def test_a_child_that_refuses_may_close_its_outbox(outbox_box: Outbox) -> None:
-    """And touches no connection of its parent by it."""
+    """Closing touches no connection of its parent."""
 
     closed: list[object] = []
 
@@ -248,7 +250,7 @@ def test_a_child_that_refuses_may_close_its_outbox(outbox_box: Outbox) -> None:
 def test_two_threads_that_fork_at_once_leave_the_parent_able_to_write(
     outbox_box: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second waits in vain for what the first has."""
+    """The second thread's wait for the locks of the first times out."""
     monkeypatch.setattr("outbox.store.forks._WAIT_SECONDS", 0.05)
     guard = outbox_box.store.database._guard
     assert guard is not None

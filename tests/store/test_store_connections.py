@@ -1,4 +1,4 @@
-"""Connections at hand: used again by whoever comes next, and never where one could harm."""
+"""Connections at hand are used again, and never where that could do harm."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ KILL = {"postgresql": "SELECT pg_terminate_backend({})", "mariadb": "KILL {}"}
 
 @pytest.fixture
 def box(database: Database) -> Iterator[Outbox]:
-    """One that announces nothing: an announcer takes a connection of the pool for itself."""
+    """An outbox without an announcer, which would take a connection of the pool for itself."""
     with Outbox(database.url, settings=Settings(notify=False)) as box:
         box.migrate()
         yield box
@@ -43,7 +43,7 @@ def box(database: Database) -> Iterator[Outbox]:
 
 @contextmanager
 def handed_out(box: Outbox) -> Iterator[list[Any]]:
-    """What the pool hands out."""
+    """The driver connections that the pool hands out in the block."""
     seen: list[Any] = []
 
     def note(driver_connection: Any, *_: Any) -> None:
@@ -56,7 +56,7 @@ def handed_out(box: Outbox) -> Iterator[list[Any]]:
 
 @contextmanager
 def used(box: Outbox) -> Iterator[Any]:
-    """A connection of the driver, as the database uses it."""
+    """A driver connection, taken and kept as ``Database`` does it."""
     connections = box.store.database._connections
     pooled, at_hand = connections.take()
     try:
@@ -130,7 +130,7 @@ def test_what_commits_each_statement_is_not_handed_out_by_the_pool(box: Outbox, 
     if leave == "given back":
         box.put(interval())
         at_hand.give_back()
-    elif leave == "lost":  # a thread that ends at an evil moment
+    elif leave == "lost":  # garbage-collected: its thread ended before it was kept
         box.put(interval())
         at_hand._at_hand.clear()
     else:
@@ -175,7 +175,7 @@ def test_when_one_broke_none_of_those_in_use_meanwhile_stays_at_hand(
 
 @SERVERS
 def test_when_all_of_the_pool_broke_one_put_is_told(box: Outbox, engine: Engine, database: Database) -> None:
-    """The server was restarted a moment ago."""
+    """As after a restart of the server."""
     with ExitStack() as stack:
         open_at_once = [stack.enter_context(box.store.database.read()) for _ in range(4)]
         sessions = [connection.execute(text(SESSION[database.name])).scalar() for connection in open_at_once]
@@ -196,7 +196,7 @@ def test_when_all_of_the_pool_broke_one_put_is_told(box: Outbox, engine: Engine,
 
 @SERVERS
 def test_one_that_has_long_been_out_of_the_pool_goes_back(box: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it may be told to replace what is old."""
+    """The pool may be configured to replace old connections."""
     now = 1000.0
     monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now))
     with handed_out(box) as seen:
@@ -282,7 +282,7 @@ def test_a_child_of_a_fork_has_none_of_its_parents_connections(box: Outbox, engi
 
 
 def test_one_in_use_while_another_thread_forks_is_not_at_hand_afterwards(box: Outbox) -> None:
-    """Else a child that is forked a moment later would have it."""
+    """Otherwise a child forked a moment later would inherit it."""
     at_hand = box.store.database._connections
     taken, forked = threading.Event(), threading.Event()
 
@@ -326,7 +326,7 @@ def test_an_outbox_that_is_dropped_without_close_lets_go_of_its_connections(data
 
 
 class TimeLimit(Exception):
-    """As Celery's, raised by a signal's handler wherever the program is."""
+    """Like Celery's, raised by a signal handler at any point of the program."""
 
 
 @pytest.mark.parametrize("database", ["mariadb"], indirect=True)

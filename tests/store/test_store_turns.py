@@ -1,4 +1,4 @@
-"""Producers and the worker at SQLite's one write lock."""
+"""Producers and the worker share SQLite's single write lock."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ HELD_SECONDS = 0.004
 
 @pytest.fixture
 def elsewhere(box: Outbox, database: Database) -> Iterator[Outbox]:
-    """Knows nothing of ``box``, as in another process."""
+    """Another outbox on the database, which shares no memory with ``box``: as in another process."""
     with Outbox(database.url) as other:
         yield other
 
 
 @pytest.fixture
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds of each pause between turns. No time passes but in them."""
+    """The seconds of each pause between turns. The clock advances in pauses only."""
     taken: list[float] = []
     monkeypatch.setattr(store_database, "time", SimpleNamespace(monotonic=lambda: sum(taken), sleep=taken.append))
     return taken

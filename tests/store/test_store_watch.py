@@ -1,4 +1,4 @@
-"""SQLite: who watches the file learns of another process's commit, and does not ask for it all the time."""
+"""SQLite: a watcher of the file learns of another process's commits without polling all the time."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ TABLES = {spec.table: str(lane) for lane, spec in LANES.items()}
 
 @pytest.fixture
 def elsewhere(box: Outbox, database: Database) -> Iterator[Outbox]:
-    """Knows nothing of ``box``, as in another process."""
+    """Another outbox on the database, which shares no memory with ``box``: as in another process."""
     with Outbox(database.url) as other:
         other.put(interval())
         yield other
 
 
 class Looking:
-    """A look in a thread of its own, which ends when something was committed."""
+    """Runs a look in a thread; it ends with the next commit."""
 
     def __init__(self, look: Look, stop: Stop, thread: ThreadPoolExecutor) -> None:
         self._look, self._stop, self._thread = look, stop, thread
@@ -45,7 +45,7 @@ class Looking:
 
 
 class Stop(threading.Event):
-    """Notes how long it was waited for."""
+    """An event that records the timeouts of its waits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def watching(box: Outbox, stop: Stop) -> Watching:
 
 @pytest.fixture
 def nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The version is looked at when the system has told of a write, and not before."""
+    """The version is read only when the system has reported a write."""
     monkeypatch.setattr(sqlite_watch, "LISTEN_SECONDS", NEVER_SECONDS)
 
 
@@ -114,7 +114,7 @@ def test_the_system_tells_of_a_commit_elsewhere(
 def test_a_commit_is_found_though_its_disk_takes_longer_than_its_writes(
     monkeypatch: pytest.MonkeyPatch, watching: Watching, stop: Stop, elsewhere: Outbox
 ) -> None:
-    """The kernel tells of the writes; the COMMIT is not to be seen before the disk has answered, and nothing tells."""
+    """The kernel reports the writes, but the COMMIT is visible only after the fsync, which it does not report."""
     asked: list[float] = []
 
     @contextmanager
@@ -147,7 +147,7 @@ def test_where_the_system_does_not_tell_the_version_is_asked_for(
     elsewhere: Outbox,
 ) -> None:
     class Libc:
-        """As macOS has it, or at the limit of this user's instances."""
+        """A libc without inotify, as on macOS, or at this user's limit of inotify instances."""
 
         def __init__(self, *_: object, use_errno: bool) -> None:
             if missing != "libc":
@@ -167,20 +167,20 @@ def test_where_the_system_does_not_tell_the_version_is_asked_for(
         monkeypatch.setattr(inotify.ctypes, "CDLL", Libc)
     with watching() as looking:
         looked = looking.begin()
-        wait_until(lambda: len(stop.waits) > 1)  # the first is a rest of no time
+        wait_until(lambda: len(stop.waits) > 1)  # the first wait is a rest of 0 s
         elsewhere.put(interval())
         assert looked.result(PATIENCE_SECONDS) == USAGE
     assert len(opened) == (missing == "inotify_add_watch")
     for descriptor in opened:
         with pytest.raises(OSError, match="Bad file descriptor"):
-            os.fstat(descriptor)  # nobody left it open
+            os.fstat(descriptor)  # it was closed
 
 
 def test_what_this_process_does_itself_is_looked_at_no_more_often_than_each_few_milliseconds(
     box: Outbox, stop: Stop, elsewhere: Outbox
 ) -> None:
-    """Its own worker and producers write all the time, and need the interpreter then."""
-    box.wake.listen(lambda *_: None)  # so this process tells itself
+    """The worker and producers of this process write all the time, and need the interpreter meanwhile."""
+    box.wake.listen(lambda *_: None)  # so that this process notifies itself
     store = box.store
     with store.database.dialect.watch_commits(store.database.engine, TABLES, store.notified_here) as look:
         for by, told in ((box, []), (box, []), (elsewhere, USAGE), (box, []), (box, [])):
