@@ -235,8 +235,7 @@ def test_what_is_one_statement_for_the_server_needs_no_savepoint(
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_what_sqlites_driver_remembers_of_each_statement_is_not_much(box: Outbox, engine: Engine) -> None:
-    """It caches up to 128 statements, each with its last parameters: those of a statement with many large rows would
-    fill the memory."""
+    """It caches up to 128 statements, each with its last parameters: many large rows share a statement for one row."""
     dialect, given = box.store.database.dialect, []
     event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, values, *_: given.append((sql, values)))
     with engine.begin() as connection:

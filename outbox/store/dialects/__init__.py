@@ -1,5 +1,4 @@
-"""Everything that differs between databases, with the reason beside it. Code outside asks a ``Dialect``, not for a
-name.
+"""Everything that differs between databases, with the reason beside it. Code outside asks a ``Dialect``.
 
 `base.Dialect` holds the defaults; `sqlite`, `postgresql` and `mysql` (MariaDB too) override what is theirs.
 """
