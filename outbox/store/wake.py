@@ -69,7 +69,7 @@ class Wake:
             (before if early else listener)(woken, committed)
 
     def after_commit(self, where: Session | Connection, lanes: Lanes) -> None:
-        """Notify when the transaction of ``where`` commits; not when it rolls back."""
+        """Notify at the next commit of ``where``. A rollback forgets nothing: a later commit notifies in vain."""
         if not self._told():
             return
         known = where in self._waiting
