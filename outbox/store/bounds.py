@@ -15,8 +15,9 @@ from outbox.core.lane import Lane
 from outbox.core.lifecycle import LIVE, BatchState, Ending
 from outbox.core.policy import MICROSECONDS, Bounds
 from outbox.errors import OutboxFull
+from outbox.store.age import Told
 from outbox.store.dialects import now_us
-from outbox.store.ledger import Clock, LockedLane
+from outbox.store.ledger import LockedLane
 from outbox.store.operate import end_pending, oldest_pending
 from outbox.store.schema import BATCH, LANE, LOGS, UNTRANSLATED
 
@@ -61,12 +62,12 @@ class Surplus:
         )
 
 
-def surplus(connection: Connection, lane: Lane, bounds: Bounds, clock: Clock | None) -> Surplus | None:
+def surplus(connection: Connection, lane: Lane, bounds: Bounds, clock: Told) -> Surplus | None:
     """Measure the lane; all in the snapshot of ``connection``. None: it is within its bounds, or has no entry above the
     cursor to shed."""
     log = LOGS[lane]
     row = connection.execute(select(LANE.c.cursor, now_us().label("now")).where(LANE.c.lane == str(lane))).one()
-    cursor, now = row.cursor, row.now if clock is None else clock()
+    cursor, now = row.cursor, clock(row.now)
     pending = select(func.count(), func.coalesce(func.sum(log.c.size), 0), func.min(log.c.created_at))
     entries, size, oldest = connection.execute(pending.where(log.c.seq > cursor)).one()
     if not entries:

@@ -84,6 +84,8 @@ def oversize_before(connection: Connection, lane: Lane, retention: Retention, no
             break
         newest_to_go = settled_at
         excess -= size
+    if not retention.at_least_seconds:  # entries settled while the clock was ahead go by size all the same
+        return max(by_age, newest_to_go)
     at_least = now - int(retention.at_least_seconds * MICROSECONDS)
     return max(by_age, min(newest_to_go, at_least))
 

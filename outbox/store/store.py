@@ -21,6 +21,7 @@ from outbox.core.privacy import Removal, Removed
 from outbox.core.step import Committed, Outlook, Settled, Settlement, Step
 from outbox.errors import NOTHING_WRITTEN, DatabaseUnavailable, LaneStopped, OutcomeUnknown
 from outbox.store import bounds, migrate, operate, queries, removed, retention
+from outbox.store.age import AgeClock
 from outbox.store.audit import AuditReport
 from outbox.store.auditor import Auditor
 from outbox.store.claim import MembersMissing, claim
@@ -63,6 +64,7 @@ class Store:
         self.database = database
         self.policy = policy
         self.clock = clock
+        self._age = AgeClock(database.safe_url)
         self._ahead = ReadAhead(database)
         self._optimistic = OptimisticSteps(database, self._ahead)
         self._timers: dict[Lane, _Timer] = {}
@@ -217,7 +219,7 @@ class Store:
         if lane is Lane.USAGE:
             raise ValueError("usage is billing: it is never shed")
         with self.database.read(snapshot=True) as connection:
-            beyond = bounds.surplus(connection, lane, limits, self.clock)
+            beyond = bounds.surplus(connection, lane, limits, self._age.asking(self.clock))
         return 0 if beyond is None else self._all(lane, lambda row: bounds.shed(row, beyond))
 
     def switch_off(self, lane: Lane, reason: str) -> int:
@@ -252,9 +254,11 @@ class Store:
 
         Nothing is deleted from a stopped lane: its log contradicts its ledger, which then cannot tell what may go.
         """
+        told = self._age.asking(self.clock)
         _, now, health = self._something_to_do(lane)
         if health.stopped:
             return 0
+        now = told(now)
         with self.database.read() as connection:
             before = retention.oversize_before(connection, lane, rules, now)
         chunk = self.database.dialect.purge_chunk

@@ -115,7 +115,7 @@ def test_a_chunk_that_is_lost_to_another_worker_is_not_counted_off(tracer: Worke
     ids = tracer.put(10)
     store = tracer.box.store
     with store.database.read(snapshot=True) as connection:
-        beyond = bounds.surplus(connection, tracer.lane, replace(WIDE, entries=9), store.clock)
+        beyond = bounds.surplus(connection, tracer.lane, replace(WIDE, entries=9), lambda now: now)
     assert beyond is not None
     with suppress(LostClaim), store.database.write() as connection, locked(connection, tracer.lane) as row:
         assert bounds.shed(row, beyond) == 1

@@ -1,0 +1,45 @@
+"""By which time age is judged: see ``core/steady.py``."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+
+from outbox.boottime import boottime
+from outbox.core.policy import MICROSECONDS
+from outbox.core.steady import STANDS_SECONDS, Reading, SteadyClock
+from outbox.store.ledger import Clock
+
+logger = logging.getLogger("outbox.store")
+
+Told = Callable[[int], int]
+"""The time by which age is judged, for what the database's clock says. Both µs since the epoch."""
+
+
+class AgeClock:
+    """Of one database, in this process. It says in the log when it does not believe the database's clock, and when it
+    does again."""
+
+    def __init__(self, where: str) -> None:
+        self._where = where
+        self._steady = SteadyClock.of_host(time.time(), boottime())
+
+    def asking(self, clock: Clock | None) -> Told:
+        """Called just before the database is asked for its time. ``clock`` replaces both, in tests only."""
+        return partial(self._told, boottime()) if clock is None else lambda _now: clock()
+
+    def _told(self, began: float, now: int) -> int:
+        before, self._steady = self._steady, self._steady.after(Reading(now, began, boottime()))
+        if self._steady.ahead and not before.ahead:
+            logger.warning(
+                "%s: the clock of the database went %.0f s ahead. Purge and shedding judge age as if it had not, for"
+                " %.0f minutes: if it is wrong, set it right before they are over; if it is right, do nothing",
+                self._where,
+                self._steady.ahead / MICROSECONDS,
+                STANDS_SECONDS / 60,
+            )
+        elif before.ahead and not self._steady.ahead:
+            logger.warning("%s: age is judged by the clock of the database again", self._where)
+        return self._steady.now
