@@ -25,6 +25,21 @@ MIGRATION_LOCK = "CONCAT_WS(' ', 'outbox migrate', SHA1(LOWER(DATABASE())))"
 """SQL for the name of the migration lock. Such names are server-wide, so it includes the database, hashed: a lock's
 name may have 64 characters, and a database's name alone as many."""
 
+_FULL = (
+    "The disk of the database is full, or its tablespace has a largest size (innodb_data_file_path): make room; what"
+    " waits is delivered by itself then."
+)
+_TAKEN = (
+    "All connections that the server or the account may have ({limit}) are taken: raise that limit, or let what is"
+    " connected use fewer (pool_size of each service)."
+)
+_READ_ONLY = (
+    "This server or session takes no writes ({why}): make it writable, or name the primary in OUTBOX_DATABASE_URL."
+)
+_TOO_LONG = (
+    "A statement took longer than {limit} allows: raise it for the account of the outbox, or see by SHOW PROCESSLIST"
+    " what holds the server up."
+)
 _IN_TRANSACTION, _COMMITS_EACH = 1, 2
 """The protocol's status flags SERVER_STATUS_IN_TRANS and SERVER_STATUS_AUTOCOMMIT."""
 
@@ -45,6 +60,21 @@ class MySQL(Dialect):
     lost_claim_codes = (1213, 1205, 1020)
     lock_timeout_codes = (1205,)
     read_only_codes = (1290, 1792, 1836)
+    advice = {  # noqa: RUF012 - ClassVar in the base
+        1021: _FULL,
+        1114: _FULL,
+        1040: _TAKEN.format(limit="max_connections"),
+        1203: _TAKEN.format(limit="max_user_connections"),
+        1226: _TAKEN.format(limit="max_user_connections"),
+        1290: _READ_ONLY.format(why="read_only, as on a standby"),
+        1792: _READ_ONLY.format(why="transaction_read_only, before MariaDB 11.1 tx_read_only"),
+        1836: _READ_ONLY.format(why="innodb_read_only"),
+        1205: "Another session holds the lock: end it (KILL) if information_schema.innodb_trx shows it open for long.",
+        1969: _TOO_LONG.format(limit="max_statement_time"),
+        3024: _TOO_LONG.format(limit="max_execution_time"),
+        1153: "An entry may have 4 MiB, and the server takes less at once: SET GLOBAL max_allowed_packet = 67108864,"
+        " and the same in its configuration.",
+    }
     duplicate_key = 1062
     autocommits = True
     optimistic_write = "apart"

@@ -24,6 +24,8 @@ COPIED_AT_ONCE = 100
 
 _TAKEN, _ANOTHERS = "23505 of a log's number", "08P01 of a prepared statement"
 """Error codes of our own, for SQLSTATEs that mean this only together with the constraint or the message."""
+_CROWDED = ("too many clients already", "connection slots are reserved", "too many connections for")
+"""Messages of a server that refuses a connection beyond its limit: libpq reports no SQLSTATE for them."""
 _POOLED = (
     "A connection pooler hands each transaction to another session (PgBouncer in transaction mode), where a prepared"
     " statement is somebody else's: name the server itself in OUTBOX_DATABASE_URL, or give the engine"
@@ -87,6 +89,10 @@ class PostgreSQL(Dialect):
         "25006": "This server is a standby, or default_transaction_read_only is on: make it writable, or name every"
         " host in OUTBOX_DATABASE_URL (...@/name?host=a:5432&host=b:5432&target_session_attrs=read-write).",
         "53100": "Make room on the disk of the database; what waits is delivered by itself then.",
+        "53300": "All connections that the server, the database or the account may have are taken: raise"
+        " max_connections (or CONNECTION LIMIT), or let what is connected use fewer (pool_size of each service).",
+        "57014": "Somebody cancelled the statement, or it took longer than statement_timeout allows: raise that for the"
+        " account of the outbox (ALTER ROLE ... SET statement_timeout), or see by pg_stat_activity what it waits for.",
         "26000": _POOLED,
         "42P05": _POOLED,
         _ANOTHERS: _POOLED,
@@ -180,11 +186,13 @@ class PostgreSQL(Dialect):
 
     def error_code(self, error: DBAPIError) -> Any:
         """The SQLSTATE, or a code of our own: for a duplicate sequence number, and for parameters that do not match a
-        prepared statement."""
+        prepared statement. One connection too many is recognised by its English message."""
         broken = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
         if broken in [f"{lane.table}_pkey" for lane in LANES.values()]:
             return _TAKEN
         code = super().error_code(error)
+        if code is None and any(words in str(error.orig) for words in _CROWDED):
+            return "53300"
         return _ANOTHERS if code == "08P01" and "prepared statement" in str(error.orig) else code
 
     def at_once(self, rows: Sequence[Row]) -> bool:
