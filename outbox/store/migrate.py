@@ -29,7 +29,7 @@ from sqlalchemy import Connection, inspect, text
 from outbox.core.entry import SchemaStatus
 from outbox.errors import NOTHING_WRITTEN, ConfigError, SchemaOutOfDate
 from outbox.store.database import NO_TABLES, Database
-from outbox.store.dialects import view
+from outbox.store.dialects import dialect_of, view
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -63,9 +63,10 @@ def migrate(database: Database, revision: str = "head") -> None:
     """Upgrade or downgrade to ``revision``; idempotent, and safe when several processes start at once.
 
     ``revision``: ``head``, ``base``, a revision or the beginning of its name, or steps such as ``+1`` and ``-1``.
-    Raises ``ConfigError`` for an unknown revision and where a host's history made the tables, ``SchemaOutOfDate`` where
-    a newer version of outbox did, ``DatabaseUnavailable`` where another session's lock is in the way for too long,
-    ``OutboxError`` where a downgrade to base was interrupted and entries are left.
+    Raises ``ConfigError`` for an unknown revision, where a host's history made the tables, and where no schema is there
+    to hold them; ``SchemaOutOfDate`` where a newer version of outbox made them, ``DatabaseUnavailable`` where another
+    session's lock is in the way for too long, ``OutboxError`` where a downgrade to base was interrupted and entries are
+    left.
     """
     from alembic import command
 
@@ -73,6 +74,7 @@ def migrate(database: Database, revision: str = "head") -> None:
     kept = STEPS_KEPT if dialect.keeps_each_step else NOTHING_WRITTEN
     dialect.create_store(database.url)
     with database.write() as connection, database.explained(kept), dialect.migration_lock(connection):
+        dialect.require_place(connection, database.safe_url)
         if _made_by_host(connection):
             raise ConfigError(
                 f"{database.safe_url}: the outbox tables are there without {VERSION_TABLE}: they belong to the host's"
@@ -138,6 +140,7 @@ def require_head(connection: Connection, where: str) -> None:
     if status.current == status.head:
         return
     if status.current is None:
+        dialect_of(connection).require_place(connection, where)
         raise SchemaOutOfDate(f"{where}: {NO_TABLES}")
     _refuse_newer(status.current, where)
     mend = "Upgrade with the host's alembic" if _made_by_host(connection) else "Run: outbox migrate"

@@ -64,6 +64,16 @@ def test_a_database_that_takes_no_writes_is_a_problem_and_the_statement_mends_it
     assert examined(migrated).is_well("version")
 
 
+def test_a_search_path_without_a_schema_is_one_problem_and_the_statement_mends_it(
+    migrated: Command, admin: Connection, engine: Engine
+) -> None:
+    type_in(admin, f"ALTER DATABASE \"{engine.url.database}\" SET search_path = ''")
+    report = examined(migrated)
+    assert "search_path names no schema" in report.the("schema", "problem").found
+    type_in(admin, report.mend("schema"))
+    assert examined(migrated).is_well("schema")
+
+
 def test_a_transaction_left_open_is_a_warning_and_the_statement_ends_it(
     migrated: Command, admin: Connection, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

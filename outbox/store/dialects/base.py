@@ -52,7 +52,7 @@ def all_or_none(connection: Connection, savepoint: str, *, alone: bool) -> Itera
     is open, as the connection is in autocommit."""
     begin, end, undo = f"SAVEPOINT {savepoint}", f"RELEASE SAVEPOINT {savepoint}", f"ROLLBACK TO SAVEPOINT {savepoint}"
     if alone:
-        begin, end, undo = "BEGIN", "COMMIT", "ROLLBACK"
+        begin, end, undo = "START TRANSACTION", "COMMIT", "ROLLBACK"  # BEGIN is another thing in sql_mode ORACLE
     connection.exec_driver_sql(begin)
     try:
         yield
@@ -229,6 +229,9 @@ class Dialect(ABC):
     def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
         """The transactions that may still fill a hole in the log. None: the database does not tell, so age decides."""
         return None
+
+    def require_place(self, connection: Connection, where: str) -> None:  # noqa: B027 - most databases are the place
+        """Raise ``ConfigError`` where tables without a schema's name can neither be made nor found."""
 
     @contextmanager
     def migration_lock(self, connection: Connection) -> Iterator[None]:

@@ -84,8 +84,13 @@ class MySQL(Dialect):
     """GROUP_CONCAT creates a table on disk: 0.7 ms, however little it joins."""
 
     def session_setup(self, *, synchronous: str) -> Sequence[str]:
-        # GROUP_CONCAT truncates at group_concat_max_len, with a warning only.
-        return ("SET SESSION innodb_lock_wait_timeout = 5", "SET SESSION group_concat_max_len = 1073741824")
+        # GROUP_CONCAT truncates at group_concat_max_len, with a warning only. In MariaDB's sql_mode ORACLE the driver's
+        # BEGIN would begin a program block.
+        return (
+            "SET SESSION innodb_lock_wait_timeout = 5",
+            "SET SESSION group_concat_max_len = 1073741824",
+            "SET SESSION sql_mode = REPLACE(REPLACE(@@sql_mode, 'ORACLE', ''), 'SIMULTANEOUS_ASSIGNMENT', '')",
+        )
 
     def engine_arguments(self, *, synchronous: str) -> dict[str, Any]:
         return {"pool_reset_on_return": None}  # saves a round trip: each block ends its transaction itself

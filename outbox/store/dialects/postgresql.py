@@ -15,6 +15,7 @@ from sqlalchemy.engine import Dialect as Driver
 from sqlalchemy.exc import DBAPIError
 
 from outbox.core.lane import LANES
+from outbox.errors import ConfigError
 from outbox.store.dialects.base import Announce, Dialect, Inserted, Look, Row, all_or_none, first_of
 
 logger = logging.getLogger("outbox.store")
@@ -113,6 +114,7 @@ class PostgreSQL(Dialect):
         "keepalives_interval": "5",
         "keepalives_count": "3",
         "tcp_user_timeout": "10000",
+        "client_encoding": "utf8",  # else of SQL_ASCII the driver returns bytes where SQLAlchemy reads text
     }
     """A server that vanished without closing its sockets (a power cut, a failover that moves its address) is given up
     after seconds. By default the kernel waits a quarter of an hour for an answer, and two hours on an idle
@@ -305,6 +307,14 @@ class PostgreSQL(Dialect):
             {"t": table},
         )
         return frozenset(holders.scalars())
+
+    def require_place(self, connection: Connection, where: str) -> None:
+        name, schema = connection.execute(text("SELECT current_database(), current_schema()")).one()
+        if schema is None:
+            raise ConfigError(
+                f"{where}: search_path names no schema that is there: tables are neither made nor found. Run:"
+                f' ALTER DATABASE "{name}" SET search_path = public'
+            )
 
     @contextmanager
     def migration_lock(self, connection: Connection) -> Iterator[None]:
