@@ -1,14 +1,14 @@
-"""The time by which age is judged, where something is deleted for its age.
+"""The time by which age is judged, where entries are deleted because of their age.
 
-It is the database's, which may jump. A jump ahead makes everything look old, and what is deleted does not come back
-when the clock is set right. So the database's clock is compared with ``boottime``, which nobody sets:
+It is the database's clock, which may jump. After a jump ahead everything looks old, and what was deleted does not come
+back when the clock is set right. So the database's clock is compared with ``boottime``, which cannot be set:
 
-    agrees   it went on as boottime did, or was set back: its time holds
-    ahead    it went ahead by more than TOLERANCE: age is judged as if it had not
-    agrees   it was set right again; or it stands where it jumped to for STANDS_SECONDS, and that is the right time
+    agrees   it advanced as boottime did, or was set back: its time is used
+    ahead    it advanced by more than TOLERANCE beyond that: age is judged as if it had not
+    agrees   it was set right again; or it has kept its lead for STANDS_SECONDS, and is taken to be right
 
-Until it has told its time once it is expected to agree with the clock of this host: a process that starts during a
-jump knows of it where these two clocks are not one.
+Before the first reading the database's clock is expected to agree with this host's. So a process that starts during a
+jump notices it, unless the database runs on the same host.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from typing import NamedTuple, Self
 from outbox.core.policy import MICROSECONDS
 
 TOLERANCE = 60 * MICROSECONDS
-"""µs by which clocks may come apart between two readings, upkeep being a minute apart at most."""
+"""How far the clocks may drift apart between two readings, in µs. Upkeep reads at least once a minute."""
 STANDS_SECONDS = 3600.0
-"""Usage is kept for so long at least: what was there before the jump has reached that age by then, whatever is true.
-And an operator has the time to set the clock right."""
+"""Usage is kept at least this long after it was sent: entries from before the jump have reached that age by then,
+whichever clock is right. It is also the time in which an operator can set the clock right."""
 
 
 class Reading(NamedTuple):
-    """What the database's clock said (µs since the epoch); ``boottime`` before it was asked, and after its answer."""
+    """The database's clock (µs since the epoch), and ``boottime`` before the query and after its answer."""
 
     now: int
     began: float
@@ -39,15 +39,15 @@ class SteadyClock:
 
     now: int
     offset: int
-    """How far ahead of boottime the database's clock was when it agreed, µs; no less."""
+    """Upper bound of the database's clock minus boottime when they last agreed, µs."""
     ahead: int = 0
-    """By how much more it is ahead now, µs. 0: it agrees."""
+    """How much further ahead it is now, µs. 0: they agree."""
     since: float = 0.0
-    """Of boottime: since when it stands there."""
+    """In boottime: since when it has had this lead."""
 
     @classmethod
     def of_host(cls, wall: float, boottime: float) -> Self:
-        """Before the first reading. ``wall``: the clock of this host, seconds since the epoch."""
+        """The state before the first reading. ``wall``: this host's clock, seconds since the epoch."""
         now = int(wall * MICROSECONDS)
         return cls(now, now - int(boottime * MICROSECONDS))
 

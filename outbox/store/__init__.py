@@ -13,6 +13,7 @@ A step of the dispatcher:
 Upkeep, operators and reading:
     operate           requeue, discard, end pending entries, switch a lane off and on
     bounds            telemetry sheds beyond its bounds, usage takes no more
+    age               the clock by which purge and shedding judge age
     retention         purge of rows and receipts, the floor, the lane's totals
     audit             what the ledger must say about every number, and what contradicts it
     mend              how strays come back, and lost rows are given up

@@ -1,4 +1,4 @@
-"""By which time age is judged: see ``core/steady.py``."""
+"""The clock by which purge and shedding judge age: the database's, without its jumps. See ``core/steady.py``."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from outbox.store.ledger import Clock
 
 logger = logging.getLogger("outbox.store")
 
-Told = Callable[[int], int]
-"""The time by which age is judged, for what the database's clock says. Both µs since the epoch."""
+Steadied = Callable[[int], int]
+"""Converts a reading of the database's clock to the time by which age is judged. Both in µs since the epoch."""
 
 
 class AgeClock:
-    """Of one database, in this process. It says in the log when it does not believe the database's clock, and when it
-    does again."""
+    """The age clock of one database in this process. It logs when it stops trusting the database's clock, and when it
+    trusts it again."""
 
     def __init__(self, where: str) -> None:
         self._where = where
         self._steady = SteadyClock.of_host(time.time(), boottime())
 
-    def asking(self, clock: Clock | None) -> Told:
-        """Called just before the database is asked for its time. ``clock`` replaces both, in tests only."""
-        return partial(self._told, boottime()) if clock is None else lambda _now: clock()
+    def asking(self, clock: Clock | None) -> Steadied:
+        """Call it just before the query that reads the database's clock. ``clock``: replaces both clocks in tests."""
+        return partial(self._steadied, boottime()) if clock is None else lambda _now: clock()
 
-    def _told(self, began: float, now: int) -> int:
+    def _steadied(self, began: float, now: int) -> int:
         before, self._steady = self._steady, self._steady.after(Reading(now, began, boottime()))
         if self._steady.ahead and not before.ahead:
             logger.warning(

@@ -15,7 +15,7 @@ from outbox.core.lane import Lane
 from outbox.core.lifecycle import LIVE, BatchState, Ending
 from outbox.core.policy import MICROSECONDS, Bounds
 from outbox.errors import OutboxFull
-from outbox.store.age import Told
+from outbox.store.age import Steadied
 from outbox.store.dialects import now_us
 from outbox.store.ledger import LockedLane
 from outbox.store.operate import end_pending, oldest_pending
@@ -62,7 +62,7 @@ class Surplus:
         )
 
 
-def surplus(connection: Connection, lane: Lane, bounds: Bounds, clock: Told) -> Surplus | None:
+def surplus(connection: Connection, lane: Lane, bounds: Bounds, clock: Steadied) -> Surplus | None:
     """Measure the lane; all in the snapshot of ``connection``. None: it is within its bounds, or has no entry above the
     cursor to shed."""
     log = LOGS[lane]

@@ -254,11 +254,11 @@ class Store:
 
         Nothing is deleted from a stopped lane: its log contradicts its ledger, which then cannot tell what may go.
         """
-        told = self._age.asking(self.clock)
+        steadied = self._age.asking(self.clock)
         _, now, health = self._something_to_do(lane)
         if health.stopped:
             return 0
-        now = told(now)
+        now = steadied(now)
         with self.database.read() as connection:
             before = retention.oversize_before(connection, lane, rules, now)
         chunk = self.database.dialect.purge_chunk

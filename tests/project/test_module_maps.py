@@ -9,10 +9,10 @@ from pkgutil import iter_modules
 import pytest
 
 
-@pytest.mark.parametrize("name", ["core", "messages", "otel", "transport"])
+@pytest.mark.parametrize("name", ["core", "messages", "otel", "store", "transport"])
 def test_the_docstring_of_a_package_names_its_modules(name: str) -> None:
     package = import_module(f"outbox.{name}")
     lines = package.__doc__ or ""
     modules = {module.name for module in iter_modules(package.__path__)}
-    assert modules - set(re.findall(r"^(\w+) +\S", lines, re.MULTILINE)) == set(), "not in the map"
-    assert set(re.findall(r"^(\w+) {2,}\S", lines, re.MULTILINE)) - modules == set(), "in the map, but gone"
+    assert modules - set(re.findall(r"^ *(\w+) +\S", lines, re.MULTILINE)) == set(), "not in the map"
+    assert set(re.findall(r"^ *([a-z_]+) {2,}\S", lines, re.MULTILINE)) - modules == set(), "in the map, but gone"
