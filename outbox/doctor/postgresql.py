@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, Row, create_engine, event, text
 from sqlalchemy.pool import NullPool
 
 from outbox.doctor.finding import Finding, ok, problem, warning
@@ -16,7 +17,6 @@ OLDEST_WITH_FIXES = 14
 """Major version; older ones get no fixes (https://www.postgresql.org/support/versioning/)."""
 OLD_SECONDS = 300
 """A transaction that is open for longer holds vacuum back."""
-_RELOAD = "SELECT pg_reload_conf()"
 
 
 def reader(database: Database) -> Engine:
@@ -86,11 +86,11 @@ def _durability(patient: Patient) -> Iterator[Finding]:
             _setting(connection, name) for name in ("fsync", "full_page_writes", "synchronous_commit")
         )
     if fsync == "off":
-        yield problem("fsync is off: a crash of the machine can ruin the whole cluster", _system("fsync", "on"))
+        yield problem("fsync is off: a crash of the machine can ruin the whole cluster", _switch_on("fsync"))
     if pages == "off":
         yield warning(
             "full_page_writes is off: safe on a file system that writes a page whole, and on no other",
-            _system("full_page_writes", "on"),
+            _switch_on("full_page_writes"),
         )
     if commit == "off":
         yield warning(
@@ -107,7 +107,7 @@ def _autovacuum(patient: Patient) -> Iterator[Finding]:
         options = _table_options(connection)
     for name, value in switches.items():
         if value == "off":
-            yield problem(f"{name} is off: dead rows stay, and every claim reads past them", _system(name, "on"))
+            yield problem(f"{name} is off: dead rows stay, and every claim reads past them", _switch_on(name))
     for table, given in options.items():
         if "autovacuum_enabled=false" in given or "autovacuum_enabled=off" in given:
             yield problem(f"autovacuum is off for {table}", f"ALTER TABLE {table} RESET (autovacuum_enabled)")
@@ -134,29 +134,9 @@ def _transactions(patient: Patient) -> Iterator[Finding]:
     """Who keeps dead rows from being removed. When a transaction of another account began is shown to superusers and
     members of pg_read_all_stats only."""
     with patient.read() as connection:
-        sessions = connection.execute(
-            text(
-                "SELECT pid, state, EXTRACT(epoch FROM clock_timestamp() - xact_start)::int AS seconds"
-                " FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
-                " AND pid <> pg_backend_pid() AND xact_start < clock_timestamp() - make_interval(secs => :old)"
-                " ORDER BY xact_start LIMIT 5"
-            ),
-            {"old": OLD_SECONDS},
-        ).all()
-        prepared = connection.execute(
-            text(
-                "SELECT gid, EXTRACT(epoch FROM clock_timestamp() - prepared)::int AS seconds FROM pg_prepared_xacts"
-                " WHERE database = current_database() AND prepared < clock_timestamp() - make_interval(secs => :old)"
-            ),
-            {"old": OLD_SECONDS},
-        ).all()
-        slots = connection.execute(
-            text(
-                "SELECT slot_name FROM pg_replication_slots"
-                " WHERE NOT active AND COALESCE(xmin, catalog_xmin) IS NOT NULL"
-            )
-        ).scalars()
-        idle_slots = list(slots)
+        sessions = _old_transactions(connection)
+        prepared = _old_prepared_transactions(connection)
+        slots = _idle_slots(connection)
     for session in sessions:
         yield warning(
             f"session {session.pid} ({session.state}) has a transaction open for {session.seconds} s: it holds vacuum"
@@ -167,13 +147,38 @@ def _transactions(patient: Patient) -> Iterator[Finding]:
         yield warning(
             f"the prepared transaction {each.gid!r} is open for {each.seconds} s", f"ROLLBACK PREPARED '{each.gid}'"
         )
-    for slot in idle_slots:
+    for slot in slots:
         yield warning(
             f"nobody reads the replication slot {slot}, and it holds vacuum back",
             f"SELECT pg_drop_replication_slot('{slot}')",
         )
-    if not (sessions or prepared or idle_slots):
+    if not (sessions or prepared or slots):
         yield ok(f"none that this account sees is open for more than {OLD_SECONDS} s")
+
+
+def _old_transactions(connection: Connection) -> Sequence[Row[Any]]:
+    query = text(
+        "SELECT pid, state, EXTRACT(epoch FROM clock_timestamp() - xact_start)::int AS seconds"
+        " FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
+        " AND pid <> pg_backend_pid() AND xact_start < clock_timestamp() - make_interval(secs => :old)"
+        " ORDER BY xact_start LIMIT 5"
+    )
+    return connection.execute(query, {"old": OLD_SECONDS}).all()
+
+
+def _old_prepared_transactions(connection: Connection) -> Sequence[Row[Any]]:
+    query = text(
+        "SELECT gid, EXTRACT(epoch FROM clock_timestamp() - prepared)::int AS seconds FROM pg_prepared_xacts"
+        " WHERE database = current_database() AND prepared < clock_timestamp() - make_interval(secs => :old)"
+    )
+    return connection.execute(query, {"old": OLD_SECONDS}).all()
+
+
+def _idle_slots(connection: Connection) -> Sequence[str]:
+    query = text(
+        "SELECT slot_name FROM pg_replication_slots WHERE NOT active AND COALESCE(xmin, catalog_xmin) IS NOT NULL"
+    )
+    return connection.execute(query).scalars().all()
 
 
 def _sequences(patient: Patient) -> Iterator[Finding]:
@@ -200,8 +205,8 @@ def _setting(connection: Connection, name: str) -> str:
     return str(connection.execute(text("SELECT current_setting(:name)"), {"name": name}).scalar_one())
 
 
-def _system(name: str, value: str) -> str:
-    return f"ALTER SYSTEM SET {name} = {value}; {_RELOAD}"
+def _switch_on(name: str) -> str:
+    return f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf()"
 
 
 def _for_database(patient: Patient, name: str, value: str) -> str:
