@@ -11,7 +11,7 @@ _BACKLOG = 1024
 _OF_THE_PORT = (errno.EADDRINUSE, errno.EACCES)
 
 
-class Place:
+class ReservedPort:
     """A port that is ours whether or not anybody listens there.
 
     While nobody listens it is bound all the same: connecting is refused, and nobody else is given it.

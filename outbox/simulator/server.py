@@ -19,7 +19,7 @@ from outbox.simulator.endpoints import Endpoints, Licenses
 from outbox.simulator.exchange import BASE_PATH, Reply, Request
 from outbox.simulator.faults import Faults
 from outbox.simulator.journal import Journal
-from outbox.simulator.port import Place, listen
+from outbox.simulator.port import ReservedPort, listen
 from outbox.simulator.protocol import Connection
 from outbox.simulator.received import Received
 from outbox.simulator.tokens import Mint
@@ -136,9 +136,9 @@ class Simulator:
                 undo.callback(self._journal.close)
             control = undo.enter_context(listen(self._host, 0))
             self._control_port: int = control.getsockname()[1]
-            self._place = Place(self._host, self._port)
+            self._reserved = ReservedPort(self._host, self._port)
             undo.pop_all()
-        self._port = self._place.port
+        self._port = self._reserved.port
         started: Future[None] = Future()
         self._thread = threading.Thread(target=self._run, args=(control, started), name="beacon-simulator", daemon=True)
         self._thread.start()
@@ -215,7 +215,7 @@ class Simulator:
         await self._stop.wait()
         await self._end(controlling, control_connections)
         await self._stop_listening()
-        self._place.release()
+        self._reserved.release()
 
     def _connection(self) -> Connection:
         self.received.connected()
@@ -233,9 +233,9 @@ class Simulator:
                 if self._listening is not None:
                     self.faults.fired["down"] += 1
                 await self._stop_listening()
-                self._place.hold()
+                self._reserved.hold()
             elif self._listening is None:
-                self._listening = await self._loop.create_server(self._connection, sock=self._place.listen())
+                self._listening = await self._loop.create_server(self._connection, sock=self._reserved.listen())
 
     async def _stop_listening(self) -> None:
         if self._listening is not None:
