@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from benchmarks.figures import Run
 from benchmarks.hand.beacon import capacity
 from benchmarks.places import Beacon, Places
-from benchmarks.pressure import HEALTHY, Phase, Told, report
+from benchmarks.pressure import HEALTHY, Observations, Phase, report
 from benchmarks.rows import messages
 from benchmarks.scene import Scene, scene
 
@@ -85,7 +85,7 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
         with scene(places, kind, producers=profile.producers, batch_max_rows=BATCH_ROWS, max_senders=SENDERS) as actors:
             story = Story(actors, profile)
             story.play()
-            report(run, story.told())
+            report(run, story.observed())
 
 
 class Story:
@@ -109,9 +109,9 @@ class Story:
             self._healthy()
         self.scene.end(PATIENCE_SECONDS * self.profile.scale)
 
-    def told(self) -> Told:
+    def observed(self) -> Observations:
         """All that was seen."""
-        return Told(
+        return Observations(
             kind=self.scene.kind,
             rate=self.profile.rate,
             phases=self.phases,

@@ -49,7 +49,7 @@ class Child:
             raise RuntimeError(f"{self._name}: {word!r} expected, {line!r} said")
         return line.removeprefix(word).strip()
 
-    def has_said(self) -> bool:
+    def has_output(self) -> bool:
         """Whether it has said something that nobody has read."""
         return bool(select.select([_pipe(self._process.stdout)], [], [], 0)[0])
 
@@ -76,8 +76,8 @@ class Producer(Child):
 
     def __init__(self, kind: str, url: str, record: Path, *, how: str = "outbox", beacon: str = "") -> None:
         self.record = record
-        told = {"--kind": kind, "--database": url, "--how": how, "--record": str(record), "--beacon": beacon}
-        super().__init__("benchmarks.load", *(part for pair in told.items() for part in pair))
+        options = {"--kind": kind, "--database": url, "--how": how, "--record": str(record), "--beacon": beacon}
+        super().__init__("benchmarks.load", *(part for pair in options.items() for part in pair))
 
     def go(self, rate: float, rows: int) -> None:
         """Commit ``rows`` at a time, ``rate`` rows/s, until ``rest`` or ``close``."""

@@ -43,21 +43,21 @@ class Line:
         target = urlsplit(url)
         command = [sys.executable, "-m", "benchmarks.line", str(target.port), str(megabits), str(round_trip_ms)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.url = target._replace(netloc=f"127.0.0.1:{int(self._told())}").geturl()
+        self.url = target._replace(netloc=f"127.0.0.1:{int(self._answer())}").geturl()
 
     def carried(self) -> Carried:
         """Since the start."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
-        return Carried(*map(int, self._told().split()))
+        return Carried(*map(int, self._answer().split()))
 
-    def _told(self) -> str:
+    def _answer(self) -> str:
         assert self._process.stdout is not None
-        told = self._process.stdout.readline()
-        if not told:
+        line = self._process.stdout.readline()
+        if not line:
             raise RuntimeError("the line has ended")
-        return told
+        return line
 
     def __enter__(self) -> Line:
         return self

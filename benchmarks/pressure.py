@@ -52,7 +52,7 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Told:
+class Observations:
     """A story of one database. ``limits``: rows/s that beacon took in a phase, by its name."""
 
     kind: str
@@ -114,100 +114,98 @@ class Told:
         return sorted(self.arrivals[id] for id in self.commits.ids if id in self.arrivals)
 
 
-def report(run: Run, told: Told) -> None:
-    for phase in told.phases:
+def report(run: Run, observed: Observations) -> None:
+    for phase in observed.phases:
         if phase.name != HEALTHY:
-            _waiting(run, told, phase)
-        if phase.name in told.limits:
-            _limited(run, told, phase)
+            _waiting(run, observed, phase)
+        if phase.name in observed.limits:
+            _limited(run, observed, phase)
         if phase.name == "back after down":
-            _recovery(run, told, phase)
-    began = told.phases[0].since
-    run.series[told.kind] = table(told.samples, told.commits, told.arrivals, began)
-    _facts(run, told, began)
+            _recovery(run, observed, phase)
+    began = observed.phases[0].since
+    run.series[observed.kind] = table(observed.samples, observed.commits, observed.arrivals, began)
+    _facts(run, observed, began)
 
 
-def _waiting(run: Run, told: Told, phase: Phase) -> None:
+def _waiting(run: Run, observed: Observations, phase: Phase) -> None:
     """A second in which the machine did something else moves one p99, not the median of them."""
-    seconds = told.p99s(phase)
+    seconds = observed.p99s(phase)
     if phase.seconds < SHORTEST_SECONDS or not seconds:
         return
     run.add(
         Figure(
-            f"backpressure/{told.kind}/p99/{phase.name.replace(' ', '-').replace(',', '')}",
-            f"producers' p99, {told.kind}, {phase.name}",
+            f"backpressure/{observed.kind}/p99/{phase.name.replace(' ', '-').replace(',', '')}",
+            f"producers' p99, {observed.kind}, {phase.name}",
             "ms",
             "lower",
             seconds,
-            [told.healthy_p99] * len(seconds),
+            [observed.healthy_p99] * len(seconds),
             base_name=HEALTHY,
             note="of the commits of each second",
         )
     )
 
 
-def _limited(run: Run, told: Told, phase: Phase) -> None:
-    key = f"backpressure/{told.kind}"
-    goodput, limit = phase.received / phase.seconds, told.limits[phase.name]
-    title = f"goodput, {told.kind}, beacon takes half of what arrives"
+def _limited(run: Run, observed: Observations, phase: Phase) -> None:
+    key = f"backpressure/{observed.kind}"
+    goodput, limit = phase.received / phase.seconds, observed.limits[phase.name]
+    title = f"goodput, {observed.kind}, beacon takes half of what arrives"
     run.add(Figure(f"{key}/goodput", title, "rows/s", "higher", [goodput], [limit], base_name="limit"))
     refused, requests = phase.answered(429), phase.requests
-    title = f"answered 429, {told.kind}, beacon takes half of what arrives"
+    title = f"answered 429, {observed.kind}, beacon takes half of what arrives"
     run.add(Figure(f"{key}/429", title, "requests", "lower", [refused], [requests], base_name="of all"))
 
 
-def _recovery(run: Run, told: Told, back: Phase) -> None:
+def _recovery(run: Run, observed: Observations, back: Phase) -> None:
     """From the moment beacon is back, and from the first row it takes then: between them the next probe is awaited."""
-    first = told.first_after(back.since)
+    first = observed.first_after(back.since)
     for key, name, since in (("recovery", "beacon was back", back.since), ("drain", "it took a row", first)):
-        backlog = told.depth(since)
+        backlog = observed.depth(since)
         run.add(
             Figure(
-                f"backpressure/{told.kind}/{key}",
-                f"backlog of an outage cleared, {told.kind}, since {name}",
+                f"backpressure/{observed.kind}/{key}",
+                f"backlog of an outage cleared, {observed.kind}, since {name}",
                 "s",
                 "lower",
-                [told.cleared(since)],
-                [told.ideal(since)],
+                [observed.cleared(since)],
+                [observed.ideal(since)],
                 base_name="ideal",
                 note=f"{backlog} rows waited; the first was taken {first - back.since:.2f} s after beacon was back",
             )
         )
 
 
-def _facts(run: Run, told: Told, began: float) -> None:
+def _facts(run: Run, observed: Observations, began: float) -> None:
     run.facts.setdefault("phases", []).extend(
-        {"series": told.kind, "name": phase.name, "from": phase.since - began, "to": phase.until - began}
-        for phase in told.phases
+        {"series": observed.kind, "name": phase.name, "from": phase.since - began, "to": phase.until - began}
+        for phase in observed.phases
     )
-    duplicates = dict(_by_phase(told))
+    duplicates = dict(_by_phase(observed))
     facts = {
-        "committed": len(told.commits),
-        "lost": told.lost,
+        "committed": len(observed.commits),
+        "lost": observed.lost,
         "duplicates": sum(duplicates.values()),
         "duplicates_by_phase": duplicates,
-        "duplicates_of_another_key": sum(len(set(keys)) > 1 for keys in told.duplicates.values()),
-        "waited_ms": _waited_ms(told),
-        "requests": {phase.name: _requests(phase) for phase in told.phases if phase.name != HEALTHY},
+        "duplicates_of_another_key": sum(len(set(keys)) > 1 for keys in observed.duplicates.values()),
+        "waited_ms": _waited_ms(observed),
+        "requests": {phase.name: _requests(phase) for phase in observed.phases if phase.name != HEALTHY},
     }
-    run.facts[told.kind] = facts
+    run.facts[observed.kind] = facts
     run.facts["lost"] = run.facts.get("lost", 0) + facts["lost"]
     elsewhere = sum(count for name, count in duplicates.items() if "resets" not in name)
     run.facts["duplicates_elsewhere"] = run.facts.get("duplicates_elsewhere", 0) + elsewhere
     print(
-        f"{told.kind}: {facts['committed']:,} rows committed, {facts['lost']} lost; duplicates by the phase in which",
-        end="",
-    )
-    print(
-        f" they were received first: {duplicates}, {facts['duplicates_of_another_key']} under another key", flush=True
+        f"{observed.kind}: {facts['committed']:,} rows committed, {facts['lost']} lost; duplicates by the phase in",
+        f"which they were received first: {duplicates}, {facts['duplicates_of_another_key']} under another key",
+        flush=True,
     )
 
 
-def _waited_ms(told: Told) -> dict[str, dict[str, float]]:
+def _waited_ms(observed: Observations) -> dict[str, dict[str, float]]:
     """What callers waited for a commit, all of a name together."""
     waited: dict[str, list[float]] = {}
-    for phase in told.phases:
-        waited.setdefault(phase.name, []).extend(told.waited(phase))
+    for phase in observed.phases:
+        waited.setdefault(phase.name, []).extend(observed.waited(phase))
     parts = {"p50": 0.5, "p99": 0.99, "longest": 1.0}
     return {
         name: {part: 1000 * quantile(values, at) for part, at in parts.items()}
@@ -216,12 +214,12 @@ def _waited_ms(told: Told) -> dict[str, dict[str, float]]:
     }
 
 
-def _by_phase(told: Told) -> Counter[str]:
+def _by_phase(observed: Observations) -> Counter[str]:
     """Duplicates, by when they were received first: it was then that the answer was lost."""
     found: Counter[str] = Counter()
-    for id in told.duplicates:
-        at = told.arrivals[id]
-        found[next((phase.name for phase in reversed(told.phases) if phase.since <= at), "elsewhere")] += 1
+    for id in observed.duplicates:
+        at = observed.arrivals[id]
+        found[next((phase.name for phase in reversed(observed.phases) if phase.since <= at), "elsewhere")] += 1
     return found
 
 

@@ -130,7 +130,7 @@ def _meanwhile(other: Child, what: str, kind: str, url: str, count: int) -> Iter
     other.say(f"{what} {kind} {url} {count}")
     other.expect("ready")
     other.say("go")
-    yield other.has_said
+    yield other.has_output
     other.expect("done")
 
 

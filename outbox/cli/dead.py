@@ -11,7 +11,7 @@ import typer
 
 from outbox.cli.context import FAILURE, NOT_FOUND, box_of
 from outbox.cli.inspect import EntryId, Yes, show_entry
-from outbox.cli.output import Form, Output, agrees, show_document, show_rows, somebody_can_answer, table, tell
+from outbox.cli.output import Form, Output, agrees, is_interactive, show_document, show_rows, table, tell
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
 
@@ -141,7 +141,7 @@ def _counts(box: Outbox, selection: Selection) -> Counts:
 
 def _agreed(verb: str, before: Counts) -> bool:
     """Whether the person at the terminal agrees. Where nobody can answer, the command itself is the answer."""
-    if not somebody_can_answer():
+    if not is_interactive():
         return True
     for lane, counts in before.items():
         if counts["entries"]:

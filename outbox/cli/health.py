@@ -75,13 +75,13 @@ class _Handler(BaseHTTPRequestHandler):
             case "/livez":
                 self._answer(200, "ok\n")
             case "/readyz":
-                self._looked(lambda _seen: "ok\n")
+                self._answer_with(lambda _seen: "ok\n")
             case "/metrics":
-                self._looked(metrics)
+                self._answer_with(metrics)
             case _:
                 self._answer(404, "there are /livez, /readyz and /metrics\n")
 
-    def _looked(self, text: Callable[[OutboxStatus], str]) -> None:
+    def _answer_with(self, text: Callable[[OutboxStatus], str]) -> None:
         try:
             seen = self._look()
         except OutboxError as error:

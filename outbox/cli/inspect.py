@@ -15,9 +15,9 @@ from outbox.cli.output import (
     Form,
     Output,
     agrees,
+    is_interactive,
     show_document,
     show_rows,
-    somebody_can_answer,
     table,
     tell,
     write,
@@ -79,17 +79,17 @@ def _require_agreement(box: Outbox, revision: str) -> None:
         lanes = box.status().lanes
         counts = {name: lane.unfinished + lane.dead for name, lane in lanes.items()}
         lost = [f"{name}: {count:,}" for name, count in counts.items() if count]
-        told = f"entries that are not delivered, and would be removed with the tables: {', '.join(lost)}"
+        loss = f"entries that are not delivered, and would be removed with the tables: {', '.join(lost)}"
     except SchemaOutOfDate:
         lost = migrations.logs_with_entries(box.store.database)
-        told = f"entries that would be removed with the tables, delivered or not: {', '.join(lost)}"
+        loss = f"entries that would be removed with the tables, delivered or not: {', '.join(lost)}"
     if not lost:
         return
-    if somebody_can_answer():
-        tell(told)
+    if is_interactive():
+        tell(loss)
         if agrees("remove them?"):
             return
-    raise OutboxError(f"{told}. Nothing was changed. Deliver them first (outbox drain), or give --yes")
+    raise OutboxError(f"{loss}. Nothing was changed. Deliver them first (outbox drain), or give --yes")
 
 
 def status(context: typer.Context, output: Output = Form.TABLE) -> None:

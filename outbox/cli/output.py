@@ -94,7 +94,7 @@ def _stdout() -> TextIO:
     return sys.stdout
 
 
-def somebody_can_answer() -> bool:
+def is_interactive() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 

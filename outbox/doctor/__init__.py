@@ -46,14 +46,14 @@ def examine(config: Path | None = None, database_url: str | None = None) -> Iter
 def _run(check: Check, patient: Patient) -> list[Finding]:
     why = patient.lacks(check.needs)
     findings = [skipped(why)] if why else _bounded(check, patient)
-    return [replace(each, check=check.name, found=patient.discreet(each.found)) for each in findings]
+    return [replace(each, check=check.name, found=patient.without_password(each.found)) for each in findings]
 
 
 def _bounded(check: Check, patient: Patient) -> list[Finding]:
     """What the check finds, in a thread that is left behind when it takes too long: a resolver cannot be cut short."""
     findings: list[Finding] = []
     thread = threading.Thread(
-        target=lambda: findings.extend(_looked(check, patient)), name="outbox-doctor", daemon=True
+        target=lambda: findings.extend(_findings_of(check, patient)), name="outbox-doctor", daemon=True
     )
     thread.start()
     thread.join(check.seconds)
@@ -64,7 +64,7 @@ def _bounded(check: Check, patient: Patient) -> list[Finding]:
     return [problem(f"no answer within {check.seconds:g} s", "see what holds it up, then run it again: outbox doctor")]
 
 
-def _looked(check: Check, patient: Patient) -> list[Finding]:
+def _findings_of(check: Check, patient: Patient) -> list[Finding]:
     try:
         return list(check.look(patient))
     except OutboxError as error:

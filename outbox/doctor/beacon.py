@@ -93,12 +93,12 @@ def _license(patient: Patient) -> Secret | None:
 
 def judge_answer(exchange: Exchange, url: str) -> Finding:
     """Whether what answered is beacon."""
-    told = f"{url} answered in {exchange.seconds * 1000:.0f} ms"
+    found = f"{url} answered in {exchange.seconds * 1000:.0f} ms"
     if isinstance(exchange.token, Secret) or exchange.token.verdict is Verdict.UNAUTHORIZED:
-        return ok(told)
+        return ok(found)
     receipt = exchange.token
     if isinstance(exchange.answer, Failure):
-        return problem(f"{url}: {receipt.reason.removeprefix('verify: ')}: {exchange.words}", _way(exchange.words))
+        return problem(f"{url}: {receipt.reason.removeprefix('verify: ')}: {exchange.words}", _mend_of(exchange.words))
     found, mend = parted(receipt.reason.removeprefix("verify: "), _PORTAL)
     if location := _host(exchange.answer.headers.get("location", "")):
         found = f"{found}; it leads to {location}"
@@ -117,7 +117,7 @@ def _host(location: str) -> str:
 _PORTAL = "check OUTBOX_BEACON_URL; a proxy or a captive portal may answer in its place: NO_PROXY, HTTPS_PROXY"
 
 
-def _way(words: str) -> str:
+def _mend_of(words: str) -> str:
     """What mends a request that got no answer."""
     if "certificate has expired" in words or "not yet valid" in words:
         return "renew the certificate of beacon or of the proxy on the way; check the clock: timedatectl"
@@ -150,8 +150,10 @@ def judge_certificate(not_after: str, now: float) -> Finding:
     if not not_after:
         return skipped("the certificate does not say when it ends")
     days = int((ssl.cert_time_to_seconds(not_after) - now) // _DAY)
-    told = f"the certificate is trusted, and ends in {days} days ({not_after})"
-    return warning(told, "have it renewed by who runs beacon, or the proxy on the way") if days < FEW_DAYS else ok(told)
+    found = f"the certificate is trusted, and ends in {days} days ({not_after})"
+    return (
+        warning(found, "have it renewed by who runs beacon, or the proxy on the way") if days < FEW_DAYS else ok(found)
+    )
 
 
 def _token(patient: Patient) -> Iterator[Finding]:

@@ -17,8 +17,8 @@ from outbox.settings import Settings
 from outbox.settings_sources import Found, env_name, merge, read_layers
 from outbox.settings_values import human_seconds
 
-_OF_DATABASE = frozenset({"database_url"})
-_OF_BEACON = frozenset(
+_DATABASE_SETTINGS = frozenset({"database_url"})
+_BEACON_SETTINGS = frozenset(
     {"beacon_url", "allow_http", "offline", "license_key", "license_file", "token_header", "token_public_key_file"}
     | {"ca_file", "client_cert_file", "client_key_file"}
 )
@@ -36,7 +36,7 @@ def _settings(patient: Patient) -> Iterator[Finding]:
         lines = str(error).split("\n  - ")
         lines = lines[1:] or lines
         yield from map(_wrong_setting, lines)
-        _go_on_without(patient, given, lines)
+        _continue_without(patient, given, lines)
         return
     _forbid_egress(patient)
     changed = [each for each in patient.settings.sources() if each.source != "default"]
@@ -53,19 +53,19 @@ def _wrong_setting(line: str) -> Finding:
     return problem(*parted(line, f"correct {place}, or remove it"))
 
 
-def _go_on_without(patient: Patient, given: Mapping[str, Any], lines: list[str]) -> None:
+def _continue_without(patient: Patient, given: Mapping[str, Any], lines: list[str]) -> None:
     """The other checks use what is left; those that a wrong setting could send astray do not run."""
     try:
-        patient.settings, wrong = what_holds(patient.config, given)
+        patient.settings, wrong = valid_settings(patient.config, given)
     except ConfigError:
         patient.lack(Need.SETTINGS, "the settings cannot be read")
         return
     _forbid_egress(patient)
     meant = {line.partition(_UNKNOWN)[2].removeprefix("OUTBOX_").lower() for line in lines}
     patient.wrong = wrong | (meant & Settings.model_fields.keys())
-    if patient.wrong & _OF_DATABASE:
+    if patient.wrong & _DATABASE_SETTINGS:
         patient.lack(Need.DATABASE, "the settings leave open which database is meant")
-    if patient.wrong & _OF_BEACON:
+    if patient.wrong & _BEACON_SETTINGS:
         patient.lack(Need.EGRESS, "the settings leave open whether and how beacon may be asked")
 
 
@@ -74,7 +74,7 @@ def _forbid_egress(patient: Patient) -> None:
         patient.lack(Need.EGRESS, "OUTBOX_OFFLINE is true: nothing leaves this host")
 
 
-def what_holds(config: Path | None, given: Mapping[str, Any]) -> tuple[Settings, frozenset[str]]:
+def valid_settings(config: Path | None, given: Mapping[str, Any]) -> tuple[Settings, frozenset[str]]:
     """The settings with defaults in place of those that are wrong, and the names of these.
 
     Raises ``ConfigError`` when a file cannot be read: then nothing is known.
@@ -88,7 +88,7 @@ def what_holds(config: Path | None, given: Mapping[str, Any]) -> tuple[Settings,
             named = frozenset(str(detail["loc"][0]) for detail in error.errors(include_input=False))
         wrong |= named
         if named.isdisjoint(found):  # a default contradicts what is given: leave what cannot be told apart
-            named = frozenset(found) - _OF_DATABASE - _OF_BEACON
+            named = frozenset(found) - _DATABASE_SETTINGS - _BEACON_SETTINGS
             if not named:
                 raise ConfigError("no setting holds without the others")
         found = {name: each for name, each in found.items() if name not in named}

@@ -46,10 +46,10 @@ def _only_read(driver_connection: Any, _record: Any) -> None:
         cursor.execute("SET SESSION TRANSACTION READ ONLY")
 
 
-def judge_version(told: str) -> Iterator[Finding]:
-    """``told``: what ``SELECT VERSION()`` says, such as ``8.0.36`` or ``10.11.6-MariaDB-0+deb12u1``."""
-    mariadb = "mariadb" in told.lower()
-    version = tuple(map(int, re.findall(r"\d+", told.removeprefix("5.5.5-"))[:3]))  # a prefix of old replication
+def judge_version(reported: str) -> Iterator[Finding]:
+    """``reported``: what ``SELECT VERSION()`` says, such as ``8.0.36`` or ``10.11.6-MariaDB-0+deb12u1``."""
+    mariadb = "mariadb" in reported.lower()
+    version = tuple(map(int, re.findall(r"\d+", reported.removeprefix("5.5.5-"))[:3]))  # a prefix of old replication
     name = f"{'MariaDB' if mariadb else 'MySQL'} {'.'.join(map(str, version))}"
     oldest = ".".join(map(str, OLDEST[mariadb]))
     mend = f"upgrade to {oldest} or later"
@@ -63,9 +63,9 @@ def judge_version(told: str) -> Iterator[Finding]:
 
 def _version(patient: Patient) -> Iterator[Finding]:
     with patient.read() as connection:
-        told = str(connection.execute(text("SELECT VERSION()")).scalar_one())
+        reported = str(connection.execute(text("SELECT VERSION()")).scalar_one())
         read_only = _variable(connection, "read_only")
-    yield from judge_version(told)
+    yield from judge_version(reported)
     if read_only == "ON":
         yield problem("read_only is on: nothing can be written", "SET GLOBAL read_only = OFF, or name the primary")
 

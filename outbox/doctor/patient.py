@@ -104,7 +104,7 @@ class Patient:
         """Whether the settings named a database of a kind that outbox knows."""
         return self._database is not None
 
-    def discreet(self, text: str) -> str:
+    def without_password(self, text: str) -> str:
         """``text`` without a password that the URL of the database has among its parameters."""
         if not self.knows_database:
             return text

@@ -8,7 +8,7 @@ import socket
 from outbox.errors import ConfigError
 
 _BACKLOG = 1024
-_OF_THE_PORT = (errno.EADDRINUSE, errno.EACCES)
+_PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 
 
 class ReservedPort:
@@ -49,9 +49,9 @@ def _bound(host: str, port: int) -> socket.socket:
         made.bind((host, port))
     except OSError as error:
         made.close()
-        mend = "port (0: any free one)" if error.errno in _OF_THE_PORT else "host"
-        told = f"the simulator cannot listen on {host}:{port}: {error.strerror}"
-        raise ConfigError(f"{told}; choose another {mend}") from error
+        mend = "port (0: any free one)" if error.errno in _PORT_ERRORS else "host"
+        failure = f"the simulator cannot listen on {host}:{port}: {error.strerror}"
+        raise ConfigError(f"{failure}; choose another {mend}") from error
     return made
 
 

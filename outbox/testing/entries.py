@@ -81,17 +81,17 @@ def _entries(where: Session | Connection | Outbox, lane: Lane | str | None) -> I
 
     from outbox.store.schema import LOGS, UNTRANSLATED
 
-    with _looking(where) as looking:
+    with _readable(where) as connection:
         for each in (Lane(lane),) if lane is not None else tuple(Lane):
             log = LOGS[each]
             query = select(log.c.seq, log.c.id, log.c.payload).order_by(log.c.seq)
-            rows = looking.execute(query, execution_options=UNTRANSLATED)
+            rows = connection.execute(query, execution_options=UNTRANSLATED)
             for seq, id, payload in rows:
                 yield Enqueued(each, seq, _uuid(id), json.loads(payload))
 
 
 @contextmanager
-def _looking(where: Session | Connection | Outbox) -> Iterator[Session | Connection]:
+def _readable(where: Session | Connection | Outbox) -> Iterator[Session | Connection]:
     from sqlalchemy import Connection
     from sqlalchemy.orm import Session, scoped_session
 
@@ -129,8 +129,8 @@ def _uuid(value: UUID | str | bytes) -> UUID:
 def _described(lane: Lane | str | None, id: UUID | str | None, fields: Mapping[str, object]) -> str:
     asked = {name: value for name, value in (("lane", lane), ("id", id)) if value is not None}
     wanted = {name: value if value is None else str(value) for name, value in {**asked, **fields}.items()}
-    told = ", ".join(f"{name}={value!r}" for name, value in wanted.items())
-    return told or "anything in it"
+    described = ", ".join(f"{name}={value!r}" for name, value in wanted.items())
+    return described or "anything in it"
 
 
 def _listed(entries: Iterable[Enqueued]) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.figures import Figure, Run
-from benchmarks.pressure import HEALTHY, Phase, Told, report
+from benchmarks.pressure import HEALTHY, Observations, Phase, report
 from benchmarks.records import Commits
 
 RATE = 100
@@ -16,59 +16,62 @@ EMPTY = {"requests": 0, "unique": 0, "statuses": {}}
 
 
 def test_what_never_arrived_is_lost() -> None:
-    assert _reported(_told(lost=3)).facts["lost"] == 3
+    assert _reported(_observed(lost=3)).facts["lost"] == 3
 
 
 def test_a_duplicate_belongs_to_the_phase_in_which_its_answer_was_lost() -> None:
-    run = _reported(_told(duplicates={"row-450": ["key", "key"]}))
+    run = _reported(_observed(duplicates={"row-450": ["key", "key"]}))
     assert run.facts["sqlite"]["duplicates_by_phase"] == {"resets": 1}
     assert run.facts["duplicates_elsewhere"] == run.facts["sqlite"]["duplicates_of_another_key"] == 0
 
 
 def test_a_duplicate_under_another_key_is_told() -> None:
-    run = _reported(_told(duplicates={"row-150": ["key", "other"]}))
+    run = _reported(_observed(duplicates={"row-150": ["key", "other"]}))
     assert run.facts["duplicates_elsewhere"] == run.facts["sqlite"]["duplicates_of_another_key"] == 1
 
 
 def test_callers_in_trouble_are_held_to_those_of_healthy_seconds() -> None:
-    figure = _figure(_told(), "p99/limited")
+    figure = _figure(_observed(), "p99/limited")
     assert figure.ours == [2.0, 2.0]
     assert figure.base == [1.0, 1.0]
 
 
 def test_goodput_and_refusals_are_counted_under_the_limit_alone() -> None:
-    assert _figure(_told(), "goodput").ratio == 0.9
-    assert _figure(_told(), "429").ratio == 0.1
+    assert _figure(_observed(), "goodput").ratio == 0.9
+    assert _figure(_observed(), "429").ratio == 0.1
 
 
 def test_the_backlog_of_an_outage_is_held_to_what_was_free() -> None:
     """100 rows waited, 100 came in a second and 200 were taken; a tenth of a second's arrival is no backlog."""
-    told = _told()
-    assert _figure(told, "recovery").base == [pytest.approx(0.9, abs=0.02)]
-    assert _figure(told, "recovery").ratio == pytest.approx(1.0, abs=0.02)
+    observed = _observed()
+    assert _figure(observed, "recovery").base == [pytest.approx(0.9, abs=0.02)]
+    assert _figure(observed, "recovery").ratio == pytest.approx(1.0, abs=0.02)
 
 
 def test_what_producers_did_not_commit_need_not_be_cleared() -> None:
-    told = _told()
-    kept = [number for number, time in enumerate(told.commits.times) if time <= 6.0]
+    observed = _observed()
+    kept = [number for number, time in enumerate(observed.commits.times) if time <= 6.0]
     commits = Commits(
-        *([column[n] for n in kept] for column in (told.commits.ids, told.commits.times, told.commits.seconds))
+        *(
+            [column[n] for n in kept]
+            for column in (observed.commits.ids, observed.commits.times, observed.commits.seconds)
+        )
     )
-    assert replace(told, commits=commits).ideal(6.0) == pytest.approx(0.45, abs=0.01)
+    assert replace(observed, commits=commits).ideal(6.0) == pytest.approx(0.45, abs=0.01)
 
 
-def _reported(told: Told) -> Run:
+def _reported(observed: Observations) -> Run:
     run = Run("backpressure", "quick")
-    report(run, told)
+    report(run, observed)
     return run
 
 
-def _figure(told: Told, name: str) -> Figure:
-    (found,) = [figure for figure in _reported(told).figures if figure.key == f"backpressure/sqlite/{name}"]
+def _figure(observed: Observations, name: str) -> Figure:
+    (found,) = [figure for figure in _reported(observed).figures if figure.key == f"backpressure/sqlite/{name}"]
     return found
 
 
-def _told(*, lost: int = 0, duplicates: Mapping[str, Sequence[str]] | None = None) -> Told:
+def _observed(*, lost: int = 0, duplicates: Mapping[str, Sequence[str]] | None = None) -> Observations:
     """A row each hundredth of a second: one healthy second, then two under a limit, and so on."""
     phases = [
         _phase(HEALTHY, 0.0, 1.0),
@@ -83,7 +86,7 @@ def _told(*, lost: int = 0, duplicates: Mapping[str, Sequence[str]] | None = Non
     for id in ids[len(ids) - lost :]:
         del arrivals[id]
     waited = [0.002 if 1.0 <= time < 3.0 else 0.001 for time in times]
-    return Told(
+    return Observations(
         kind="sqlite",
         rate=RATE,
         phases=phases,
