@@ -1,14 +1,15 @@
-"""Every problem at once, each with the command or the setting that mends it: ``outbox doctor``.
+"""``outbox doctor``: report every problem in one run, each with the command or the setting that mends it.
 
     examine ── Check ──▶ Finding(status, check, found, mend)
       │
       ├─ configuration  settings, lease, licence                          (files: modes, folder, disk)
-      ├─ database       reachable, schema, clock ─ sqlite, postgresql, mysql: what is theirs alone
+      ├─ database       reachable, schema, clock ─ sqlite, postgresql, mysql: the checks of one kind of database
       ├─ ledger         lanes, dead letters, backlog, contradictions
       └─ beacon         proxy, name, TLS, token, clock                    (exchange: the one POST verify)
 
-Nothing is changed and nothing is enqueued: the database is read in read-only transactions, and beacon is sent POST
-verify alone. A check that cannot run is skipped and says why; one that takes too long is given up.
+The doctor changes nothing and enqueues nothing: it reads the database in read-only transactions, and the only request
+that it sends to beacon is POST verify. A check that cannot run is skipped and says why; a check that exceeds its time
+limit is abandoned.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ __all__ = ["Finding", "Status", "examine"]
 
 
 def examine(config: Path | None = None, database_url: str | None = None) -> Iterator[Finding]:
-    """What every check found, in order. ``config``, ``database_url``: as the global options of the command line.
+    """The findings of every check, in order. ``config``, ``database_url``: as the global options of the command line.
 
-    Raises nothing for what it finds. Bounded: twenty seconds for beacon, ten for a database that hangs.
+    A problem is a finding, never an exception. The time is bounded: about twenty seconds for the checks of beacon, ten
+    for a database that hangs.
     """
     patient = Patient(config, database_url)
     try:
@@ -50,7 +52,10 @@ def _run(check: Check, patient: Patient) -> list[Finding]:
 
 
 def _bounded(check: Check, patient: Patient) -> list[Finding]:
-    """What the check finds, in a thread that is left behind when it takes too long: a resolver cannot be cut short."""
+    """Run the check in a daemon thread, at most ``check.seconds``.
+
+    A check that exceeds the limit is abandoned with its thread: a call that blocks in getaddrinfo cannot be cancelled.
+    """
     findings: list[Finding] = []
     thread = threading.Thread(
         target=lambda: findings.extend(_findings_of(check, patient)), name="outbox-doctor", daemon=True
@@ -75,5 +80,5 @@ def _findings_of(check: Check, patient: Patient) -> list[Finding]:
         said = str(error.orig).partition("\n")[0]
         return [problem(said, "give the account of OUTBOX_DATABASE_URL the right to read what this names")]
     except Exception as error:  # noqa: BLE001 - one check that breaks must not hide what the others find
-        # Not its text: that of an unforeseen error may hold anything.
+        # The text of an unforeseen error is left out: it may contain a secret.
         return [problem(f"the check itself failed: {type(error).__name__}", "report it; the other checks stand")]

@@ -1,4 +1,4 @@
-"""The way to beacon, and what it answers: proxy, name, TLS, token, clock. Nothing is sent but POST verify."""
+"""The checks of the path to beacon and of its answer: proxy, DNS, TLS, token, clock. Only POST verify is sent."""
 
 from __future__ import annotations
 
@@ -80,19 +80,19 @@ def _beacon(patient: Patient) -> Iterator[Finding]:
     if isinstance(exchange.answer, Failure):
         patient.lack(Need.ANSWER, "beacon did not answer")
     judged = judge_answer(exchange, settings.beacon_url)
-    yield replace(judged, found=mask(judged.found, license))  # a redirect may repeat it
+    yield replace(judged, found=mask(judged.found, license))  # a redirect's Location may repeat the licence
 
 
 def _license(patient: Patient) -> Secret | None:
     try:
         key = patient.settings.license()
-    except ConfigError:  # the check of the licence told it
+    except ConfigError:  # reported by the check of the licence
         return None
     return None if key is None else Secret(key)
 
 
 def judge_answer(exchange: Exchange, url: str) -> Finding:
-    """Whether what answered is beacon."""
+    """Whether the answer comes from beacon, or from something in its place such as a proxy or a captive portal."""
     found = f"{url} answered in {exchange.seconds * 1000:.0f} ms"
     if isinstance(exchange.token, Secret) or exchange.token.verdict is Verdict.UNAUTHORIZED:
         return ok(found)
@@ -118,7 +118,7 @@ _PORTAL = "check OUTBOX_BEACON_URL; a proxy or a captive portal may answer in it
 
 
 def _mend_of(words: str) -> str:
-    """What mends a request that got no answer."""
+    """The remedy for a request without an answer. ``words``: the text of the exception."""
     if "certificate has expired" in words or "not yet valid" in words:
         return "renew the certificate of beacon or of the proxy on the way; check the clock: timedatectl"
     if "Hostname mismatch" in words or "IP address mismatch" in words:
@@ -146,7 +146,7 @@ def _tls(patient: Patient) -> Iterator[Finding]:
 
 
 def judge_certificate(not_after: str, now: float) -> Finding:
-    """``not_after``: as ``SSLSocket.getpeercert`` writes it."""
+    """``not_after``: the expiry as ``SSLSocket.getpeercert`` formats it; empty if unknown. ``now``: epoch seconds."""
     if not not_after:
         return skipped("the certificate does not say when it ends")
     days = int((ssl.cert_time_to_seconds(not_after) - now) // _DAY)
@@ -182,7 +182,7 @@ def _token(patient: Patient) -> Iterator[Finding]:
 
 
 def judge_life(claimed: float | None, life: float, *, verified: bool) -> Finding:
-    """``claimed``: exp - iat, in seconds; ``life``: how long it will be used."""
+    """``claimed``: the token's exp - iat in seconds, None if unknown; ``life``: seconds that a worker uses it."""
     used = f"it is used for {human_seconds(round(life))}"
     by_key = "and verified by the public key" if verified else "and not verified: no OUTBOX_TOKEN_PUBLIC_KEY_FILE"
     odd = "tell who runs beacon; it is asked for a new one in good time"
@@ -211,7 +211,7 @@ def _clock(patient: Patient) -> Iterator[Finding]:
     except (KeyError, ValueError, TypeError, IndexError, OverflowError):
         yield skipped("beacon's answer has no Date")
         return
-    there = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() + 0.5  # it is cut to the second
+    there = (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp() + 0.5  # Date is cut to the second
     verified = patient.settings.token_public_key_file is not None
     means = "tokens are refused" if verified else "intervals are dated wrong, and refused at five minutes"
     yield judge_skew(

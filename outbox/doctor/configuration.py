@@ -1,4 +1,4 @@
-"""The settings: whether they hold, whether the lease is long enough, and the licence as a file."""
+"""The checks of the settings: validity, length of the lease, licence, privacy, mode of the client key file."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ _BEACON_SETTINGS = frozenset(
 )
 _UNKNOWN = ": no such setting; the nearest is "
 _LONGEST_SEND = 4
-"""Requests of one ``BeaconTransport.send``: verify, POST and, after a 401 or 403, both again. Each may take the whole
-request timeout."""
+"""The most requests of one ``BeaconTransport.send``: verify, POST and, after a 401 or 403, both again. Each of them may
+take the whole request timeout."""
 
 
 def _settings(patient: Patient) -> Iterator[Finding]:
@@ -54,7 +54,10 @@ def _wrong_setting(line: str) -> Finding:
 
 
 def _continue_without(patient: Patient, given: Mapping[str, Any], lines: list[str]) -> None:
-    """The other checks use what is left; those that a wrong setting could send astray do not run."""
+    """Let the other checks run with the valid settings.
+
+    Checks of the database or of beacon do not run where an invalid setting could direct them to the wrong server.
+    """
     try:
         patient.settings, wrong = valid_settings(patient.config, given)
     except ConfigError:
@@ -75,9 +78,9 @@ def _forbid_egress(patient: Patient) -> None:
 
 
 def valid_settings(config: Path | None, given: Mapping[str, Any]) -> tuple[Settings, frozenset[str]]:
-    """The settings with defaults in place of those that are wrong, and the names of these.
+    """The settings with defaults in place of the invalid ones, and the names of the invalid ones.
 
-    Raises ``ConfigError`` when a file cannot be read: then nothing is known.
+    Raises ``ConfigError`` when a file cannot be read, or when even the defaults contradict the settings that remain.
     """
     found = merge(read_layers(tuple(Settings.model_fields), given, os.environ, config)).found
     wrong: frozenset[str] = frozenset()
@@ -87,7 +90,7 @@ def valid_settings(config: Path | None, given: Mapping[str, Any]) -> tuple[Setti
         except ValidationError as error:
             named = frozenset(str(detail["loc"][0]) for detail in error.errors(include_input=False))
         wrong |= named
-        if named.isdisjoint(found):  # a default contradicts what is given: leave what cannot be told apart
+        if named.isdisjoint(found):  # a default contradicts a given setting: drop all that may be the cause
             named = frozenset(found) - _DATABASE_SETTINGS - _BEACON_SETTINGS
             if not named:
                 raise ConfigError("no setting holds without the others")
@@ -95,7 +98,7 @@ def valid_settings(config: Path | None, given: Mapping[str, Any]) -> tuple[Setti
 
 
 class _Given(Settings):
-    """Settings of what is given, whatever the environment says."""
+    """Settings from exactly the values found, without reading the environment or files again."""
 
     def __init__(self, found: Mapping[str, Found]) -> None:
         super(Settings, self).__init__(**{name: each.value for name, each in found.items()})  # type: ignore[arg-type]

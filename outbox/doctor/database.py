@@ -1,4 +1,4 @@
-"""The database as any of them is: can it be reached, are the tables ours, does its clock agree with this host's."""
+"""The checks that every kind of database shares: reachable, schema revision, clock skew against this host."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from outbox.store.dialects.sqlite import SQLite
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """One of the databases: how it is read without changing it, and what is looked at in it alone."""
+    """A kind of database: ``reader`` makes a read-only engine, ``checks`` are those that only this kind has."""
 
     reader: Callable[[Database], Engine]
     checks: Sequence[Check]
@@ -38,7 +38,7 @@ KINDS: dict[type[Dialect], Kind] = {
 
 
 def checks_of(patient: Patient) -> Sequence[Check]:
-    """Those of this kind of database; none where the settings do not even say which it is."""
+    """The checks of the configured kind of database; none where the settings do not say which kind it is."""
     return KINDS[type(patient.database.dialect)].checks if patient.knows_database else ()
 
 
@@ -47,7 +47,7 @@ def _database(patient: Patient) -> Iterator[Finding]:
     try:
         patient.open(KINDS[type(patient.database.dialect)].reader)
         with patient.read() as connection:
-            migrate.schema_status(connection)  # a SELECT 1 does not even open the file of SQLite
+            migrate.schema_status(connection)  # reads a table: SQLite does not open its file for a SELECT 1
     except OutboxError as error:
         patient.lack(Need.DATABASE, "the database cannot be used")
         yield problem_of(error)
@@ -71,11 +71,11 @@ def _clock(patient: Patient) -> Iterator[Finding]:
         yield ok("the database goes by the clock of this host")
         return
     with patient.read() as connection:
-        connection.execute(select(1))  # so that connecting is no part of what is measured
+        connection.execute(select(1))  # a round trip first: the time to connect must not count as clock skew
         before = time.time()
         now = connection.execute(select(now_us())).scalar_one() / 1_000_000
         after = time.time()
-    # Leases, retries and retention all go by the database's clock, so nothing breaks.
+    # Leases, retries and retention all use the database's clock, so skew against this host breaks none of them.
     means = "times in the log and in the tables do not compare"
     yield judge_skew("the database", (before + after) / 2 - now, (after - before) / 2, means=means, bearable=math.inf)
 

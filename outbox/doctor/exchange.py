@@ -1,6 +1,7 @@
-"""The one request that a doctor sends: POST verify, by the worker's own client, and all that its answer shows.
+"""The one request that the doctor sends: POST verify with the worker's HTTP client, and what its answer shows.
 
-Not by ``BeaconTransport``: that keeps the token to itself, and neither the Date nor the certificate.
+``BeaconTransport`` cannot be used for it: it does not expose the token, and keeps neither the Date header nor the
+certificate.
 """
 
 from __future__ import annotations
@@ -31,24 +32,25 @@ from outbox.transport.verify import read_verify
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What came of asking beacon."""
+    """The outcome of the request to beacon."""
 
     answer: Answer | Failure
     token: Secret | Receipt
-    """Or why there is none."""
+    """The token of the answer, or a receipt that says why there is none."""
     words: str
-    """Of the exception, where there is no answer. Without secrets."""
+    """The text of the exception, without secrets; empty if beacon answered."""
     certificate: Mapping[str, Any] | None
-    """As ``SSLSocket.getpeercert`` gives it; None without TLS."""
+    """Beacon's certificate as ``SSLSocket.getpeercert`` returns it; None without TLS."""
     sent_at: float
-    """Seconds since the epoch, by this host."""
+    """Seconds since the epoch, by this host's clock."""
     seconds: float
+    """The duration of the exchange."""
 
 
 def ask(settings: Settings, license: Secret, seconds: float) -> Exchange:
-    """POST verify within ``seconds``. Raises ``ConfigError`` for settings that no client can be made of."""
+    """POST verify, with a total deadline of ``seconds``. Raises ``ConfigError`` for settings that a worker refuses."""
     base_url = checked_base_url(settings)
-    checked_token_header(settings)  # of no use here, but a worker refuses to start with a wrong one
+    checked_token_header(settings)  # verify sends no token, but a worker refuses to start with a wrong header name
     Compression(settings)
     context = tls_context(settings) or httpx.create_ssl_context()
     proxy = proxy_for(httpx.URL(base_url))
@@ -85,7 +87,10 @@ def _post(client: BeaconClient, base_url: str, license: Secret, seconds: float) 
 
 
 def _note_certificates(context: ssl.SSLContext) -> list[Mapping[str, Any]]:
-    """The certificates of the servers that ``context`` will have shaken hands with, the proxy's before beacon's."""
+    """A list that gets the certificate of each server after its TLS handshake with ``context``.
+
+    The certificate of a proxy comes before beacon's.
+    """
     seen: list[Mapping[str, Any]] = []
 
     class Noting(ssl.SSLSocket):
@@ -93,7 +98,7 @@ def _note_certificates(context: ssl.SSLContext) -> list[Mapping[str, Any]]:
             super().do_handshake(block)
             seen.append(self.getpeercert() or {})
 
-    class NotingInside(ssl.SSLObject):  # through a proxy that is itself spoken to by TLS
+    class NotingInside(ssl.SSLObject):  # TLS to beacon inside the TLS connection to a proxy
         def do_handshake(self) -> None:
             super().do_handshake()
             seen.append(self.getpeercert() or {})

@@ -1,4 +1,4 @@
-"""Files and the disk below them: who may read, who may write, how much is left, and whether it is a disk at all."""
+"""File modes, free space on the disk, and whether a path is on a network file system."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph
 
 
 def modes(paths: Sequence[Path]) -> Iterator[Finding]:
-    """Whether the files are their owner's alone, as 0600 says. Those that are not there are left out."""
+    """Whether only the owner may read and write the files (mode 0600). Missing files are left out."""
     found = {path: stat_of(path) for path in paths}
     open_to = {path: stat.S_IMODE(state.st_mode) for path, state in found.items() if state is not None}
     writable = [path for path, mode in open_to.items() if mode & (stat.S_IWGRP | stat.S_IWOTH)]
@@ -35,7 +35,7 @@ def modes(paths: Sequence[Path]) -> Iterator[Finding]:
 
 
 def stat_of(path: Path) -> os.stat_result | None:
-    """None: it is not there. SQLite deletes the files beside its own whenever the last connection closes."""
+    """None if the file does not exist: SQLite deletes its -wal and -shm files when the last connection closes."""
     try:
         return path.stat()
     except FileNotFoundError:
@@ -43,7 +43,10 @@ def stat_of(path: Path) -> os.stat_result | None:
 
 
 def folder(path: Path) -> Iterator[Finding]:
-    """Whether this account may make files beside the database, and nobody may take them away."""
+    """Whether this account may create files in the folder of the database, and other accounts may not replace them.
+
+    Yields nothing where all is well.
+    """
     mode = stat.S_IMODE(path.stat().st_mode)
     quoted = shlex.quote(str(path))
     if not os.access(path, os.W_OK | os.X_OK):
@@ -57,7 +60,7 @@ def _own(quoted: str) -> str:
 
 
 def space(path: Path) -> Iterator[Finding]:
-    """What is left on the disk that holds the folder ``path``."""
+    """The free space of the file system that holds the folder ``path``."""
     yield judge_space(shutil.disk_usage(path).free, path)
 
 
@@ -70,7 +73,10 @@ def judge_space(free: int, path: Path) -> Finding:
 
 
 def filesystem(path: Path, mounts: str) -> str:
-    """The type of the file system that holds the absolute ``path``, by the text of /proc/self/mounts; "" unknown."""
+    """The type of the file system that holds the absolute ``path``; ``mounts``: the text of /proc/self/mounts.
+
+    An empty string if no mount point is a parent of ``path``.
+    """
     best, kind = "", ""
     for line in mounts.splitlines():
         _, place, this_kind, *_ = line.split(" ")

@@ -1,4 +1,4 @@
-"""What a check says: how bad it is, what was found, and the command or setting that mends it."""
+"""The result of a check: its severity, what was found, and the command or setting that mends it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _SEAMS = (" Run: ", f" {NOTHING_WRITTEN} ", ". ", "; ")
 class Status(StrEnum):
     OK = "ok"
     WARNING = "warning"
-    """It works, and one day or in one case it will not."""
+    """Delivery works now, but a foreseeable condition will break it or slow it down."""
     PROBLEM = "problem"
-    """Something is not delivered, or could be lost."""
+    """Entries are not delivered, or may be lost."""
     SKIPPED = "skipped"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the report. No field ever holds a licence, a token or a password."""
+    """One line of the report. No field ever contains a licence, a token or a password."""
 
     status: Status
     check: str
-    """The name of the check; empty until whoever runs it fills it in."""
+    """The name of the check; empty until ``examine`` fills it in."""
     found: str
     mend: str | None = None
 
@@ -48,12 +48,15 @@ def skipped(why: str) -> Finding:
 
 
 def problem_of(error: OutboxError) -> Finding:
-    """The problem that ``error`` tells of."""
+    """``error`` as a problem, its message split into what was found and what mends it."""
     return problem(*parted(str(error), "see what it names"))
 
 
 def parted(text: str, otherwise: str) -> tuple[str, str]:
-    """What happened and what to do next, of the message of an error; ``otherwise`` when it says only the first."""
+    """Split an error message into what happened and what to do next.
+
+    The second part is ``otherwise`` where the message has no such part.
+    """
     for seam in _SEAMS:
         found, cut, mend = text.partition(seam)
         if cut and mend.strip():

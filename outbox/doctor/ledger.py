@@ -1,4 +1,4 @@
-"""What the tables say: each lane, what is dead, what waits, and what contradicts the ledger."""
+"""The checks of the tables: state of each lane, dead letters, backlog, and contradictions of log and ledger."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from outbox.store.schema import BATCH
 
 OLD_BACKLOG_SECONDS = 300.0
 IDLE_SECONDS = 10.0
-"""Entries that are due for so long, and for ten polls, in an open lane: nobody seems to look."""
+"""No worker seems to run where an open lane has entries that are due for longer than this, and than ten polls."""
 ALMOST_FULL = 0.8
 
 
@@ -75,7 +75,7 @@ def _backlog(patient: Patient) -> Iterator[Finding]:
 
 
 def judge_backlog(lane: Lane, status: LaneStatus, overdue_seconds: float, settings: Settings) -> Iterator[Finding]:
-    """``overdue_seconds``: how long a batch has been due that nobody took."""
+    """``overdue_seconds``: how long the oldest due batch has waited for a claim."""
     oldest = status.oldest_pending_seconds or 0.0
     idle = max(oldest, overdue_seconds)
     waiting = f"{lane}: {status.unfinished} unshipped, the oldest for {max(oldest, overdue_seconds):.0f} s"
@@ -103,7 +103,7 @@ def _overdue_seconds(connection: Connection, lane: Lane) -> float:
 
 
 def _ledger(patient: Patient) -> Iterator[Finding]:
-    """What ``outbox audit`` would find, of the newest numbers; nothing is changed."""
+    """What ``outbox audit`` would find among the newest numbers of each lane. Read-only."""
     clean = True
     for lane in Lane:
         with patient.read() as connection:

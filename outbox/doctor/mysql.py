@@ -1,4 +1,4 @@
-"""MySQL and MariaDB: the version, the server's durability, its log, and how the tables are kept."""
+"""MySQL and MariaDB: version, durability, isolation and binlog format, old transactions, storage engine."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from outbox.store.database import Database
 Version = tuple[int, ...]
 
 OLDEST: dict[bool, Version] = {True: (10, 6), False: (8, 0, 16)}
-"""Is it MariaDB -> the first version with SKIP LOCKED, JSON_TABLE and CHECK constraints that are enforced."""
+"""By whether the server is MariaDB: the first version with SKIP LOCKED, JSON_TABLE and enforced CHECK constraints."""
 REMEMBERS: dict[bool, Version] = {True: (10, 2, 4), False: (8, 0)}
-"""The first version whose AUTO_INCREMENT survives a restart; older ones go on from the highest number present."""
+"""By whether the server is MariaDB: the first version whose AUTO_INCREMENT survives a restart. Older servers continue
+from the highest number in the table, and so hand numbers of purged rows out again."""
 OLD_SECONDS = 300
-"""A transaction that is open for longer makes the server keep old rows."""
+"""The age from which an open transaction is reported: the server keeps old row versions for it."""
 ACCESS_DENIED = 1227
 
 
 def reader(database: Database) -> Engine:
-    """Read-only transactions in one snapshot, by the driver of our own engine."""
+    """An engine of read-only REPEATABLE READ transactions, with the driver that the outbox itself uses."""
     seconds = int(DATABASE_SECONDS)
     engine = create_engine(
         database.dialect.sync_url(database.url),
@@ -47,9 +48,9 @@ def _only_read(driver_connection: Any, _record: Any) -> None:
 
 
 def judge_version(reported: str) -> Iterator[Finding]:
-    """``reported``: what ``SELECT VERSION()`` says, such as ``8.0.36`` or ``10.11.6-MariaDB-0+deb12u1``."""
+    """``reported``: the result of ``SELECT VERSION()``, such as ``8.0.36`` or ``10.11.6-MariaDB-0+deb12u1``."""
     mariadb = "mariadb" in reported.lower()
-    version = tuple(map(int, re.findall(r"\d+", reported.removeprefix("5.5.5-"))[:3]))  # a prefix of old replication
+    version = tuple(map(int, re.findall(r"\d+", reported.removeprefix("5.5.5-"))[:3]))  # MariaDB's replication prefix
     name = f"{'MariaDB' if mariadb else 'MySQL'} {'.'.join(map(str, version))}"
     oldest = ".".join(map(str, OLDEST[mariadb]))
     mend = f"upgrade to {oldest} or later"
@@ -90,7 +91,7 @@ def _isolation(patient: Patient) -> Iterator[Finding]:
 
 
 def judge_isolation(level: str, logging: str | None, form: str | None) -> Finding:
-    """``level``: what the server gives those who ask for none; ``logging``, ``form``: log_bin and binlog_format."""
+    """``level``: the server's default isolation level; ``logging``, ``form``: log_bin and binlog_format."""
     if logging == "ON" and form == "STATEMENT":
         return problem(
             "binlog_format is STATEMENT, which refuses the writes of workers: they are READ COMMITTED",
@@ -153,7 +154,7 @@ def _old_transactions(connection: Connection) -> list[Any]:
 
 
 def _variable(connection: Connection, name: str) -> str | None:
-    """A global variable; None: this server has none of that name."""
+    """The value of a global variable; None if this server has no such variable."""
     row = connection.execute(text("SHOW GLOBAL VARIABLES LIKE :name"), {"name": name}).first()
     return None if row is None else str(row[1])
 

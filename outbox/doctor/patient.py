@@ -1,9 +1,10 @@
-"""What is examined: the settings, the database and the way to beacon, as far as they are known by now.
+"""The state of one examination: the settings, the database and the exchange with beacon, as far as they are known.
 
     SETTINGS ─┬─ DATABASE ── TABLES
               └─ EGRESS ──── ANSWER
 
-A check names what it needs. Where that is lacking, it is skipped and says why; every other check runs.
+A check names the resource that it needs, if any; a resource implies those to its left. A check whose resource is
+lacking is skipped with the reason; the others run.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ if TYPE_CHECKING:
     from outbox.doctor.exchange import Exchange
 
 DATABASE_SECONDS = 5.0
-"""How long a database may take to connect, and for each statement."""
+"""Timeout for connecting to the database, and for each statement."""
 REQUEST_SECONDS = 10.0
-"""The longest deadline of the one request to beacon; ``OUTBOX_REQUEST_TIMEOUT`` where that is shorter."""
+"""Upper bound of the deadline of the one request to beacon; ``OUTBOX_REQUEST_TIMEOUT`` applies where it is shorter."""
 RESOLVE_SECONDS = 5.0
 
 
 class Need(StrEnum):
-    """What a check cannot do without."""
+    """The resource that a check depends on."""
 
     SETTINGS = "settings"
     DATABASE = "database"
-    """It can be connected to."""
+    """The database accepts connections."""
     TABLES = "tables"
-    """They are there, at this version."""
+    """The tables exist, at this version's revision."""
     EGRESS = "egress"
-    """It is allowed, and beacon has an address."""
+    """The settings allow requests to beacon, and its host name resolves."""
     ANSWER = "answer"
-    """Beacon answered."""
+    """Beacon answered the request."""
 
 
 _STANDS_ON = {
@@ -61,7 +62,7 @@ class Patient:
     config: Path | None = None
     database_url: str | None = None
     wrong: frozenset[str] = frozenset()
-    """Names of settings that are wrong, so that ``settings`` holds their defaults."""
+    """Names of invalid settings; ``settings`` has their defaults instead."""
     _settings: Settings | None = None
     _database: Database | None = None
     _reader: Engine | None = None
@@ -74,7 +75,7 @@ class Patient:
         self._lacking.setdefault(need, why)
 
     def lacks(self, need: Need | None) -> str | None:
-        """Why a check with this need cannot run; None: it can."""
+        """Why a check with this need cannot run; None if it can."""
         while need is not None:
             if need in self._lacking:
                 return self._lacking[need]
@@ -94,37 +95,37 @@ class Patient:
 
     @property
     def database(self) -> Database:
-        """What the outbox knows of its database. It is read through ``read()`` alone, which changes nothing."""
+        """The configured database. Checks read it only through ``read()``, whose transactions are read-only."""
         if self._database is None:
             self._database = Database(self.settings.database_url, synchronous=self.settings.sqlite_synchronous)
         return self._database
 
     @property
     def knows_database(self) -> bool:
-        """Whether the settings named a database of a kind that outbox knows."""
+        """Whether a check has made ``database``: the settings name a supported kind."""
         return self._database is not None
 
     def without_password(self, text: str) -> str:
-        """``text`` without a password that the URL of the database has among its parameters."""
+        """``text`` with a password among the query parameters of the database URL masked."""
         if not self.knows_database:
             return text
         shown = self.database.safe_url
         return text.replace(shown, mask_password(shown))
 
     def open(self, reader: Callable[[Database], Engine]) -> None:
-        """Read the database through the engine that ``reader`` makes from now on."""
+        """Make the engine that ``read()`` uses from now on."""
         self._reader = reader(self.database)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A read-only transaction on a connection of its own, in one snapshot. Raises as ``Database.read`` does."""
+        """A read-only transaction with one snapshot, on a new connection. Raises as ``Database.read`` does."""
         assert self._reader is not None, "the check needs DATABASE"
         with self.database.explained(), self._reader.connect() as connection:
             yield connection
 
     @property
     def exchange(self) -> Exchange:
-        """The one request to beacon, and what came of it."""
+        """The one request to beacon and its outcome."""
         assert self._exchange is not None, "the check needs ANSWER"
         return self._exchange
 
@@ -141,10 +142,10 @@ class Patient:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One look at one thing. ``look`` may raise: an ``OutboxError`` is a problem like any other."""
+    """One check. ``look`` may raise: an ``OutboxError`` is reported as a problem."""
 
     name: str
     needs: Need | None
     look: Callable[[Patient], Iterable[Finding]]
     seconds: float = 2 * DATABASE_SECONDS
-    """After so many it is given up, and what it needs is taken to be lacking."""
+    """Time limit. A check that exceeds it is abandoned, and its ``needs`` count as lacking from then on."""

@@ -1,4 +1,4 @@
-"""PostgreSQL: the server's durability, its vacuum and what holds it back, and how the tables are laid out."""
+"""PostgreSQL: durability, autovacuum and what holds it back, storage options of the tables, sequences."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from outbox.store.database import Database
 from outbox.store.dialects.postgresql import pooler_of
 
 OLDEST_WITH_FIXES = 14
-"""Major version; older ones get no fixes (https://www.postgresql.org/support/versioning/)."""
+"""Major version; older ones are out of support (https://www.postgresql.org/support/versioning/)."""
 OLD_SECONDS = 300
-"""A transaction that is open for longer holds vacuum back."""
+"""The age from which an open transaction is reported: it keeps vacuum from removing dead rows."""
 
 
 def reader(database: Database) -> Engine:
-    """Read-only transactions in one snapshot, by the driver of our own engine."""
+    """An engine of read-only REPEATABLE READ transactions, with the driver that the outbox itself uses."""
     engine = create_engine(
         database.dialect.sync_url(database.url),
         poolclass=NullPool,
@@ -34,14 +34,15 @@ def reader(database: Database) -> Engine:
 
 
 def _hurry(connection: Connection) -> None:
-    # Of the transaction: the session may be a pooler's, which hands it to others. A lock is given up first: then the
-    # error says that it was a lock.
+    # SET LOCAL ends with the transaction: a connection pooler hands the session to other clients. lock_timeout is the
+    # shorter one, so that the error of a blocked statement says that it waited for a lock.
     connection.exec_driver_sql(f"SET LOCAL statement_timeout = '{DATABASE_SECONDS:g}s'")
     connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{DATABASE_SECONDS / 2:g}s'")
 
 
 def _pooler(patient: Patient) -> Iterator[Finding]:
-    """Its session may be another one for each transaction: nothing can be set there, prepared, or listened to."""
+    """With transaction pooling each transaction may get another server session, so session settings, prepared
+    statements and LISTEN do not work."""
     with patient.read() as connection:
         pooler = pooler_of(connection.connection.driver_connection)
     yield (
@@ -120,7 +121,7 @@ def _autovacuum(patient: Patient) -> Iterator[Finding]:
 
 
 def _table_options(connection: Connection) -> dict[str, list[str]]:
-    """The storage options of our tables, each as ``name=value``."""
+    """The storage options of each table of the outbox, as ``name=value``."""
     rows = connection.execute(
         text(
             "SELECT c.relname, COALESCE(c.reloptions, '{}') FROM pg_class c"
@@ -131,8 +132,10 @@ def _table_options(connection: Connection) -> dict[str, list[str]]:
 
 
 def _transactions(patient: Patient) -> Iterator[Finding]:
-    """Who keeps dead rows from being removed. When a transaction of another account began is shown to superusers and
-    members of pg_read_all_stats only."""
+    """Open transactions, prepared transactions and replication slots that keep vacuum from removing dead rows.
+
+    PostgreSQL shows the start of another account's transaction only to superusers and members of pg_read_all_stats.
+    """
     with patient.read() as connection:
         sessions = _old_transactions(connection)
         prepared = _old_prepared_transactions(connection)
@@ -182,7 +185,8 @@ def _idle_slots(connection: Connection) -> Sequence[str]:
 
 
 def _sequences(patient: Patient) -> Iterator[Finding]:
-    """A session that keeps numbers in store uses them long after the hole that they left was given up."""
+    """Sequences that cache numbers: a session may use a cached number long after the worker has forgotten its hole, and
+    no worker looks there again."""
     with patient.read() as connection:
         rows = connection.execute(
             text(

@@ -1,4 +1,4 @@
-"""Two clocks, and what it means when they disagree."""
+"""Clock skew between this host and a server, as a finding."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ _MEND = "timedatectl set-ntp true, on the one whose clock is wrong"
 
 
 def judge_skew(whose: str, ahead: float, exact: float, *, means: str, bearable: float) -> Finding:
-    """``ahead``: seconds by which this host's clock is ahead of ``whose``, known to ``exact`` seconds.
+    """``ahead``: seconds by which this host's clock is ahead of that of ``whose``; ``exact``: its error in seconds.
 
-    ``means``: what follows from a difference. Beyond ``bearable`` seconds it is a problem.
+    Skew of up to SKEW_SECONDS plus the error is ok, beyond ``bearable`` seconds a problem, in between a warning.
+    ``means``: the consequence of skew, part of the text of the finding.
     """
     apart = abs(ahead)
     if apart <= SKEW_SECONDS + exact:

@@ -1,4 +1,4 @@
-"""SQLite: the file, the disk below it, the library, and what the file says of itself."""
+"""SQLite: the database file, its disk, the library's version, and the pragmas stored in the file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,10 @@ _MOUNTS = Path("/proc/self/mounts")
 
 
 def reader(database: Database) -> Engine:
-    """Opens the file for reading only. Our own engine would not do: it sets up the file it connects to."""
+    """An engine that opens the file with ``mode=ro``.
+
+    The outbox's own engine cannot be used: it sets pragmas of the file when it connects, which writes to it.
+    """
     path = path_of(database)
 
     def connect() -> sqlite3.Connection:
@@ -41,7 +44,7 @@ def reader(database: Database) -> Engine:
 
 
 def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN")  # one snapshot; the driver by itself begins before a write only
+    connection.exec_driver_sql("BEGIN")  # one snapshot: in autocommit mode each SELECT would have its own
 
 
 def path_of(database: Database) -> Path:
@@ -49,7 +52,7 @@ def path_of(database: Database) -> Path:
 
 
 def has_wal_reset_bug(version: Version) -> bool:
-    """Whether a checkpoint may lose committed pages when several connections write (https://sqlite.org/wal.html)."""
+    """Whether a checkpoint may lose committed pages where several connections write (https://sqlite.org/wal.html)."""
     if version >= WAL_RESET_FIXED:
         return False
     return not any(version[:2] == fixed[:2] and version >= fixed for fixed in WAL_RESET_BACKPORTS)
