@@ -1,13 +1,13 @@
-"""A local beacon on a real port, which can be told to misbehave and remembers all it received.
+"""A local beacon on a real port, with fault injection and a record of every request.
 
     protocol ──Request──▶ endpoints ──Reply──▶ protocol          one event loop, in its own thread
     (httptools)           │    │
-                          │    ├─ faults    what goes wrong, and how often it did
-                          │    ├─ encodings bodies in gzip and zstd
-                          │    ├─ shapes    what a body must look like; counts rows, spans, points, records
+                          │    ├─ faults    the injected faults, and how often each one struck
+                          │    ├─ encodings decodes bodies in gzip and zstd
+                          │    ├─ shapes    validates bodies; counts rows, spans, points, records
                           │    ├─ tokens    real JWTs, signed with a fresh Ed25519 key
                           │    └─ received  per lane: ids, duplicates, arrival times, answers (and a journal)
-                          └─ control        /_simulator: the same from another process (see ``SimulatorClient``)
+                          └─ control        /_simulator: the same for other processes (see ``SimulatorClient``)
 
     with Simulator() as beacon:
         beacon.fail(503, 503)

@@ -1,4 +1,4 @@
-"""The simulator's scripting from another process."""
+"""Control of a simulator that runs in another process."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from outbox.simulator.control import PREFIX
 
 
 class SimulatorClient:
-    """Talks to the simulator at ``url``: its beacon URL, or its ``control_url`` if it is down already.
+    """A client of the simulator at ``url``: its beacon URL, or its ``control_url`` where ``down`` is already set.
 
-    It finds the control port by itself and keeps to it, so that ``patch(down=True)`` can be taken back.
-    Raises httpx.HTTPStatusError on a refused patch, httpx.TransportError if nobody is there.
+    The client asks for the control URL and uses it from then on, so that ``patch(down=True)`` can be reverted.
+    Raises httpx.HTTPStatusError on a refused patch, httpx.TransportError if no simulator listens at ``url``.
     """
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        # The simulator is on this machine or nearby: no proxy of the environment is meant for it.
+        # The simulator is on this machine or a nearby one, so the environment's proxies do not apply.
         self._http = httpx.Client(trust_env=False, timeout=30.0)
         try:
             state = self._request("GET", f"{parts.scheme}://{parts.netloc}{PREFIX}")
@@ -38,13 +38,13 @@ class SimulatorClient:
         return state
 
     def patch(self, **faults: object) -> dict[str, Any]:
-        """Change faults by name (None: back to the default); the state after it."""
+        """Set faults by name (None: the default). Returns the state after the change, as ``get`` does."""
         changes = {name: sorted(v) if isinstance(v, set) else v for name, v in faults.items()}
         state: dict[str, Any] = self._request("POST", self.control_url, json=changes)
         return state
 
     def reset(self) -> None:
-        """No faults, nothing received."""
+        """Clear all faults and everything received."""
         self._request("POST", f"{self.control_url}/reset")
 
     def revoke_tokens(self) -> None:
@@ -55,7 +55,7 @@ class SimulatorClient:
         return dict(self._reading("ids", lane))
 
     def duplicates(self, lane: str = Lane.USAGE) -> dict[str, list[str]]:
-        """The keys of each id that was accepted more than once."""
+        """The Idempotency-Keys of each id that was accepted more than once."""
         return dict(self._reading("duplicates", lane))
 
     def arrivals(self, lane: str = Lane.USAGE) -> dict[str, float]:
@@ -63,7 +63,7 @@ class SimulatorClient:
         return dict(self._reading("arrivals", lane))
 
     def bodies(self, lane: str = Lane.USAGE) -> list[dict[str, Any]]:
-        """The last requests, as ``RecordedRequest`` has them; ``body`` is bytes."""
+        """The last requests, with the fields of ``RecordedRequest``; ``body`` is bytes."""
         return [{**r, "body": base64.b64decode(r["body"])} for r in self._reading("bodies", lane)]
 
     def close(self) -> None:

@@ -25,9 +25,9 @@ def run_simulator(
     strict: bool = True,
     record_bodies: int = 0,
 ) -> dict[str, Any]:
-    """Serve until SIGINT or SIGTERM; the counts. Call it from the main thread.
+    """Serve until SIGINT or SIGTERM, and return the counts. Call it from the main thread: it sets signal handlers.
 
-    license: None accepts every licence. ready: called with the URL once it listens.
+    license: None accepts every licence. ready: called with the URL when the simulator listens.
     """
     stop = threading.Event()
     simulator = Simulator(
@@ -57,7 +57,7 @@ def serve(
     strict: bool = True,
     record_bodies: int = 0,
 ) -> None:
-    """``outbox beacon``: one line on stderr when it listens, the counts as JSON on stdout when it ends."""
+    """``outbox beacon``: prints one line on stderr when it listens, and the counts as JSON on stdout at the end."""
 
     def ready(url: str) -> None:
         sys.stderr.write(f"beacon simulator on {url}\n")

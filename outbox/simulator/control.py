@@ -2,15 +2,15 @@
 
     GET  /_simulator               url, control_url, faults, fired, counts
     POST /_simulator               change the faults named in the JSON body (null: back to the default)
-    POST /_simulator/reset         no faults, nothing fired, nothing received
-    POST /_simulator/revoke-tokens forget every token given
+    POST /_simulator/reset         clear the faults, the counts of fired faults and everything received
+    POST /_simulator/revoke-tokens forget every token issued
     GET  /_simulator/public-key    PEM of the key that signs the tokens
     GET  /_simulator/ids           id -> how often it was accepted         ?lane=usage
-    GET  /_simulator/duplicates    id -> the keys it came under, if several
+    GET  /_simulator/duplicates    id -> its Idempotency-Keys, of ids that were accepted more than once
     GET  /_simulator/arrivals      id -> epoch seconds of its first arrival
     GET  /_simulator/bodies        the last requests, bodies in base64
 
-They are served beside the endpoints, and on ``control_url``, a port that stays open while beacon is down.
+They are served on beacon's port, and on that of ``control_url``, which stays open while beacon is down.
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ _CHUNK_IDS = 10_000
 
 
 class Control:
-    """``describe`` gives the addresses; ``settled`` a future that is done when ``down`` has taken effect."""
+    """The application of ``/_simulator``.
+
+    ``describe`` returns the addresses, ``settled`` a future that is done when the value of ``down`` has taken effect.
+    """
 
     def __init__(
         self,
@@ -113,7 +116,7 @@ class Control:
 
 
 def _json_in_chunks(mapping: Mapping[str, Any]) -> Iterator[bytes]:
-    """One JSON object, without its whole text in memory at once."""
+    """One JSON object in chunks, so that its whole text is never in memory at once."""
     items = iter(mapping.items())
     separator = b"{"
     while chunk := dict(islice(items, _CHUNK_IDS)):

@@ -1,4 +1,4 @@
-"""Bodies without their content encoding, however much somebody packed into them."""
+"""Decoding of Content-Encoding, with an upper bound of the decoded size."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from importlib.util import find_spec
 from outbox.simulator.shapes import BodyError
 
 LARGEST_BYTES = 64 * 1024 * 1024
-"""An encoded body that holds more than this is refused before it is unpacked any further."""
+"""An encoded body of more decoded bytes than this is refused, and not decoded any further."""
 
 _HAS_ZSTD = find_spec("zstandard") is not None
 _GZIP = zlib.MAX_WBITS | 16
 
 
 def decoded(body: bytes, encoding: str) -> bytes:
-    """The body as it was before ``encoding``: identity, gzip, and zstd where zstandard is installed.
+    """``body`` without its ``encoding``: identity, gzip, or zstd where zstandard is installed.
 
-    Raises BodyError for one that is damaged or too large, LookupError for another encoding.
+    Raises BodyError for a damaged or too large body, LookupError for any other encoding.
     """
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
@@ -46,7 +46,7 @@ def _unzstd(body: bytes) -> bytes:
     import zstandard
 
     try:
-        size = zstandard.frame_content_size(body)  # what it claims; -1: it does not say
+        size = zstandard.frame_content_size(body)  # the size in its header; -1 if unknown
         if size > LARGEST_BYTES:
             raise _too_large()
         reader = zstandard.ZstdDecompressor(max_window_size=LARGEST_BYTES)

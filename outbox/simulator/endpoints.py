@@ -1,7 +1,7 @@
-"""The five endpoints: check, take, remember, answer; and where each fault strikes.
+"""The five endpoints: check a request, accept it, record it, answer it. The order of the checks and the faults:
 
 reset ▸ rate_limit ▸ statuses, status ▸ method, content type, size, encoding ▸ token ▸ shape ▸ licence ▸ refused ids
-      ▸ TAKEN (recorded) ▸ inserted_count, body ▸ latency ▸ lose_answers
+      ▸ ACCEPTED (recorded) ▸ inserted_count, body ▸ latency ▸ lose_answers
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from outbox.simulator.shapes import BodyError, read_telemetry, read_usage, read_
 from outbox.simulator.tokens import Mint, TokenState
 
 ELSEWHERE = "/_simulator/elsewhere"
-"""Where a 3xx points: a client that follows it is counted as ``followed``."""
+"""The Location of every 3xx; a request to it is counted as ``followed``."""
 
 _MASKED = (b"authorization", b"x-langchain-license-key")
 _REJECTED = {Lane.METRICS: "rejectedDataPoints", Lane.TRACES: "rejectedSpans", Lane.LOGS: "rejectedLogRecords"}
@@ -39,7 +39,7 @@ _SPOILED_DELIVERY = {"half": Delivery.HALF, "drip": Delivery.DRIP}
 
 @dataclass(frozen=True)
 class Licenses:
-    """Which licences are accepted."""
+    """The licences that are accepted; with ``any`` every licence."""
 
     accepted: Collection[str] = field(repr=False)
     any: bool = False
@@ -49,7 +49,7 @@ class Licenses:
 
 
 class Endpoints:
-    """The application that the protocol serves, but for ``/_simulator``."""
+    """The application that the protocol serves, except for ``/_simulator``."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class Endpoints:
         return reply
 
     def _struck(self, lane: str, request: Request, take: Callable[[Request], Reply]) -> Reply | None:
-        """The answer that a fault gives in place of the endpoint."""
+        """The answer of a fault in place of the endpoint's; None if no such fault strikes."""
         wait = self._faults.limited(lane, time.monotonic())
         if wait is not None:
             reply = refusal(429, "too many requests")

@@ -1,4 +1,4 @@
-"""What passes between the protocol, which speaks HTTP, and the endpoints, which decide."""
+"""The values exchanged between the HTTP protocol and the endpoints: ``Request`` in, ``Reply`` out."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from outbox.core.lane import LANES
 
 BASE_PATH = "/v1/beacon"
 VERIFY = "verify"
-"""The licence endpoint, named like a lane wherever lanes are named."""
+"""The name of the licence endpoint; it is used like a lane's wherever lanes are named."""
 LANE_NAMES: tuple[str, ...] = (VERIFY, *(lane.value for lane in LANES))
 
 
 @dataclass(slots=True)
 class Request:
-    """One HTTP request, whole. Header names are lower-case."""
+    """One complete HTTP request. Header names are lower-case."""
 
     method: str
     path: str
@@ -43,16 +43,16 @@ class Delivery(Enum):
     LOST = "lost"
     """Close the connection instead of answering."""
     RESET = "reset"
-    """The same with a TCP reset."""
+    """Reset the connection (TCP RST) instead of answering."""
     HALF = "half"
-    """Promise the whole body, send half of it, close."""
+    """Send the Content-Length of the whole body, then half of it, then close the connection."""
     DRIP = "drip"
-    """One byte of the body at a time."""
+    """Send the body one byte at a time."""
 
 
 @dataclass(slots=True)
 class Reply:
-    """An answer, and how to give it."""
+    """An answer and how it is delivered."""
 
     status: int
     body: bytes = b"{}"
@@ -62,15 +62,15 @@ class Reply:
     delay_seconds: float = 0.0
     drip_seconds: float = 0.0
     parts: Iterable[bytes] | None = None
-    """Sent chunked instead of ``body``."""
+    """If set, these are sent with chunked transfer encoding instead of ``body``."""
     wait: asyncio.Future[None] | None = None
-    """The answer is given when this is done."""
+    """If set, the answer is sent when this future is done."""
     malformed: bool = False
-    """The request's body broke its endpoint's shape."""
+    """Whether the body of the request had the wrong shape for its endpoint."""
     done: Callable[[], None] | None = None
-    """Called once, when the answer was given or its connection died."""
+    """Called once, when the answer was sent or the connection was lost."""
 
 
 def refusal(status: int, error: str, **detail: str) -> Reply:
-    """An error answer: ``{"error": ...}`` with whatever helps its reader."""
+    """An error answer: ``{"error": ...}`` and the fields of ``detail``."""
     return Reply(status, msgspec.json.encode({"error": error, **detail}))

@@ -1,10 +1,10 @@
-"""What goes wrong, and how often it did.
+"""The faults that the simulator injects, and how often each one struck.
 
-Every field is one fault; its default is "never". ``Faults.fired`` counts each time one struck, under the
-name of its field, so that a test can prove that what it planted was met.
+Each field of ``Faults`` is one fault; its default means never. ``Faults.fired`` counts the strikes under the name of
+the field, so that a test can assert that the fault it planted was met.
 
-A *dose* says how often: ``False`` never, ``True`` always, a whole number the next n times, a fraction
-(a float from 0.0 to 1.0) each time with that probability.
+A *dose* is the frequency of a fault: ``False`` never, ``True`` always, an int the next n times, a float from 0.0 to 1.0
+each time with that probability.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Dose = bool | Annotated[int, msgspec.Meta(ge=0)] | Annotated[float, msgspec.Meta
 Status = Annotated[int, msgspec.Meta(ge=200, le=599)]
 HeaderValue = Annotated[str, msgspec.Meta(pattern=r"^[ -~]*\Z")]
 Rate = Annotated[float, msgspec.Meta(ge=1e-6)]
-"""The slowest is one in eleven days: a Retry-After has to be written for it."""
+"""Requests per second; at least one in eleven days, so that the Retry-After computed from it is finite."""
 Spoiled = Literal["html", "garbage", "empty", "half", "drip", "huge"]
 
 EVERY_DATA_LANE = "all"
@@ -36,64 +36,65 @@ _BURST_SECONDS = 0.1
 
 @dataclass
 class Faults:
-    """The faults of one simulator. Set a field from any thread; the next request meets it."""
+    """The faults of one simulator. A field may be set from any thread and applies to the next request."""
 
     lanes: set[str] | None = None
-    """Where faults strike: any of usage, metrics, traces, logs, verify. None: the four data lanes."""
+    """The lanes in which faults strike: any of usage, metrics, traces, logs, verify. None: the four data lanes."""
 
     statuses: list[Status] | dict[str, list[Status]] = field(default_factory=list)
-    """Answered in turn, each once, then all is well again: a list for any data lane, or one per lane."""
+    """The statuses of the next answers, each used once: one list for all data lanes, or a list per lane."""
     status: Status | None = None
-    """Answered until cleared."""
+    """The status of every answer until it is cleared."""
     process_anyway: bool = False
-    """Requests answered with a failing status are taken first, as behind a gateway that answers 504."""
+    """Accept a request before it is answered with a failing status, as behind a gateway that answers 504."""
     error_text: str | None = None
-    """The body of those answers, as it is."""
+    """The body of the answers of ``statuses`` and ``status``, sent as it is."""
     retry_after: int | HeaderValue | None = None
-    """The Retry-After of every 429 and 503: seconds, an HTTP date, or nonsense."""
+    """The Retry-After of every 429 and 503: seconds, an HTTP date, or an invalid value."""
     rate_limit: Rate | None = None
-    """Requests a second, over all lanes together; more is answered 429 with a Retry-After."""
+    """Requests per second, over all lanes together; a request beyond it is answered 429 with a Retry-After."""
 
     latency_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """Between taking a request and answering it."""
+    """Milliseconds between accepting a request and answering it."""
     jitter_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """Up to so much more, evenly."""
+    """Upper bound of the additional latency, uniformly distributed."""
 
     reset: Dose = False
-    """A TCP reset instead of taking the request."""
+    """Reset the TCP connection instead of accepting the request."""
     lose_answers: Dose = False
-    """The request is taken, then the connection closes without an answer."""
+    """Accept the request, then close the connection without an answer."""
     down: bool = False
-    """Nobody listens: connecting is refused, connections are cut. Cleared, the same port listens again."""
+    """Stop listening: existing connections are cut, new ones refused. False listens on the same port again."""
 
     refuse_license: Dose = False
-    """403 at verify and at ingest-traces."""
+    """Answer 403 at verify and at ingest-traces."""
     refuse_tokens: Dose = False
-    """401 at the data endpoints, whatever the token."""
+    """Answer 401 at the data endpoints, whatever the token."""
     token_life_seconds: Annotated[float, msgspec.Meta(gt=0)] = 900.0
-    """Life of the tokens given from now on; it counts as fired when an expired one is presented."""
+    """The life of tokens issued from now on; ``fired`` counts the requests with an expired token."""
 
     refuse_ids: set[str] = field(default_factory=set)
-    """Ids of usage rows; a request that holds one is answered 422, which does not say because of which."""
+    """Ids of usage rows; a request with one of them is answered 422, which does not name the id."""
     refuse_every: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """The same for about one id in so many: see :meth:`refuses`."""
+    """Refuse about one id in this many in the same way: see :meth:`refuses`."""
     max_body_bytes: Annotated[int, msgspec.Meta(gt=0)] | None = None
-    """A longer body is answered 413."""
+    """Answer 413 to a longer body."""
     refuse_encodings: Dose = False
-    """A body with a Content-Encoding is answered 415."""
+    """Answer 415 to a body with a Content-Encoding."""
 
     body: Spoiled | None = None
-    """In place of the body of a 2xx: a page, bytes that are no JSON, nothing, a half and a hang-up,
-    a byte at a time, 8 MiB."""
+    """Replaces the body of a 2xx: an HTML page, bytes that are not JSON, nothing, half of the body and then the end of
+    the connection, one byte at a time, or 8 MiB."""
     drip_ms: Annotated[float, msgspec.Meta(gt=0)] = 100.0
     inserted_count: Literal["short", "over", "negative", "text"] | int | None = None
-    """In place of the true one: one less, one more, -1, a string, or this number."""
+    """Replaces the true count: one less, one more than was sent, -1, a string, or this number."""
     reject_items: Annotated[int, msgspec.Meta(ge=0)] = 0
-    """OTLP partialSuccess: so many spans, points or records are said to be rejected (they are counted all the same)."""
+    """The number of spans, points or records that OTLP partialSuccess reports as rejected; they are recorded all the
+    same."""
     warning: str | None = None
-    """OTLP partialSuccess: its errorMessage."""
+    """The errorMessage of OTLP partialSuccess."""
     times: Dose = True
-    """How often ``status``, ``body`` and ``inserted_count`` strike, together."""
+    """The dose that ``status``, ``body`` and ``inserted_count`` share."""
 
     def __post_init__(self) -> None:
         self.fired: Counter[str] = Counter()
@@ -113,19 +114,19 @@ class Faults:
         self._listener = listener
 
     def patch(self, changes: Mapping[str, object]) -> None:
-        """Set the named faults, all or none; None sets a default. ConfigError names what is wrong."""
+        """Set the named faults, all or none of them; None sets the default. Raises ConfigError for an invalid one."""
         valid = {name: _valid(name, value) for name, value in changes.items()}
         for name, value in valid.items():
             setattr(self, name, value)
 
     def clear(self) -> None:
-        """No fault, nothing fired."""
+        """Set every fault to its default and empty ``fired``."""
         self.patch(dict.fromkeys(_TYPES))
         self.fired.clear()
         self._bucket = _Bucket()
 
     def fail(self, *statuses: int, lane: str | None = None) -> None:
-        """Answer the next requests (of ``lane``, or of any data lane) with these, one each."""
+        """Answer the next requests (of ``lane``, or of any data lane) with these statuses, one each."""
         where = _lane(lane) if lane else EVERY_DATA_LANE
         valid = _valid("statuses", list(statuses))
         with self._lock:
@@ -141,28 +142,28 @@ class Faults:
             for name, value in ((name, getattr(self, name)) for name in _TYPES)
         }
 
-    # -- asked for each request, by the event loop's thread only
+    # -- called for each request, by the event loop's thread only
 
     def strikes(self, lane: str) -> bool:
         """Whether faults strike this lane at all."""
         return lane in self.lanes if self.lanes is not None else lane != VERIFY
 
     def fires(self, name: str) -> bool:
-        """Whether the dose called ``name`` strikes now; it is counted and used up."""
+        """Whether the fault ``name``, a dose, strikes now. A strike is counted, and reduces a dose that is a number."""
         if not self._draw(name):
             return False
         self.fired[name] += 1
         return True
 
     def strikes_answer(self, name: str) -> bool:
-        """Whether the fault called ``name`` (a value, dosed by ``times``) strikes now."""
+        """Whether the fault ``name``, a value with the dose ``times``, strikes now. A strike is counted."""
         if getattr(self, name) is None or not self._draw("times"):
             return False
         self.fired[name] += 1
         return True
 
     def next_status(self, lane: str) -> int | None:
-        """The status to answer in place of what the request deserves."""
+        """The status that replaces the regular answer; None if there is none."""
         with self._lock:
             queue = self._queue(lane)
             if queue:
@@ -173,7 +174,7 @@ class Faults:
         return None
 
     def limited(self, lane: str, now: float) -> float | None:
-        """Seconds until the rate limit lets a request pass, or None if it passes. ``now``: monotonic seconds."""
+        """Seconds until the rate limit admits a request, None if it admits this one. ``now``: monotonic seconds."""
         if self.rate_limit is None or not self.strikes(lane):
             return None
         wait = self._bucket.take(self.rate_limit, now)
@@ -188,7 +189,7 @@ class Faults:
         return (self.latency_ms + self.random.uniform(0, self.jitter_ms)) / 1000
 
     def refuses(self, id: str) -> bool:
-        """Whether a usage row with this id is refused; tests ask it for what to expect."""
+        """Whether a usage row with this id is refused; a test may call it for the expected result."""
         return id in self.refuse_ids or (self.refuse_every > 0 and zlib.crc32(id.encode()) % self.refuse_every == 0)
 
     def _draw(self, name: str) -> bool:
@@ -208,7 +209,7 @@ class Faults:
 
 
 class _Bucket:
-    """A token bucket that holds a tenth of a second's worth, and at least one."""
+    """A token bucket with the capacity of a tenth of a second, and of at least one request."""
 
     def __init__(self) -> None:
         self._tokens = float("inf")

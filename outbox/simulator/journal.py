@@ -1,7 +1,7 @@
 """One line of JSON per accepted usage request, written before the answer.
 
-A line is a single write(2) on an O_APPEND descriptor: it outlives a kill of the simulator, and another
-process can read the file at any moment.
+A line is a single write(2) on an O_APPEND descriptor: it survives a kill of the simulator, and other processes can read
+the file at any time.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ class JournalLine(msgspec.Struct, frozen=True):
 
 
 class Journal:
-    """Writes on in ``path``; what the file holds goes to ``remember`` first, and unless all of it is a journal's, the
-    file stays as it is.
+    """Appends to ``path``. ``remember`` gets the lines already in the file first; a file that is not a journal stays
+    unchanged.
 
-    Raises ``ConfigError`` for a file that is no journal, or cannot be read and written; also later, for a full disk.
+    Raises ``ConfigError`` for a file that is not a journal or cannot be read and written; ``write`` too, for a full
+    disk.
     """
 
     def __init__(self, path: Path, remember: Callable[[Iterator[JournalLine]], None]) -> None:
@@ -42,14 +43,14 @@ class Journal:
             raise _not_kept(path, error) from error
 
     def write(self, t: float, lane: Lane, key: str, ids: Sequence[str]) -> None:
-        """A line, whole or not at all."""
+        """Append one line, complete or not at all. ``t``: epoch seconds."""
         line = msgspec.json.encode(JournalLine(t, lane, key, list(ids))) + b"\n"
         end = os.fstat(self._fd).st_size
         try:
             while line:
                 line = line[os.write(self._fd, line) :]
-        except OSError as error:  # as it is, asyncio would take it for the connection's, and say nothing
-            os.ftruncate(self._fd, end)  # the next line would be glued to a half of this one
+        except OSError as error:  # asyncio would take an OSError for the connection's, and hide it
+            os.ftruncate(self._fd, end)  # a partial line would corrupt the next one
             raise _not_kept(self._path, error) from error
 
     def close(self) -> None:
@@ -57,9 +58,9 @@ class Journal:
 
 
 def read_journal(path: Path) -> Iterator[JournalLine]:
-    """The lines of a journal. A last line without its newline was cut by a kill and is left out.
+    """The lines of a journal. A last line without a newline was cut off by a kill and is left out.
 
-    Raises ``ConfigError`` for any other line that is none.
+    Raises ``ConfigError`` for any other line that is not a journal's.
     """
     if not path.exists():
         return
@@ -86,7 +87,7 @@ def _not_kept(path: Path, error: OSError) -> ConfigError:
 
 
 def _drop_cut_line(path: Path) -> None:
-    # The next line would be glued to it, and lost with it.
+    # The next line would be appended to the cut one, and be unreadable too.
     if path.exists():
         written = path.read_bytes()
         os.truncate(path, written.rfind(b"\n") + 1)

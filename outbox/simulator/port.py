@@ -1,4 +1,4 @@
-"""A port that stays ours."""
+"""A TCP port that stays reserved while the simulator does not listen on it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _PORT_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 
 
 class ReservedPort:
-    """A port that is ours whether or not anybody listens there.
+    """A port that this process keeps whether or not it listens there.
 
-    While nobody listens it is bound all the same: connecting is refused, and nobody else is given it.
+    While it does not listen, a bound socket holds the port: connections are refused, and no other process gets it.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -23,7 +23,7 @@ class ReservedPort:
         self.port: int = self._socket.getsockname()[1]
 
     def listen(self) -> socket.socket:
-        """A listening socket; its owner closes it."""
+        """A listening socket, which the caller closes."""
         listening, self._socket = self._socket, None
         if listening is None or not _is_listening(listening):
             if listening is not None:

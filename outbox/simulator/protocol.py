@@ -1,7 +1,7 @@
-"""HTTP/1.1 on a plain asyncio.Protocol: keep-alive, pipelining, chunked bodies, and answers that go wrong.
+"""HTTP/1.1 on a plain asyncio.Protocol: keep-alive, pipelining, chunked bodies, and faulty delivery of answers.
 
-One connection answers its requests in order, one at a time. While an answer is held back (latency, drip),
-what the client sends next waits in the queue and reading pauses.
+A connection answers its requests in order, one at a time. While an answer is delayed (latency, drip), further requests
+wait in the queue, and reading from the socket is paused.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _BODILESS = (204, 304)
 
 
 class Application(Protocol):
-    """What the protocol serves."""
+    """The application behind the protocol: one synchronous call per request."""
 
     def __call__(self, request: Request, /) -> Reply: ...
 
     def garbage(self, reason: str, /) -> None:
-        """Told of bytes that were not HTTP."""
+        """Called when a connection sends bytes that are not HTTP."""
 
 
 @lru_cache(maxsize=256)
@@ -55,7 +55,7 @@ def _head(reply: Reply, framing: str, keep_alive: bool) -> bytes:
 
 
 class Connection(asyncio.Protocol):
-    """One client connection. ``connections`` is the set it adds itself to from before it is made until it is lost."""
+    """One client connection. It is in the set ``connections`` from its creation until the connection is lost."""
 
     def __init__(self, application: Application, connections: set[Connection]) -> None:
         self._application = application
@@ -65,7 +65,7 @@ class Connection(asyncio.Protocol):
         self._answering: Reply | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._hanging_up = False
-        self._garbage: str | None = None  # why the bytes after what is queued are not HTTP
+        self._garbage: str | None = None  # why the bytes after the queued requests are not HTTP
         self._made = False
         self.on_message_begin()
         connections.add(self)
@@ -91,7 +91,7 @@ class Connection(asyncio.Protocol):
             try:
                 self._parser.feed_data(data)
             except httptools.HttpParserUpgrade:
-                self._queue.pop()  # the parser has left out its body
+                self._queue.pop()  # the parser does not parse the body of an upgrade request
                 self._garbage = "upgrades are not spoken here"
             except httptools.HttpParserError as error:
                 self._garbage = str(error)
@@ -109,7 +109,7 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._in_head:  # else a trailer, which must not pass for a header (RFC 9110, 6.5.1)
+        if self._in_head:  # a trailer field must not be merged into the headers (RFC 9110, 6.5.1)
             self._headers[name.lower()] = value
 
     def on_headers_complete(self) -> None:
@@ -136,7 +136,7 @@ class Connection(asyncio.Protocol):
     # -- answering
 
     def hang_up(self) -> None:
-        """End the connection now; an answer the control endpoints are about to give is still given."""
+        """Abort the connection; a pending answer of the control endpoints is still sent first."""
         self._hanging_up = True
         if self._made and (self._answering is None or self._answering.wait is None):
             self._transport.abort()
@@ -207,7 +207,7 @@ class Connection(asyncio.Protocol):
         assert reply.parts is not None
         self._transport.write(_head(reply, "transfer-encoding: chunked\r\n", keep_alive))
         for part in reply.parts:
-            if part:  # an empty chunk would end the body
+            if part:  # an empty chunk ends the body
                 self._transport.write(b"%x\r\n%b\r\n" % (len(part), part))
         self._transport.write(b"0\r\n\r\n")
 

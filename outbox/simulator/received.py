@@ -1,7 +1,7 @@
-"""The record: what came in, how often, under which keys, and what was answered.
+"""The record of what the simulator received: ids, repetitions, Idempotency-Keys, and the answers.
 
-Usage is counted by row id. Telemetry entries have no id on the wire: a telemetry request is known by its
-Idempotency-Key, or by the digest of its body when it has none, and what is in it is counted once for each.
+Usage is counted by row id. Telemetry entries have no id on the wire: a telemetry request is identified by its
+Idempotency-Key, or by the digest of its body where it has no key, and its items are counted once per such identity.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from outbox.simulator.journal import JournalLine
 
 @dataclass(frozen=True, slots=True)
 class RecordedRequest:
-    """One request as it arrived. ``status`` 0: it was not answered."""
+    """One request as it arrived. ``status`` is 0 for a request that was not answered."""
 
     path: str
     headers: dict[str, str]
-    """Lower-case names; the values that carry a secret are masked."""
+    """Names are lower-case; values that contain a secret are masked."""
     body: bytes = field(repr=False)
     status: int
     time: float
@@ -34,12 +34,12 @@ class RecordedRequest:
 
     @property
     def content(self) -> bytes:
-        """The body without its Content-Encoding. Raises as ``encodings.decoded`` does."""
+        """The decoded body. Raises as ``encodings.decoded`` does."""
         return decoded(self.body, self.headers.get("content-encoding", ""))
 
 
 Arrival = tuple[str, float]
-"""Idempotency-Key and epoch seconds; one tuple shared by all ids of a request keeps a million ids small."""
+"""Idempotency-Key and epoch seconds. All ids of a request share one tuple, which saves memory with a million ids."""
 
 
 class _LaneRecord:
@@ -63,7 +63,7 @@ class _LaneRecord:
         self.bodies: deque[RecordedRequest] = deque(maxlen=keep_bodies)
 
     def arrived(self, id: str, arrival: Arrival) -> bool:
-        """Whether ``id`` is new."""
+        """Record ``id``. Returns whether it is new."""
         if id in self.first:
             self.again.setdefault(id, []).append(arrival[0])
             return False
@@ -71,7 +71,7 @@ class _LaneRecord:
         return True
 
     def arrived_together(self, ids: Sequence[str], arrival: Arrival) -> int:
-        """How many of ``ids`` are new. A thousand new ones, the usual case, are two calls into C."""
+        """Record ``ids``. Returns how many are new. The usual case, all of them new, takes two calls into C."""
         together = dict.fromkeys(ids, arrival)
         if len(together) == len(ids) and self.first.keys().isdisjoint(ids):
             self.first.update(together)
@@ -79,7 +79,7 @@ class _LaneRecord:
         return sum([self.arrived(id, arrival) for id in ids])
 
     def keyed(self, key: str, content: int) -> None:
-        """Note that ``key`` came with ``content``, a hash of what a key may never change."""
+        """Record that ``key`` came with ``content``: a hash of what must be the same in every request with this key."""
         if not key:
             self.keyless += 1
         elif self.contents.setdefault(key, content) != content:
@@ -104,7 +104,7 @@ class _LaneRecord:
 
 
 class Received:
-    """Everything a simulator received. Safe to read from any thread."""
+    """Everything that a simulator received. Safe to read from any thread."""
 
     def __init__(self, *, record_bodies: int = 0) -> None:
         self._record_bodies = record_bodies
@@ -121,13 +121,13 @@ class Received:
     # -- for tests
 
     def counts(self) -> dict[str, Any]:
-        """Counts as plain values: one dict a lane (verify too), and ``connections``, ``garbage``, ``followed``.
+        """Counts as plain values: one dict per lane (verify too), and ``connections``, ``garbage``, ``followed``.
 
         rows: usage rows, data points, spans or log records in all accepted requests; unique: the same without
         repetitions; duplicates: ids (telemetry: requests) accepted more than once; duplicate_requests: accepted
-        requests under a key accepted before; conflicting_keys: requests under a known key with other contents;
-        statuses: answers by status ("0": none given); in_flight: requests held right now, peak_in_flight: most at
-        one time (by ``latency_ms``: else each is answered at once).
+        requests with a key accepted before; conflicting_keys: requests with a known key and other contents;
+        statuses: answers by status ("0": not answered); in_flight: requests whose answer is delayed right now,
+        peak_in_flight: their maximum (both need ``latency_ms``: otherwise each request is answered at once).
         """
         with self._changed:
             lanes = {name: lane.counts() for name, lane in self._lanes.items()}
@@ -145,7 +145,7 @@ class Received:
             return dict.fromkeys(record.first, 1) | {id: 1 + len(keys) for id, keys in record.again.items()}
 
     def duplicates(self, lane: str = Lane.USAGE) -> dict[str, list[str]]:
-        """The keys, in order, under which each id came that was accepted more than once."""
+        """The Idempotency-Keys, in order of arrival, of each id that was accepted more than once."""
         with self._changed:
             record = self._lanes[lane]
             return {id: [record.first[id][0], *keys] for id, keys in record.again.items()}
@@ -156,12 +156,12 @@ class Received:
             return {id: time for id, (_, time) in self._lanes[lane].first.items()}
 
     def attempts(self, id: str) -> int:
-        """``num_failed_send_attempts`` of a usage row as it was last accepted."""
+        """``num_failed_send_attempts`` of a usage row when it was last accepted; 0 for an unknown id."""
         with self._changed:
             return self._lanes[Lane.USAGE].attempts.get(id, 0)
 
     def bodies(self, lane: str = Lane.USAGE) -> list[RecordedRequest]:
-        """The last requests, refused ones too, oldest first; as many as ``record_bodies`` says."""
+        """The last ``record_bodies`` requests, including refused ones, oldest first."""
         with self._changed:
             return list(self._lanes[lane].bodies)
 
@@ -170,7 +170,7 @@ class Received:
             return self._lanes[lane].unique
 
     def wait_for(self, holds: Callable[[Received], bool], timeout: float) -> bool:
-        """Whether ``holds(self)`` came true within ``timeout`` seconds; asked after every request."""
+        """Whether ``holds(self)`` becomes true within ``timeout`` seconds; it is evaluated after every request."""
         with self._changed:
             return self._changed.wait_for(lambda: holds(self), timeout)
 
@@ -181,7 +181,7 @@ class Received:
             self._lanes[VERIFY].accepted += 1
 
     def accept_usage(self, key: str, ids: Sequence[str], attempts: Sequence[int], *, now: float) -> int:
-        """Take the rows of one request, two columns of equal length; how many ids are new."""
+        """Record the rows of one request, given as two columns of equal length. Returns how many ids are new."""
         with self._changed:
             lane = self._lanes[Lane.USAGE]
             new = lane.arrived_together(ids, (key, now))
@@ -206,7 +206,7 @@ class Received:
             lane.keyed(key, hash(digest))
 
     def restore(self, lines: Iterable[JournalLine]) -> None:
-        """Remember the ids of an earlier life, without counting its requests."""
+        """Record the ids of an earlier run from its journal, without counting its requests."""
         with self._changed:
             for line in lines:
                 lane = self._lanes[line.lane]
@@ -215,7 +215,7 @@ class Received:
                     lane.contents.setdefault(line.key, hash(tuple(line.ids)))
 
     def answered(self, name: str, request: RecordedRequest, *, malformed: bool) -> None:
-        """Note a request and its fate; wakes whoever waits."""
+        """Record a request and its answer, and wake the threads in ``wait_for``."""
         with self._changed:
             lane = self._lanes[name]
             lane.requests += 1
@@ -226,7 +226,7 @@ class Received:
             self._changed.notify_all()
 
     def held(self, name: str) -> Callable[[], None]:
-        """A request of this lane is being held back; call the result when it is let go."""
+        """Count a request whose answer is delayed as in flight. Call the result when the request is over."""
         lane = self._lanes[name]
         lane.in_flight += 1
         lane.peak_in_flight = max(lane.peak_in_flight, lane.in_flight)

@@ -30,17 +30,17 @@ _THREAD_SECONDS = 10.0
 class Simulator:
     """A beacon on a real port. Use it as a context manager.
 
-    port, host       where; port 0 takes a free one, and keeps it over ``faults.down``
-    license          the licence it accepts (a fresh one by default), ``licenses``: more of them
+    port, host       the address; port 0 takes a free port, which stays reserved during ``faults.down``
+    license          the accepted licence (a fresh one by default); ``licenses``: further ones
     any_license      accept every licence
-    strict           check all twelve fields of usage rows; False checks only what the record needs
-    record_bodies    keep so many raw requests a lane, for ``received.bodies(lane)``
+    strict           check all twelve fields of usage rows; False checks only those that the record needs
+    record_bodies    the number of raw requests kept per lane, for ``received.bodies(lane)``
     journal          a file that gets a line for each accepted usage request before it is answered;
-                     what it holds at the start is remembered
+                     the ids in it at the start are recorded as received
     seed             makes faults with a probability repeatable
     **faults         fields of :class:`Faults`
 
-    A simulator that broke inside raises what broke it from ``close()``: a test never passes on half a beacon.
+    An internal error of the simulator is raised by ``close()``, so that a test cannot pass on a broken beacon.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Simulator:
 
     @property
     def url(self) -> str:
-        """``http://host:port/v1/beacon``: what a client is configured with."""
+        """``http://host:port/v1/beacon``, the base URL for a client's configuration."""
         return f"{self._origin(self._port)}{BASE_PATH}"
 
     @property
@@ -94,7 +94,7 @@ class Simulator:
 
     @property
     def PEM(self) -> str:  # noqa: N802 - as the format is written
-        """The public key that verifies the tokens."""
+        """The public key that verifies the tokens, as PEM."""
         return self._mint.public_pem
 
     # -- scripting
@@ -104,13 +104,13 @@ class Simulator:
         self.faults.fail(*statuses, lane=lane)
 
     def revoke_tokens(self) -> None:
-        """Forget every token given: the next data request is answered 401, a new token is good again."""
+        """Invalidate every token issued so far: data requests are answered 401 until the client gets a new token."""
         self._mint.revoke()
 
     def wait_for(self, what: str | Callable[[Received], bool], n: int = 1, *, timeout: float = 10.0) -> None:
-        """Wait for ``n`` different rows (telemetry: envelopes) in the lane ``what``, or until ``what(received)``.
+        """Wait for ``n`` different rows (telemetry: items) in the lane ``what``, or until ``what(received)`` is true.
 
-        Raises TimeoutError that tells what did arrive.
+        Raises TimeoutError with the counts of what did arrive.
         """
         if isinstance(what, str):
             lane = what
@@ -126,7 +126,7 @@ class Simulator:
     # -- life
 
     def start(self) -> Self:
-        """Listen. Raises ConfigError if the port cannot be had, or the journal not be kept."""
+        """Start to listen. Raises ConfigError if the port is not available or the journal cannot be written."""
         if self._thread is not None:
             raise RuntimeError("this simulator was started before; make another")
         with ExitStack() as undo:
@@ -146,7 +146,7 @@ class Simulator:
         return self
 
     def close(self) -> None:
-        """Stop listening and cut every connection. Raises what broke inside, if something did."""
+        """Stop listening and cut every connection. Raises the first internal error, if there was one."""
         thread = self._thread
         if thread is None or not thread.is_alive():
             return
@@ -180,7 +180,7 @@ class Simulator:
     def _run(self, control: socket.socket, started: Future[None]) -> None:
         try:
             asyncio.run(self._main(control, started))
-        except Exception as error:  # noqa: BLE001 - told to whoever waits for the start, or to close()
+        except Exception as error:  # noqa: BLE001 - raised again by start() or close()
             if started.done():
                 self._broken.append(error)
             else:
@@ -222,12 +222,12 @@ class Simulator:
         return Connection(self, self._connections)
 
     def _down_changed(self, down: bool) -> None:
-        # From another thread, return only when the change holds; the loop's own thread cannot wait for itself.
+        # In another thread, return only when the change has taken effect; the loop's own thread would deadlock.
         if threading.current_thread() is not self._thread:
             asyncio.run_coroutine_threadsafe(self._follow_down(), self._loop).result(_THREAD_SECONDS)
 
     async def _follow_down(self) -> None:
-        """Listen, or not, as ``faults.down`` says."""
+        """Start or stop to listen according to ``faults.down``."""
         async with self._moving:
             if self.faults.down:
                 if self._listening is not None:
@@ -243,9 +243,9 @@ class Simulator:
             self._listening = None
 
     async def _end(self, listening: asyncio.Server, connections: set[Connection]) -> None:
-        """No connection more, and the end of those there are."""
-        # Accepts no more, and what it has accepted gets its transport: asyncio leaves the socket of a connection open
-        # whose server is closed in between.
+        """Accept no further connections and abort the present ones."""
+        # The order matters: asyncio leaks the socket of a connection that was accepted but has no transport when its
+        # server is closed. So stop accepting first, then let the loop create the transports, then close.
         for each in listening.sockets:
             self._loop.remove_reader(each)
         await asyncio.sleep(0)

@@ -1,8 +1,8 @@
-"""What the body of each endpoint must look like, and how much it holds.
+"""The schema of each endpoint's body, and the number of items in a body.
 
-Usage rows are checked to the field (the twelve of beacon's document, no more and no fewer). Telemetry is
-checked to the frame: resource, scope and item levels are objects in arrays, whatever the items hold,
-because beacon's own examples bend OTLP's rules for the rest.
+Usage rows are checked field by field: exactly the twelve fields of beacon's document. Of telemetry only the structure
+is checked: resources, scopes and items are objects in arrays. The contents of items are not checked, because beacon's
+own examples deviate from OTLP there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Time = Annotated[datetime, Meta(tz=True)]
 
 
 class BodyError(Exception):
-    """A body breaks its endpoint's shape. ``path`` is JSONPath: ``$.trace_transactions[3]``."""
+    """A body does not match the schema of its endpoint. ``path`` is JSONPath: ``$.trace_transactions[3]``."""
 
     def __init__(self, reason: str, path: str) -> None:
         self.reason = reason
@@ -56,7 +56,7 @@ class UsageBody(Struct, forbid_unknown_fields=True):
 
 
 class LaxUsageRow(Struct, gc=False):
-    """Only what the record needs, for benchmarks that the full check would slow down."""
+    """Only the fields that the record needs, for benchmarks that the full check would slow down."""
 
     id: str
     num_failed_send_attempts: int
@@ -130,12 +130,12 @@ _anything = msgspec.json.Decoder()
 
 
 def read_verify(body: bytes) -> str:
-    """The licence of a verify request. Raises BodyError."""
+    """The licence in the body of a verify request. Raises BodyError."""
     return _decoded(_verify.decode, body).license
 
 
 def read_usage(body: bytes, *, strict: bool) -> UsageBody | LaxUsageBody:
-    """The usage request. Raises BodyError, which names every extra and missing field of the first bad row."""
+    """The body of a usage request. Raises BodyError, which names every extra and missing field of the first bad row."""
     if not strict:
         return _decoded(_lax_usage.decode, body)
     try:
@@ -145,12 +145,12 @@ def read_usage(body: bytes, *, strict: bool) -> UsageBody | LaxUsageBody:
 
 
 def read_patch(body: bytes) -> dict[str, Any]:
-    """Faults by name, as ``POST /_simulator`` is given them. Raises BodyError."""
+    """The faults by name in the body of ``POST /_simulator``. Raises BodyError."""
     return _decoded(_patch.decode, body)
 
 
 def read_telemetry(lane: Lane, body: bytes) -> int:
-    """How many data points, spans or log records a telemetry request holds. Raises BodyError."""
+    """The number of data points, spans or log records in the body of a telemetry request. Raises BodyError."""
     match lane:
         case Lane.METRICS:
             return _count_metrics(_decoded(_metrics.decode, body))
@@ -190,7 +190,7 @@ _ROW_FIELDS = frozenset(UsageRow.__struct_fields__)
 
 
 def _row_by_row(body: bytes) -> BodyError | None:
-    """The first row whose field names are wrong: all of them. None if the names are right."""
+    """An error that names every extra and missing field of the first bad row. None if all field names are right."""
     try:
         document: Any = _decoded(_anything.decode, body)
     except BodyError:

@@ -1,4 +1,4 @@
-"""Short-lived JWTs, signed EdDSA with a key that lives as long as the simulator."""
+"""Short-lived JWTs, signed with EdDSA. The key is new for each simulator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TokenState(Enum):
 
 
 class Mint:
-    """Gives tokens and knows them again: a token is valid if this mint gave it, until its life is over."""
+    """Issues tokens and remembers them: a token is valid if this mint issued it and it has not expired."""
 
     def __init__(self) -> None:
         self._key = Ed25519PrivateKey.generate()
@@ -32,7 +32,7 @@ class Mint:
         return f"Mint(given={len(self._ends)})"
 
     def give(self, life_seconds: float, *, now: float, monotonic: float) -> str:
-        """A new token. ``now``: epoch seconds for its claims; ``monotonic``: seconds that decide its end."""
+        """A new token. ``now``: epoch seconds for its claims; ``monotonic``: monotonic seconds for its expiry."""
         issued_at = int(now)
         life = int(life_seconds) if life_seconds == int(life_seconds) else life_seconds
         claims = {
@@ -53,6 +53,6 @@ class Mint:
         return TokenState.VALID if monotonic < end else TokenState.EXPIRED
 
     def revoke(self) -> None:
-        """Forget every token given so far."""
+        """Forget every token issued so far."""
         with self._lock:
             self._ends.clear()
