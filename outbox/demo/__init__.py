@@ -1,9 +1,9 @@
-"""The whole story on this machine: producers, an outage of beacon, a killed worker, recovery.
+"""A demonstration on this machine: producers, an outage of beacon, a killed worker, recovery.
 
-story ─┬─ producers   threads that commit usage and telemetry, and keep the ids of what they committed
+story ─┬─ producers   threads that commit usage and telemetry, and keep the ids of committed rows
        ├─ worker      the process that delivers (``python -m outbox.demo.worker``) and is killed
-       ├─ tally       committed ids against what the simulator counted
-       └─ picture     the same as a PNG
+       ├─ tally       compares committed ids with those that the simulator received
+       └─ picture     a chart of the run, as PNG
 """
 
 from outbox.demo.story import run

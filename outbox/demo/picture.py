@@ -1,4 +1,4 @@
-"""The story as a picture."""
+"""A chart of the demo's run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(slots=True)
 class Timeline:
-    """What was seen, in seconds since the start, and counts of entries."""
+    """Samples of a run: seconds since its start, and counts of entries at that time."""
 
     seconds: list[float] = field(default_factory=list)
     enqueued: list[int] = field(default_factory=list)
@@ -23,7 +23,7 @@ class Timeline:
 
 
 def draw(timeline: Timeline, lost: int, path: Path) -> None:
-    """Write a PNG: committed and delivered above, the difference below."""
+    """Write a PNG with two panels: entries committed and delivered, and the difference between them."""
     import matplotlib as mpl
 
     mpl.use("Agg")

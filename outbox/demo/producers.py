@@ -1,4 +1,4 @@
-"""Producers: threads that commit usage rows and telemetry envelopes, and remember the ids once committed."""
+"""Threads that commit usage rows and telemetry envelopes, and record them after the commit."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from outbox import Outbox, TelemetryEnvelope, UsageInterval
 from outbox.messages import Message
 
 ROWS = 10
-"""Usage rows of one transaction."""
+"""Usage rows per transaction."""
 PAUSE_SECONDS = 0.05
 
 
 class Producers:
-    """Two threads that put until ``stop()``. What is in ``usage``, ``metrics`` and ``traces`` is committed."""
+    """Two threads that call ``Outbox.put`` until ``stop()``.
+
+    ``usage`` has the ids of committed rows only, ``metrics`` and ``traces`` the numbers of committed envelopes.
+    """
 
     def __init__(self, box: Outbox) -> None:
         self.box = box
@@ -39,7 +42,7 @@ class Producers:
             thread.start()
 
     def stop(self) -> None:
-        """End the threads; raises what ended one of them before."""
+        """End the threads. Raises the exception that ended one of them before."""
         self._stop.set()
         for thread in self._threads:
             thread.join()
@@ -50,7 +53,7 @@ class Producers:
         try:
             while not self._stop.wait(PAUSE_SECONDS):
                 work()
-        except Exception as error:  # noqa: BLE001 - handed to stop(), which raises it in the main thread
+        except Exception as error:  # noqa: BLE001 - stop() raises it in the main thread
             self.failure = error
 
     def _usage(self) -> None:

@@ -1,4 +1,4 @@
-"""The acts of the demo, and who sees them."""
+"""The course of the demo, with its progress on the terminal."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from outbox.simulator import Simulator
 LOOK_SECONDS = 0.1
 LANES = ("usage", "metrics", "traces")
 START_SECONDS = 10.0
-"""At most, for the worker's process to start; the story begins with its first delivery."""
+"""Upper bound for the start of the worker's process; the timed phases begin at its first delivery."""
 DRAIN_SECONDS = 25.0
 
 
 def run(folder: Path | None = None, *, seconds: float = 12.0) -> int:
-    """Play the story in ``folder`` (a new temporary one by default); 0, or 1 when an entry was lost.
+    """Run the demo in ``folder`` (a new temporary one by default). Returns 0, or 1 if an entry was lost.
 
-    seconds: about how long the producers write once the worker delivers; the outage takes a third of it.
+    seconds: about how long the producers write after the first delivery; the outage takes a third of it.
     """
     folder = folder or Path(tempfile.mkdtemp(prefix="outbox-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def run(folder: Path | None = None, *, seconds: float = 12.0) -> int:
 
 
 class Story:
-    """The actors, and the timeline of what they did."""
+    """The beacon, the producers and the worker's process, and the timeline of the run."""
 
     def __init__(self, box: Outbox, beacon: Simulator, folder: Path, console: Console) -> None:
         self.beacon = beacon
@@ -102,7 +102,7 @@ class Story:
         self._tell("beacon is back")
 
     def _crash(self) -> None:
-        """Kill the worker after beacon took a request and before it answered: the worst moment."""
+        """Kill the worker after beacon accepted a request and before it answered: the worst moment."""
         self.beacon.faults.latency_ms = 1500.0
         self._watch(LOOK_SECONDS)
         before = self.beacon.received.unique("usage")
@@ -130,7 +130,7 @@ class Story:
         )
 
     def _watch(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
-        """Note what is seen for so long, or until ``until`` holds."""
+        """Sample the timeline and update the display for ``seconds``, or until ``until()`` is true."""
         deadline = time.monotonic() + seconds
         while True:
             self.timeline.note(self._now(), self.producers.total, self._delivered())

@@ -1,4 +1,4 @@
-"""What was committed against what the simulator counted."""
+"""Comparison of the committed entries with those that the simulator received."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from outbox.demo.producers import Producers
 from outbox.simulator import Simulator
 
 _CREATED = "SELECT id, created_at FROM outbox_usage"
-"""On SQLite, where the demo lives, an id is 16 bytes."""
+"""The demo runs on SQLite, where an id is stored as 16 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Counts of entries; times in seconds from commit to the first arrival at beacon, of usage."""
+    """Counts of entries. ``p50`` and ``p99``: seconds from writing a usage row to its first arrival at beacon."""
 
     enqueued: int
     delivered: int
     lost: int
     duplicates: int
     same_key: int
-    """Of the duplicates, those that came under one and the same Idempotency-Key."""
+    """The duplicates whose requests all had the same Idempotency-Key."""
     p50: float
     p99: float
 
@@ -45,7 +45,7 @@ class Tally:
 
 
 def tally(producers: Producers, beacon: Simulator) -> Tally:
-    """Compare usage id by id, telemetry by count: its entries carry no id on the wire."""
+    """Compare usage by id and telemetry by count, since telemetry entries have no id on the wire."""
     received = beacon.received
     arrivals = received.arrivals("usage")
     lost = sum(str(id) not in arrivals for id in producers.usage)

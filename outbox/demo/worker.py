@@ -1,4 +1,4 @@
-"""The worker process of the demo, set by ``OUTBOX_*``: ``python -m outbox.demo.worker``."""
+"""The worker process of the demo, configured by ``OUTBOX_*`` variables: ``python -m outbox.demo.worker``."""
 
 from __future__ import annotations
 

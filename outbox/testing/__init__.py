@@ -1,4 +1,4 @@
-"""Test an application that enqueues: what is in the outbox, and what beacon got of it.
+"""Helpers to test an application that enqueues: assertions on the outbox, and a beacon that records requests.
 
     def test_an_order_is_reported(outbox_box, beacon, engine):       # fixtures of the pytest plugin
         with Session(engine) as session, session.begin():
@@ -7,7 +7,7 @@
         drain(outbox_box, beacon)
         assert beacon.received.unique("usage") == 1
 
-Importing it costs next to nothing (pytest does so at every start): each helper imports what it needs.
+Importing this package is cheap, because pytest does it at every start: a helper imports its dependencies when called.
 """
 
 from outbox.testing.clock import FrozenClock

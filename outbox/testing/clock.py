@@ -6,9 +6,9 @@ import time
 
 
 class FrozenClock:
-    """Stands at the moment it was made until it is moved.
+    """A clock that stands still until ``advance`` is called.
 
-    It starts at the true time because the database dates what is enqueued by its own clock.
+    It starts at the real time by default, because the database dates entries by its own clock.
     """
 
     def __init__(self, now: int | None = None) -> None:
@@ -19,5 +19,5 @@ class FrozenClock:
         return self._now
 
     def advance(self, *, seconds: float) -> None:
-        """Move forward, or back: a clock of this world may jump either way."""
+        """Move the clock forward, or back with negative seconds: real clocks may jump either way."""
         self._now += round(seconds * 1_000_000)

@@ -20,9 +20,9 @@ _LONGEST_PAUSE = 0.2
 
 
 def drain(box: Outbox, transport_or_beacon: Transport | Simulator, timeout: float = 10.0) -> DispatchReport:
-    """Run a dispatcher until every entry is sent, dead or otherwise settled; the sum of its reports.
+    """Run a dispatcher until every entry is sent, dead or otherwise settled. Returns the sum of its reports.
 
-    transport_or_beacon: a Simulator gets a transport of its own, with the licence it accepts.
+    transport_or_beacon: for a Simulator a BeaconTransport is made, with the licence that it accepts.
 
     Raises TimeoutError with the box's status if something still waits after ``timeout`` seconds (a batch that
     backs off, a paused lane).
@@ -48,7 +48,7 @@ def drain(box: Outbox, transport_or_beacon: Transport | Simulator, timeout: floa
 
 
 def settings_of_tests(**arguments: Any) -> Settings:
-    """Of the arguments and the project's files: not of what somebody has set in this machine's environment."""
+    """Settings from the arguments and the project's files, without this machine's environment variables."""
     from unittest.mock import patch
 
     from outbox import Settings
@@ -63,7 +63,7 @@ def settings_of_tests(**arguments: Any) -> Settings:
 
 @contextmanager
 def _transport(given: Transport | Simulator) -> Iterator[Transport]:
-    # Not isinstance: whoever brings a transport need not have the simulator's extra installed.
+    # Not isinstance: it would import the simulator, whose extra is not needed with another transport.
     if hasattr(given, "send"):
         yield given
         return

@@ -1,4 +1,4 @@
-"""What is in the outbox, as one connection sees it."""
+"""Assertions on the entries in the outbox, as one connection sees them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class Enqueued:
-    """One entry in a log. ``payload`` is its JSON, parsed."""
+    """One entry in a log. ``payload`` is the parsed JSON."""
 
     lane: Lane
     seq: int
@@ -43,13 +43,13 @@ def assert_enqueued(
     count: int | None = None,
     **payload_fields: object,
 ) -> list[Enqueued]:
-    """The matching entries that ``where`` can see: at least one, or exactly ``count``.
+    """Return the matching entries that ``where`` can see: at least one, or exactly ``count``.
 
-    where: a Session or Connection also sees what its own transaction has enqueued and not committed; an
-    Outbox sees what is committed. With an AsyncSession: ``await session.run_sync(assert_enqueued, ...)``.
+    where: a Session or Connection also sees entries that its own transaction has enqueued and not committed; an
+    Outbox sees committed ones. With an AsyncSession: ``await session.run_sync(assert_enqueued, ...)``.
     payload_fields: top-level fields of the payload; UUIDs and datetimes match their text.
 
-    Entries that are sent count too, until they are purged. Raises AssertionError that lists what is there.
+    Sent entries count too, until they are purged. Raises AssertionError that lists the entries found.
     """
     there = list(_entries(where, lane))
     found = [entry for entry in there if _matches(entry, id, payload_fields)]
@@ -68,7 +68,7 @@ def refute_enqueued(
     id: UUID | str | None = None,
     **payload_fields: object,
 ) -> None:
-    """No entry that ``where`` can see matches. Raises AssertionError that lists those that do."""
+    """Raise AssertionError, with a list of the matching entries, if ``where`` can see one that matches."""
     found = [entry for entry in _entries(where, lane) if _matches(entry, id, payload_fields)]
     if found:
         raise AssertionError(

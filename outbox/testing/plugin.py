@@ -1,7 +1,7 @@
-"""Fixtures for pytest, found by its entry point: ``beacon``, ``outbox_box``, ``frozen_clock``.
+"""Fixtures for pytest, registered by an entry point: ``beacon``, ``outbox_box``, ``frozen_clock``.
 
-pytest imports this module at every start, in projects that never use it too: everything heavier than
-pytest is imported by the fixture that needs it.
+pytest imports this module at every start, even in projects that never use it, so each fixture imports what it needs
+when it is used.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def beacon() -> Iterator[Simulator]:
-    """A beacon on a real port of this machine, which nobody has told anything yet."""
+    """A simulator of beacon on a local port, without faults."""
     from outbox.simulator import Simulator
 
     with Simulator(record_bodies=100) as simulator:
@@ -30,14 +30,16 @@ def beacon() -> Iterator[Simulator]:
 
 @pytest.fixture
 def frozen_clock() -> FrozenClock:
-    """A clock that stands still until the test moves it; ``outbox_box`` goes by it when both are asked for."""
+    """A clock that stands still until the test moves it; ``outbox_box`` uses it where a test requests both."""
     return FrozenClock()
 
 
 @pytest.fixture
 def outbox_box(request: pytest.FixtureRequest, tmp_path: Path, beacon: Simulator) -> Iterator[Outbox]:
-    """An outbox on a fresh SQLite file, migrated, whose settings know ``beacon``, and nothing of this machine's
-    environment. Nothing dispatches it."""
+    """An outbox on a new, migrated SQLite file. Its settings point to ``beacon`` and ignore this machine's environment.
+
+    No worker runs: see ``drain``.
+    """
     from outbox import Outbox
     from outbox.testing.draining import settings_of_tests
 
