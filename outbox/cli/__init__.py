@@ -3,15 +3,15 @@
     main ── app ─┬─ enqueue    JSON Lines in
                  ├─ dispatch   worker, drain
                  ├─ inspect    migrate, status, show, audit, config show
-                 ├─ preview    what would leave next
+                 ├─ preview    the next request bodies, without sending them
                  ├─ dead       list, show, requeue, discard
-                 ├─ doctor     every problem at once, with what mends it
+                 ├─ doctor     every problem in one run, each with its remedy
                  ├─ simulate   beacon
-                 ├─ demo       the whole story on this machine
-                 └─ bench      benchmarks, of a source checkout
+                 ├─ demo       producers, an outage, a crash and recovery on this machine
+                 └─ bench      the benchmarks of a source checkout
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 ok, 1 failure, 2 usage, 3 not found or work remains,
-4 licence refused, 6 schema out of date, 75 try again later, 130 interrupted.
+4 licence refused, 6 schema out of date, 75 transient, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class _Commands(TyperGroup):
     def invoke(self, context: Any) -> Any:
         try:
             return super().invoke(context)
-        except KeyboardInterrupt:  # typer would end with 130, and say nothing
+        except KeyboardInterrupt:  # typer would exit with 130 without a message
             raise Interrupted("interrupted; what is there by now: outbox status") from None
 
 
@@ -52,8 +52,8 @@ app = typer.Typer(
     cls=_Commands,
     help="The transactional outbox for usage and telemetry.",
     no_args_is_help=True,
-    rich_markup_mode=None,  # plain help and errors: they are read in logs too
-    pretty_exceptions_enable=False,  # would show the values of variables, a licence among them
+    rich_markup_mode=None,  # plain help and errors, which stay readable in logs
+    pretty_exceptions_enable=False,  # they would print the values of local variables, a licence among them
 )
 for _commands in (enqueue, dispatch, inspect, preview, dead, doctor, simulate, demo, bench):
     _commands.register(app)
@@ -87,7 +87,7 @@ def _globals(
 
 @cache
 def _command() -> TyperGroup:
-    """The tree of commands: typer reads every signature for it."""
+    """The tree of commands, built once: typer inspects the signature of every command for it."""
     command = typer.main.get_command(app)
     assert isinstance(command, TyperGroup)
     return command
@@ -97,13 +97,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     """Run one command and exit with its code. ``arguments``: ``sys.argv[1:]`` by default."""
     given = Globals()
     if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a locale without a letter of the data does not stop it
+        sys.stdout.reconfigure(errors="backslashreplace")  # characters that the locale cannot encode are escaped
     try:
         _command()(arguments, prog_name="outbox", obj=given)
     except OutboxError as error:
         _fail(str(error), error.exit_code, given)
-    except Exception as error:  # noqa: BLE001 - the outermost frame: a person gets a line, not a stack
-        # Not its text: that of an unforeseen error may hold anything.
+    except Exception as error:  # noqa: BLE001 - the outermost frame: print one line instead of a traceback
+        # The text of an unforeseen error is left out: it may contain a secret.
         hint = "" if given.debug else "; run it again as: outbox --debug ..."
         _fail(f"unexpected {type(error).__name__}{hint}", 1, given)
     sys.exit(0)

@@ -1,4 +1,4 @@
-"""``outbox bench``: the benchmarks, which are part of a source checkout and not of the package."""
+"""``outbox bench``: runs the benchmarks, which are in the source checkout and not in the installed package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PACKAGE = Path(outbox.__file__).resolve().parent
 
 
 def register(app: typer.Typer) -> None:
-    # Options and --help are those of the checkout's own command line.
+    # All options, --help included, are passed on to the command line of the benchmarks.
     passes_on = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
     app.command(context_settings=passes_on, options_metavar="NAME [OPTIONS]")(bench)
 
@@ -43,9 +43,9 @@ def bench(context: typer.Context) -> None:
 
 
 def _checkout() -> Path | None:
-    """The folder above the package, else the current one, if the benchmarks are there."""
+    """The folder above the package, or else the current folder, if it contains the benchmarks; None if neither does."""
     return next((folder for folder in (_PACKAGE.parent, Path.cwd()) if _has_benchmarks(folder)), None)
 
 
 def _has_benchmarks(folder: Path) -> bool:
-    return (folder / "benchmarks" / "bars.toml").is_file()  # "benchmarks" alone may be anybody's
+    return (folder / "benchmarks" / "bars.toml").is_file()  # another project may have a folder "benchmarks" too

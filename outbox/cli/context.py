@@ -1,4 +1,4 @@
-"""What every command is given: the global options, and an outbox made of them."""
+"""The context of every command: the global options, and the outbox and settings that they select."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def settings_of(context: typer.Context) -> Settings:
 
 @contextmanager
 def box_of(context: typer.Context) -> Iterator[Outbox]:
-    """The outbox of the global options, closed at the end."""
+    """The outbox that the global options select; it is closed at the end of the block."""
     given: Globals = context.obj
     box = wiring.open_box(given.config, given.database_url)
     try:

@@ -1,4 +1,4 @@
-"""``outbox dead``: what beacon refused for good, and what an operator does about it."""
+"""``outbox dead``: entries that beacon refused for good, and an operator's means to requeue or discard them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Counts = dict[str, dict[str, int]]
 
 
 class Selection(TypedDict):
-    """Which dead letters; None: no bound."""
+    """A selection of dead letters. None in a field means no restriction by it."""
 
     ids: list[UUID] | None
     lane: Lane | None
@@ -92,7 +92,7 @@ def show(context: typer.Context, id: EntryId, output: Output = Form.TABLE) -> No
 
 
 def _changes(verb: str, does: str) -> None:
-    """The command ``verb``."""
+    """Define the command ``verb``, whose help begins with ``does``."""
 
     @app.command(verb, help=f"{does} Without a selection: all of them.")
     def change(
@@ -140,7 +140,7 @@ def _counts(box: Outbox, selection: Selection) -> Counts:
 
 
 def _agreed(verb: str, before: Counts) -> bool:
-    """Whether the person at the terminal agrees. Where nobody can answer, the command itself is the answer."""
+    """Whether the operator confirms. Without a terminal there is no question: running the command is the consent."""
     if not is_interactive():
         return True
     for lane, counts in before.items():

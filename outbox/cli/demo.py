@@ -1,4 +1,4 @@
-"""``outbox demo``: the whole story on this machine."""
+"""``outbox demo``: producers, an outage, a crash and recovery on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def demo(
 ) -> None:
     """Play the whole story. Producers, an outage, a killed worker, recovery; ends with a table and a picture."""
     try:
-        import matplotlib  # noqa: F401 - asked for first: the picture is drawn after the story
+        import matplotlib  # noqa: F401 - fail early: the picture is drawn at the end
 
         from outbox.demo import run
     except ImportError as error:

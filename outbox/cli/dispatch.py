@@ -1,4 +1,4 @@
-"""``outbox drain`` and ``outbox worker``: sending, until nothing waits or until told to stop."""
+"""``outbox drain`` sends until nothing waits, ``outbox worker`` until a signal stops it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 FIRST_PAUSE_SECONDS = 0.01
 LONGEST_PAUSE_SECONDS = 0.5
-EVERY_INTERFACE = "0.0.0.0"  # noqa: S104 - an orchestrator's probes come from outside; there is nothing secret
+EVERY_INTERFACE = "0.0.0.0"  # noqa: S104 - an orchestrator probes from another host; the answers contain no secret
 
 logger = logging.getLogger("outbox.cli")
 
@@ -44,7 +44,7 @@ def drain(
     timeout: Annotated[float, typer.Option(min=0, help="Seconds after which no request begins.")] = 60.0,
 ) -> None:
     """Send until nothing waits. Ends with 0 when empty, 3 when work remains, 4 when the licence was refused."""
-    log_to_stderr(LogFormat.TEXT, logging.ERROR)  # what fails on the way is told once, at the end
+    log_to_stderr(LogFormat.TEXT, logging.ERROR)  # a failure is reported once, at the end
     with box_of(context) as box:
         if unfinished(box) and not box.settings.offline:
             with closing(wiring.build_transport(box.settings)) as transport:
@@ -59,17 +59,20 @@ def drain(
 
 
 def unfinished(box: Outbox) -> dict[str, LaneStatus]:
-    """The lanes that are on and hold something that is neither sent nor dead."""
+    """The enabled lanes with entries that are pending, in flight or waiting."""
     return {name: lane for name, lane in _lanes(box) if lane.unfinished}
 
 
 def stopped(box: Outbox) -> dict[str, LaneStatus]:
-    """The lanes that wait for a person: their log contradicts their ledger, so their counts say little."""
+    """The enabled lanes that wait for an operator because their log contradicts their ledger.
+
+    Their counts are unreliable, so ``unfinished`` is not enough to tell that nothing remains.
+    """
     return {name: lane for name, lane in _lanes(box) if lane.stopped}
 
 
 def _lanes(box: Outbox) -> list[tuple[str, LaneStatus]]:
-    """Those that are on."""
+    """The enabled lanes, by name."""
     return [(name, lane) for name, lane in box.status().lanes.items() if box.settings.lane_enabled(Lane(name))]
 
 
@@ -88,7 +91,7 @@ def _drain(box: Outbox, transport: BeaconTransport, timeout: float) -> None:
         dispatcher = stack.enter_context(closing(Dispatcher(box, transport)))
         progress = stack.enter_context(_progress())
         for lane in dispatcher.lanes:
-            box.store.switch_on(lane)  # one that was off, and is on by now
+            box.store.switch_on(lane)  # a lane that earlier settings switched off
         timer = threading.Timer(min(timeout, threading.TIMEOUT_MAX), stop.set)
         stack.callback(timer.cancel)
         timer.start()
@@ -105,14 +108,14 @@ def _drain(box: Outbox, transport: BeaconTransport, timeout: float) -> None:
 
 
 class Licence:
-    """Asks beacon about the licence again whenever a lane has paused for a new reason."""
+    """Verifies the licence again whenever a lane has paused for a new reason."""
 
     def __init__(self, transport: BeaconTransport) -> None:
         self._transport = transport
         self._seen: set[tuple[str, str | None]] = set()
 
     def look(self, lanes: dict[str, LaneStatus]) -> None:
-        """Raises ``LicenseRefused``."""
+        """Raises ``LicenseRefused`` if a lane has paused for a new reason and beacon refuses the licence."""
         paused = {(name, lane.reason) for name, lane in lanes.items() if lane.state == LaneState.PAUSED}
         if paused - self._seen:
             self._transport.verify()
@@ -121,12 +124,12 @@ class Licence:
 
 class Progress(Protocol):
     def advance(self, entries: int, of: int) -> None:
-        """``entries`` of the last ``of`` are sent or dead by now."""
+        """Report that ``entries`` of the ``of`` unfinished ones have been sent or are dead."""
 
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """A bar on a terminal, else nothing."""
+    """A progress bar if stderr is a terminal, otherwise a null object."""
     if not sys.stderr.isatty():
         yield _Silent()
         return
@@ -140,7 +143,7 @@ def _progress() -> Iterator[Progress]:
 
 class _Silent:
     def advance(self, entries: int, of: int) -> None:
-        """Nobody looks."""
+        """Without a terminal progress is not shown."""
 
 
 class _OnTerminal:
@@ -150,7 +153,7 @@ class _OnTerminal:
         self._task = bar.add_task("sending", total=None)
 
     def advance(self, entries: int, of: int) -> None:
-        total = self._done + of  # producers go on while the bar runs
+        total = self._done + of  # grows when producers enqueue meanwhile
         self._done += entries
         self._bar.update(self._task, completed=self._done, total=total)
 
@@ -164,7 +167,7 @@ def worker(
     health_host: Annotated[str, typer.Option(help="Where --health-port listens.")] = EVERY_INTERFACE,
 ) -> None:
     """Send until told to stop. At SIGTERM (0) or SIGINT (130) what is on the wire is finished first."""
-    from outbox.cli.health import serving  # here: of the commands only this one is a server
+    from outbox.cli.health import serving  # imported here: only this command needs the HTTP server
     from outbox.worker import Worker
 
     log_to_stderr(log_format)
@@ -187,7 +190,11 @@ def worker(
 
 @contextmanager
 def _signals_noted() -> Iterator[list[int]]:
-    """Filled, at the end, with the signals that came. The worker handles them; the exit code tells which it was."""
+    """A list that contains, after the block, the numbers of the signals received during it.
+
+    The worker handles the signals itself; the list only decides the exit code. Python writes each signal's number to
+    the wakeup fd.
+    """
     noted: list[int] = []
     ours, pythons = socket.socketpair()
     with ours, pythons:
@@ -199,4 +206,4 @@ def _signals_noted() -> Iterator[list[int]]:
         finally:
             signal.set_wakeup_fd(before)
             with suppress(BlockingIOError):
-                noted += ours.recv(64)  # a byte each
+                noted += ours.recv(64)  # one byte per signal

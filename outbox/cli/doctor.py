@@ -1,4 +1,4 @@
-"""``outbox doctor``: every problem at once, each with what mends it."""
+"""``outbox doctor``: every problem in one run, each with its remedy."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def doctor(context: typer.Context, output: Output = Form.TABLE) -> None:
 
 
 def _on_terminal(findings: Sequence[Finding]) -> None:
-    """Folded to the width: unlike other tables this one is prose."""
+    """Print a table whose text columns are wrapped to the terminal's width: unlike other tables this one is prose."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

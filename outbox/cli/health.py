@@ -1,4 +1,4 @@
-"""What an orchestrator asks a worker over HTTP.
+"""The HTTP endpoints of a worker for an orchestrator's probes and for Prometheus.
 
 | path     | 200 when                                             |
 |----------|------------------------------------------------------|
@@ -30,14 +30,17 @@ GAUGES = (
     *("failed_attempts", "senders", "strays", "rejected", "shortfall"),
 )
 ASKING_SECONDS = 5
-"""How long a client may take for its request; a slow one holds a thread, nothing else."""
+"""Timeout for reading a client's request. A slow client occupies a thread of the server, and delays nothing else."""
 
 Look = Callable[[], OutboxStatus]
 
 
 @contextmanager
 def serving(host: str, port: int, look: Look) -> Iterator[int]:
-    """Answer on ``port`` (0: any free one) while the block runs; the port. Raises ``ConfigError``."""
+    """Serve on ``port`` (0: any free one) during the block, which gets the port's number.
+
+    Raises ``ConfigError`` if the port cannot be bound.
+    """
     try:
         server = _Server((host, port), partial(_Handler, look))
     except OSError as error:
@@ -58,8 +61,8 @@ class _Server(ThreadingHTTPServer):
         super().__init__(address, handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Not by a traceback on stderr, which no reader of the log expects."""
-        if not isinstance(sys.exception(), OSError):  # the client went away, or was too slow
+        """Log the error: the base class would print a traceback to stderr, between the lines of a JSON log."""
+        if not isinstance(sys.exception(), OSError):  # an OSError: the client disconnected, or was too slow
             logger.exception("a request to --health-port failed")
 
 
@@ -98,11 +101,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *_: Any) -> None:
-        """A probe every few seconds is no news."""
+        """Requests are not logged: probes come every few seconds."""
 
 
 def metrics(seen: OutboxStatus) -> str:
-    """``outbox_pending{lane="usage"} 0`` and so on: a gauge for each count, and whether the lane is open."""
+    """The Prometheus text format: a gauge for each count, such as ``outbox_pending{lane="usage"} 0``, the age of the
+    oldest pending entry in seconds, and whether the lane is open (1 or 0)."""
     lines = []
     for name in GAUGES:
         lines.append(f"# TYPE outbox_{name} gauge")

@@ -1,4 +1,4 @@
-"""Looking, and keeping the tables in order: ``migrate``, ``status``, ``show``, ``audit``, ``config show``."""
+"""Commands to inspect and maintain the tables: ``migrate``, ``status``, ``show``, ``audit``, ``config show``."""
 
 from __future__ import annotations
 
@@ -72,7 +72,11 @@ def migrate(
 
 
 def _require_agreement(box: Outbox, revision: str) -> None:
-    """Raises ``OutboxError`` where entries would be lost, and nobody agrees to it."""
+    """Raises ``OutboxError`` if the migration would remove entries and the operator does not confirm it.
+
+    Without a terminal the operator is not asked, and the removal is refused. Where the schema is out of date, the state
+    of the entries cannot be read, so every log with entries counts, delivered or not.
+    """
     if not migrations.removes_tables(box.store.database, revision):
         return
     try:
@@ -110,7 +114,10 @@ def _status_tables(seen: OutboxStatus) -> None:
 
 
 def _warnings(name: str, lane: LaneStatus) -> Iterator[str]:
-    """What beacon did not take of batches that it accepted: it is recorded and never sent again."""
+    """A line for each kind of item that beacon did not take from batches that it accepted.
+
+    Such items are recorded and never sent again.
+    """
     if lane.rejected:
         yield f"{name}: beacon accepted requests and rejected {lane.rejected:,} items in them; they are not sent again"
     if lane.shortfall:
@@ -135,7 +142,7 @@ def show(context: typer.Context, id: EntryId, output: Output = Form.TABLE) -> No
 
 
 def show_entry(view: EntryView, output: Form) -> None:
-    """``payload`` is shown as the document it is, not as text inside text."""
+    """Print an entry, with ``payload`` as a JSON document instead of a string that contains JSON."""
     show_document(asdict(view) | {"payload": json.loads(view.payload)}, output)
 
 

@@ -1,4 +1,4 @@
-"""The log of a command, on stderr: text for people, one JSON object a line for machines."""
+"""Logging of a command to stderr: as text, or as one JSON object per line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class LogFormat(StrEnum):
 
 
 def log_to_stderr(form: LogFormat, level: int = logging.INFO) -> None:
-    """Only outbox's own: an HTTP client's log would have a line a request."""
+    """Log the loggers below ``outbox`` to stderr; those of other libraries stay off, as httpx logs every request."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if form is LogFormat.JSON else _Text())
     own = logging.getLogger("outbox")

@@ -2,13 +2,13 @@
 
 | form  | a list                    | one document               |
 |-------|---------------------------|----------------------------|
-| table | a row each                | a row a field              |
+| table | one row per item          | one row per field          |
 | json  | one array, indented       | one object, indented       |
-| jsonl | one object a line         | one object on one line     |
+| jsonl | one object per line       | one object on one line     |
 
-On a terminal a table has lines, and only its last column is folded to the width. Where the others do not fit it is
-turned, a line a field; where that does not fit either, each row becomes a table of its own. Elsewhere it is plain
-text in columns that no width folds.
+On a terminal a table has borders, and only its last column is wrapped. A table that is still wider than the terminal is
+transposed, to one line per field; if that is too wide too, each row is printed as a table of its own. Where stdout is
+not a terminal, a table is plain text in aligned columns without wrapping.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ Output = Annotated[Form, typer.Option("--output", "-o", help="How the data is wr
 Row = Mapping[str, object]
 
 FOLDED_WIDTH = 24
-"""On a terminal the last column may be folded to this; no other is folded."""
+"""The minimum width to which the last column of a table is wrapped on a terminal, in characters."""
 BORDER_WIDTH = 3
-"""What the lines of a table take beside each column."""
+"""The characters of border and padding per column of a table on a terminal."""
 
 
 def plain(value: object) -> Any:
-    """``value`` (dataclasses, UUIDs, datetimes and enums included) as JSON's own types."""
+    """``value`` (dataclasses, UUIDs, datetimes and enums included) as types that ``json`` can encode."""
     return msgspec.to_builtins(value, str_keys=True)
 
 
 def show_rows(rows: Sequence[Row], columns: Sequence[str], form: Form) -> None:
-    """A list. ``columns`` chooses what a table shows; the other forms have everything."""
+    """Print a list. ``columns`` are the fields that a table shows; the other forms contain all fields."""
     match form:
         case Form.JSON:
             write(json.dumps(plain(rows), indent=2))
@@ -63,7 +63,7 @@ def show_rows(rows: Sequence[Row], columns: Sequence[str], form: Form) -> None:
 
 
 def show_document(document: object, form: Form, as_table: Callable[[], None] | None = None) -> None:
-    """One object. ``as_table`` writes the table, where a row a field would not do."""
+    """Print one object. ``as_table`` prints the table; without it a table has one row per field."""
     match form:
         case Form.JSON:
             write(json.dumps(plain(document), indent=2))
@@ -76,19 +76,22 @@ def show_document(document: object, form: Form, as_table: Callable[[], None] | N
 
 
 def write(line: str) -> None:
-    """One line of data, flushed: whoever reads it may act on it."""
+    """Write one line of data and flush it, so that a reading process gets it at once.
+
+    Raises ``OutboxError`` if stdout is closed or cannot be written, for example on a full disk.
+    """
     out = _stdout()
     try:
         out.write(line + "\n")
         out.flush()
     except BrokenPipeError:
-        raise  # typer's: the reader has had enough, as in `outbox dead list | head -1`
+        raise  # typer exits quietly: the reader has ended, as in `outbox dead list | head -1`
     except OSError as error:
         raise OutboxError(f"cannot write to standard output: {error.strerror}; give it another place") from error
 
 
 def _stdout() -> TextIO:
-    """Python has none where it was closed before."""
+    """sys.stdout, which is None if the process was started with a closed stdout; then raises ``OutboxError``."""
     if sys.stdout is None:
         raise OutboxError("standard output is closed; give it another place")
     return sys.stdout
@@ -99,14 +102,14 @@ def is_interactive() -> bool:
 
 
 def agrees(question: str) -> bool:
-    """Whether the person at the terminal does."""
+    """Ask on stderr; whether the answer on stdin is yes."""
     sys.stderr.write(f"{question} [y/N]: ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def tell(line: str) -> None:
-    """One line for the person, on stderr."""
+    """Write one line for the operator to stderr."""
     typer.echo(line, err=True)
 
 
@@ -138,13 +141,13 @@ def _rich_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
 
 
 def _turned(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
-    """The same with a line a field and a column a row."""
+    """The table transposed: one line per column, one column per row."""
     head, *lines = zip(columns, *cells, strict=True)
     return head, lines
 
 
 def _width(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> int:
-    """The least width of a table: only its last column may be folded."""
+    """The minimum width of a table in terminal cells, with the last column wrapped to FOLDED_WIDTH."""
     from rich.cells import cell_len
 
     *whole, last = [max(map(cell_len, column)) for column in zip(columns, *cells, strict=True)]
@@ -160,12 +163,12 @@ def _lined(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> Table:
         made.add_column(name, no_wrap=True)
     made.add_column(columns[-1], overflow="fold")
     for row in cells:
-        made.add_row(*map(Text, row))  # Text: square brackets in data are no markup
+        made.add_row(*map(Text, row))  # Text: rich would read square brackets in a str as markup
     return made
 
 
 def _cell(value: object) -> str:
-    """One line of printable text: what a server answered must not move the cursor of a terminal."""
+    """``value`` as one line of printable text: text of a server's answer must not move the terminal's cursor."""
     simple = plain(value)
     if simple is None:
         return "-"

@@ -1,4 +1,4 @@
-"""``outbox preview``: what would leave next, and what was taken out before. Sends nothing, changes nothing."""
+"""``outbox preview``: the next requests, and the telemetry attributes that were removed. Sends and changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REMOVED_COLUMNS = ("lane", "place", "key", "why", "count")
 
 @dataclass(frozen=True, slots=True)
 class NextRequest:
-    """One request. ``body`` is its exact text but for the licence; ``bytes`` is its length."""
+    """One request. ``body`` is its exact text with the licence masked; ``bytes`` is the length of ``body``."""
 
     lane: Lane
     path: str

@@ -1,4 +1,4 @@
-"""``outbox beacon``: a beacon on this machine, which can be told to misbehave."""
+"""``outbox beacon``: a local simulator of beacon with fault injection."""
 
 from __future__ import annotations
 

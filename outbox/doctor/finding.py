@@ -8,7 +8,7 @@ from enum import StrEnum
 from outbox.errors import NOTHING_WRITTEN, OutboxError
 
 _SEAMS = (" Run: ", f" {NOTHING_WRITTEN} ", ". ", "; ")
-"""Where the errors of outbox pass from what happened to what to do next; the first one that is there counts."""
+"""Separators between what happened and what to do next in the messages of ``OutboxError``, in order of priority."""
 
 
 class Status(StrEnum):
