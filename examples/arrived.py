@@ -1,4 +1,4 @@
-"""What a beacon simulator received, trace by trace."""
+"""The traces that a beacon simulator received."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Span = dict[str, Any]
 
 
 def traces_arrived(beacon_url: str) -> dict[str, list[Span]]:
-    """The spans of each trace by its id. What came again under the same Idempotency-Key counts once."""
+    """The spans of each trace, by trace id. Requests with the same Idempotency-Key count once."""
     with SimulatorClient(beacon_url) as beacon:
         accepted = [body for body in beacon.bodies("traces") if body["status"] == 200]
     traces: dict[str, list[Span]] = defaultdict(list)

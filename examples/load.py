@@ -1,8 +1,9 @@
-"""Customers of the shop, many at once, and what came of it.
+"""Load for the shop from concurrent customers, and a summary of the requests and their traces.
 
     python -m examples.load [requests]
 
-It asks the service what it selected, and the beacon simulator (``outbox beacon --record-bodies 100000``) what arrived.
+The number of selected traces comes from the service, the number of arrived ones from the beacon simulator, which must
+run as ``outbox beacon --record-bodies 100000``.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ CUSTOMERS = ["ada@example.com", "grace@example.com", "alan@example.com"]
 THREADS = 8
 
 DEEDS = {"order": 60, "orders": 30, "advice": 5, "refund": 5}
-"""What customers do, in percent."""
+"""The share of each kind of request, in percent."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A request as its caller saw it. ``status`` 0: no answer came."""
+    """The outcome of a request for its caller. ``status`` is 0 if there was no answer."""
 
     trace_id: str
     status: int
@@ -47,7 +48,7 @@ class Outcome:
 
 
 def visit(shop: httpx.Client, customer: str, deed: str) -> Outcome:
-    """One request, as part of a trace that begins here."""
+    """Send one request with a new trace context."""
     trace_id = secrets.token_hex(16)
     method = "GET" if deed in ("orders", "advice") else "POST"
     path = f"/customers/{customer}/{'orders' if deed == 'order' else deed}"
@@ -61,9 +62,9 @@ def visit(shop: httpx.Client, customer: str, deed: str) -> Outcome:
 
 
 def visits(requests: int, customers: list[str], shop_url: str = SHOP) -> list[Outcome]:
-    """So many requests, by ``THREADS`` customers at once."""
+    """Send ``requests`` requests, up to ``THREADS`` of them concurrently."""
     deeds = random.choices(list(DEEDS), weights=list(DEEDS.values()), k=requests)
-    # A connection each: after an error that nobody caught, the server closes the one it came by.
+    # No keep-alive: after an unhandled exception the server closes the connection, and a reused one would fail.
     each_its_own = httpx.Limits(max_keepalive_connections=0)
     with httpx.Client(base_url=shop_url, timeout=30, limits=each_its_own) as shop, ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(lambda deed: visit(shop, random.choice(customers), deed), deeds))

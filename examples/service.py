@@ -1,9 +1,9 @@
-"""A shop that measures itself: FastAPI, SQLAlchemy and SQLite, with its outbox in a file beside.
+"""An instrumented shop: FastAPI, SQLAlchemy and SQLite, with the outbox in a database file of its own.
 
     python -m examples.service [port]
 
-Beacon gets how many requests there were, how long they and their statements took, and the traces of those that were
-slow or failed. It never gets who bought what, though that is in the paths, the SQL and the errors below.
+Beacon gets the number of requests, the durations of requests and SQL statements, and the traces of slow or failed
+requests. It never gets personal data, although the paths, the SQL and the errors below contain customers and items.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from outbox import BeaconTransport, Outbox, Worker
 from outbox.otel import instrument
 
 SLOW_SECONDS = 0.3
-"""A request that takes longer is slow."""
+"""A request that takes longer counts as slow."""
 
 
 def make_app(engine: Engine, box: Outbox) -> FastAPI:
-    """The shop, measured into ``box``. With ``SHOP_WORKER=0`` it leaves the sending to ``outbox worker``."""
+    """The shop, with its telemetry in ``box``. With ``SHOP_WORKER=0`` in the environment it starts no worker: an
+    ``outbox worker`` process must send."""
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -54,7 +55,7 @@ def make_app(engine: Engine, box: Outbox) -> FastAPI:
 
     @app.get("/customers/{customer}/advice")
     def advice(customer: str) -> list[str]:
-        """Slow: it thinks."""
+        """A slow request: it sleeps for 1.5 times ``SLOW_SECONDS``."""
         bought = orders(customer)
         with instruments.step("think"):
             time.sleep(1.5 * SLOW_SECONDS)
@@ -62,13 +63,13 @@ def make_app(engine: Engine, box: Outbox) -> FastAPI:
 
     @app.post("/customers/{customer}/refund")
     def refund(customer: str) -> None:
-        """Fails: nobody has made the table, and the error says for whom."""
+        """A request that fails: the table does not exist, and the error's text contains the customer."""
         with engine.begin() as connection:
             connection.execute(text("INSERT INTO refunds (customer) VALUES (:customer)"), {"customer": customer})
 
     @app.get("/telemetry")
     def telemetry() -> dict[str, Any]:
-        """What was selected since the start, and what still waits to be sent."""
+        """The numbers of traces kept and dropped since the start, and of telemetry entries that are not sent yet."""
         if instruments.selection is None:
             raise HTTPException(404, "traces are switched off")
         instruments.flush()

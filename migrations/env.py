@@ -1,7 +1,7 @@
-"""Alembic's entry for these migrations when outbox runs them itself.
+"""Alembic's environment for these migrations when outbox runs them itself.
 
-The connection (or, for SQL output, the dialect) arrives in ``config.attributes``: see ``outbox.store.migrate``.
-A host that merges this history into its own uses its own env.py and never runs this file.
+The connection (or, for SQL output, the dialect) is in ``config.attributes``: see ``outbox.store.migrate``. An
+application that merges these migrations into its own history uses its own env.py and never runs this file.
 """
 
 from alembic import context

@@ -1,8 +1,8 @@
-"""The log of each lane, the ledger of batches and holes, the lanes, and the view for people.
+"""The log of each lane, the ledger of batches and holes, the table of lanes, and the view for operators.
 
-Every statement can be run again: on MySQL and MariaDB DDL commits by itself, so an upgrade or a downgrade that was cut
-short starts over. The table of lanes is made before the logs and dropped before them: a log with entries and without
-it is never one that is being made, so its entries may have been sent.
+Every statement is idempotent: on MySQL and MariaDB DDL commits implicitly, so an interrupted upgrade or downgrade
+starts again from the beginning. The table of lanes is created before the logs and dropped before them: so a log with
+entries and without that table is never the result of an interrupted upgrade, and its entries may have been sent.
 """
 
 import sqlalchemy as sa
@@ -35,7 +35,10 @@ def upgrade() -> None:
 
 
 def _refuse_entries_without_lanes() -> None:
-    """Raise ``OutboxError`` before anything is made: a new table of lanes would take every entry for one to send."""
+    """Raise ``OutboxError``, before any table is created, if a log has entries but the table of lanes is missing.
+
+    With a new table of lanes every entry would count as pending, and would be sent again.
+    """
     connection = op.get_bind()
     left = [] if sa.inspect(connection).has_table("outbox_lane") else logs_with_entries(connection)
     if left:
@@ -152,7 +155,7 @@ def _create_lane() -> None:
         sa.Column("shed", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("failed_attempts", sa.BigInteger, nullable=False, server_default="0"),
         sa.Column("strays", sa.BigInteger, nullable=False, server_default="0"),
-        sa.CheckConstraint(  # not as text: "cursor" is a reserved word of MariaDB, the dialect quotes it
+        sa.CheckConstraint(  # columns instead of text: "cursor" is reserved in MariaDB, and the dialect quotes it
             sa.and_(sa.column("floor") <= sa.column("cursor"), sa.column("folded_version") <= sa.column("version")),
             name="ck_outbox_lane_order",
         ),

@@ -1,8 +1,7 @@
-"""What beacon did not take of the batches it accepted, in the lane's row: how much, and its last word on it.
+"""Columns of the lane's row for items that beacon did not take from accepted batches: counts, and the last message.
 
-Every column is added only where it is missing, and dropped only where it is there: on MySQL and MariaDB DDL commits by
-itself, so an upgrade or a downgrade that was cut short starts over. A worker of the version before does not mind the
-columns.
+A column is added only if it is missing, and dropped only if it exists: on MySQL and MariaDB DDL commits implicitly, so
+an interrupted upgrade or downgrade starts again from the beginning. Workers of the previous version ignore the columns.
 """
 
 import sqlalchemy as sa
@@ -43,7 +42,7 @@ def _columns() -> list[sa.Column]:
 
 
 def _present() -> set[str]:
-    """Columns of the lane's table; none when the SQL is only written down, or where a downgrade to base dropped it."""
+    """The columns of the table of lanes; none in offline mode, or if a downgrade to base has dropped the table."""
     if context.is_offline_mode() or not sa.inspect(op.get_bind()).has_table("outbox_lane"):
         return set()
     return {each["name"] for each in sa.inspect(op.get_bind()).get_columns("outbox_lane")}

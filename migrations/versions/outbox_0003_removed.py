@@ -1,4 +1,4 @@
-"""What was taken out of telemetry before it was stored: counts, by lane, place, key and why."""
+"""Counts of the attributes that were removed from telemetry before it was stored, by lane, place, key and reason."""
 
 import sqlalchemy as sa
 from alembic import op
