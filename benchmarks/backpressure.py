@@ -1,11 +1,11 @@
-"""Producers at a fixed rate while beacon has every trouble there is, one after the other.
+"""Producers at a fixed rate while beacon has one kind of trouble after the other.
 
     healthy ─▶ trouble ─▶ caught up ─▶ healthy ─▶ trouble ─▶ ...
 
-A producer commits single rows by ``Outbox.put`` in a process of its own; ``outbox worker`` delivers with the settings
-that it comes with, but for small batches: so that a limit of requests is a limit of rows, and slowness is felt. Beacon
-is a third process. What callers waited for a commit in a trouble is held to what they waited in all healthy stretches
-together, which lie between the troubles. See ``benchmarks.pressure`` for what is made of it.
+A producer commits single rows with ``Outbox.put`` in a process of its own. ``outbox worker`` delivers with its default
+settings except for small batches, so that a limit of requests is a limit of rows, and latency has an effect. Beacon is
+a third process. The commit latency of producers during a trouble is compared with that in all healthy phases together,
+which lie between the troubles. ``benchmarks.pressure`` makes the figures from it.
 """
 
 from __future__ import annotations
@@ -25,22 +25,24 @@ from benchmarks.scene import Scene, scene
 BATCH_ROWS = 12
 SENDERS = 4
 BACK_CAPACITY = 2.0
-"""Times the arrival: what all senders together get through when beacon comes back, so slow does it answer then, if a
-request takes no time of its own. What they do is measured by hand; half of it is free for the backlog."""
+"""When beacon comes back from an outage, its latency limits all senders together to this multiple of the arrival rate,
+apart from the time that a request itself takes. The real capacity is measured by hand; half of it is left for the
+backlog."""
 CAPACITY_SECONDS = 1.5
 CAUGHT_UP_SECONDS = 0.1
-"""A backlog of what arrives in this time is none."""
+"""A backlog counts as cleared when it is no more than the arrivals of this time."""
 WARM_SECONDS = 0.5
 HEALTHY_SECONDS = 0.7
 SETTLING_PART = 0.6
-"""Of the time under a limit, before it counts: the limit has to be found, and each 429 on the way costs a second."""
+"""The share of the phase under a limit that is not measured: the worker has to find the limit first, and each 429 costs
+it a second."""
 PATIENCE_SECONDS = 60.0
-"""For a backlog to be cleared, times the profile's scale."""
+"""Upper bound of the time to clear a backlog, times the profile's scale."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """``rate``: rows/s of all producers together. ``scale``: times the seconds of each phase."""
+    """``rate``: rows/s of all producers together. ``scale``: a factor of the seconds of each phase."""
 
     rate: int
     producers: int
@@ -48,14 +50,15 @@ class Profile:
 
 
 QUICK, FULL = Profile(250, 1, 1.0), Profile(500, 2, 8.0)
-"""A producer that commits 250 times a second is idle half of the time: what it waits for is not itself."""
+"""A producer that commits 250 times a second is idle half of the time, so its latency is not due to its own load."""
 
 
 @dataclass(frozen=True)
 class Trouble:
-    """``faults``: of the simulator. ``bursts``: they strike in the first half of each of so many parts of the phase.
+    """``faults``: those of the simulator. ``bursts``: the number of equal parts of the phase, with faults in the first
+    half of each; 0: faults during the whole phase.
 
-    ``limit``: the part of the arrival that beacon takes.
+    ``limit``: the share of the arrival rate that beacon accepts; 0: no limit.
     """
 
     name: str
@@ -79,7 +82,7 @@ CALM = dict.fromkeys(("latency_ms", "rate_limit", "status", "retry_after", "rese
 
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
     if not run.full and len(databases) > 1:
-        databases = ["sqlite"]  # where producers and the worker are most in each other's way
+        databases = ["sqlite"]  # where producers and the worker contend most: it has one writer
     profile = FULL if run.full else QUICK
     for kind in databases:
         with scene(places, kind, producers=profile.producers, batch_max_rows=BATCH_ROWS, max_senders=SENDERS) as actors:
@@ -89,7 +92,7 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
 
 
 class Story:
-    """On one database, from the first row to the last."""
+    """The phases on one database, from the first row to the last."""
 
     def __init__(self, scene: Scene, profile: Profile) -> None:
         self.scene = scene
@@ -110,7 +113,7 @@ class Story:
         self.scene.end(PATIENCE_SECONDS * self.profile.scale)
 
     def observed(self) -> Observations:
-        """All that was seen."""
+        """Everything that was recorded."""
         return Observations(
             kind=self.scene.kind,
             rate=self.profile.rate,
@@ -158,7 +161,7 @@ class Story:
 
     @property
     def _back_latency(self) -> float:
-        """Seconds that beacon takes for an answer when it comes back."""
+        """Seconds that beacon takes for an answer after an outage."""
         return SENDERS * BATCH_ROWS / (BACK_CAPACITY * self.profile.rate)
 
     def _capacity_by_hand(self) -> float:

@@ -1,4 +1,4 @@
-"""The bars: ratios that a run must reach, each with its reason, in bars.toml.
+"""The bars of bars.toml: the bounds of a run's ratios, each with its reason.
 
     ["drain/{database}/100k"]      the key of a figure; {database}: a bar for each database; * : all that match
     at_least = 0.65                or at_most; a ratio to the base of the same run, never seconds
@@ -8,7 +8,8 @@
     ["backpressure/facts.lost"]    a count of the run's facts, by its dotted path
     at_most = 0
 
-A bar is for runs of its benchmark, and of its database if the key names one. What such a run cannot check is missed.
+A bar applies to runs of its benchmark, and of its database if the key names one. A bar whose figure such a run lacks
+counts as missed.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ class Bar:
         return next((name for name in re.split(r"[/.]", self.key) if name in DATABASES), None)
 
     def covered_by(self, run: Run | Result) -> bool:
-        """Whether the run should have measured it."""
+        """Whether the bar applies to the run, which should then have measured its figure."""
         database = self.database is None or self.database in run.settings.get("databases", DATABASES)
         return self.benchmark == run.name and database and self.profile in ("", run.profile)
 
@@ -71,7 +72,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Check:
-    """A bar met a run. ``value`` of ``key``: None if the run has no such figure, NaN if that has no ratio."""
+    """The check of a bar. ``value`` of ``key``: None if the run has no such figure, NaN if the figure has no ratio."""
 
     bar: Bar
     key: str
@@ -92,7 +93,7 @@ class Check:
 
 
 def load(path: Path = BARS) -> list[Bar]:
-    """Raises ``ValueError`` or ``TypeError`` for a bar that says nothing, or something unknown."""
+    """The bars of a file. Raises ``ValueError`` for an invalid bar, ``TypeError`` for an unknown field."""
     bars = [Bar(key, **fields) for key, fields in tomllib.loads(path.read_text()).items()]
     return [each for bar in bars for each in _for_each_database(bar)]
 
@@ -104,7 +105,7 @@ def _for_each_database(bar: Bar) -> list[Bar]:
 
 
 def check(run: Run | Result, bars: Sequence[Bar]) -> list[Check]:
-    """Those bars that are of this run, each met with every value that it is about."""
+    """A check for each bar that applies to this run, and each figure that matches the bar's key."""
     values = dict(_values(run))
     checks = []
     for bar in bars:
@@ -115,7 +116,7 @@ def check(run: Run | Result, bars: Sequence[Bar]) -> list[Check]:
 
 
 def missed(run: Run | Result, bars: Sequence[Bar] | None = None) -> bool:
-    """Whether a bar of the run does not hold; told a line each, and a line for those that do."""
+    """Whether a bar of the run does not hold. Prints a line for each such bar, and a count of those that hold."""
     checks = check(run, load() if bars is None else bars)
     failed = [each for each in checks if not each.holds]
     for each in failed:
@@ -133,7 +134,7 @@ def _values(run: Run | Result) -> Iterator[tuple[str, float]]:
 
 
 def _counts(facts: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """Every number, by its dotted path."""
+    """Every number in nested facts, by its dotted path."""
     for name, value in facts.items():
         if isinstance(value, Mapping):
             yield from ((f"{name}.{path}", count) for path, count in _counts(value))

@@ -1,4 +1,4 @@
-"""The processes of a benchmark beside the simulator: producers, the worker, the loop by hand."""
+"""The child processes of a benchmark other than the simulator: producers, the worker, the hand-written loop."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _ROOT = Path(__file__).parents[1]
 
 
 class Child:
-    """A program of ours that says it is ready, and ends when its stdin is closed."""
+    """A module of this package as a process: it prints a line when it is ready, and ends when its stdin is closed."""
 
     ready = "ready"
-    """What it says then."""
+    """The beginning of that line."""
 
     def __init__(self, module: str, *arguments: str) -> None:
         self._name = module
@@ -42,7 +42,10 @@ class Child:
         return self._process.pid
 
     def expect(self, word: str) -> str:
-        """Its next line, less ``word``. Raises RuntimeError when none comes or another."""
+        """The next line of its stdout without the leading ``word``.
+
+        Raises RuntimeError if no line comes within START_SECONDS, or one that begins differently.
+        """
         out = _pipe(self._process.stdout)
         line = out.readline() if select.select([out], [], [], START_SECONDS)[0] else ""
         if not line.startswith(word):
@@ -50,7 +53,7 @@ class Child:
         return line.removeprefix(word).strip()
 
     def has_output(self) -> bool:
-        """Whether it has said something that nobody has read."""
+        """Whether its stdout has unread output."""
         return bool(select.select([_pipe(self._process.stdout)], [], [], 0)[0])
 
     def say(self, line: str) -> None:
@@ -72,7 +75,7 @@ class Child:
 
 
 class Producer(Child):
-    """``benchmarks.load``. ``beacon``: its URL, where the producer's process delivers too."""
+    """``benchmarks.load``. ``beacon``: its URL if the producer's process delivers too, otherwise empty."""
 
     def __init__(self, kind: str, url: str, record: Path, *, how: str = "outbox", beacon: str = "") -> None:
         self.record = record
@@ -84,7 +87,7 @@ class Producer(Child):
         self.say(f"{rate} {rows}")
 
     def rest(self) -> int:
-        """Rows committed so far."""
+        """Pause committing. Returns the number of rows committed so far."""
         self.say("0 0")
         return int(self.expect("resting"))
 
@@ -97,10 +100,10 @@ class HandWorker(Child):
 
 
 class OutboxWorker:
-    """``outbox worker``, with the settings that are given and no others. Its log is kept in ``folder``."""
+    """``outbox worker`` with only the given settings. Its log is written to ``folder``."""
 
     ready = "sending from"
-    """What its log says as soon as it delivers."""
+    """The text in its log that shows that it delivers."""
 
     def __init__(self, url: str, beacon: str, folder: Path, **settings: Any) -> None:
         given = {"database_url": url, "beacon_url": beacon, "license_key": LICENSE, **settings}
@@ -108,7 +111,7 @@ class OutboxWorker:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "outbox", "worker"],
-                cwd=folder,  # no outbox.toml there
+                cwd=folder,  # a folder without an outbox.toml
                 env=_clean() | {f"OUTBOX_{name.upper()}": str(value) for name, value in given.items()},
                 stderr=log,
             )
@@ -118,7 +121,7 @@ class OutboxWorker:
         return self._process.pid
 
     def expect(self, word: str) -> None:
-        """Wait until its log has ``word``."""
+        """Wait until its log contains ``word``. Raises RuntimeError if it ends or START_SECONDS pass before."""
         deadline = time.monotonic() + START_SECONDS
         while word not in self.log.read_text():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -162,5 +165,5 @@ def _pipe(pipe: IO[str] | None) -> IO[str]:
 
 
 def _clean() -> dict[str, str]:
-    """The environment without settings of an outbox."""
+    """The environment without ``OUTBOX_*`` variables."""
     return {name: value for name, value in os.environ.items() if not name.startswith("OUTBOX_")}

@@ -3,8 +3,8 @@
     outbox bench drain --database sqlite     one benchmark
     outbox bench quick --bars                what `make bench` runs
     outbox bench all --full                  everything, for the report: hours
-    outbox bench report                      REPORT.md and its pictures, of what all --full has kept
-    outbox bench compare A.json B.json       what a change gave
+    outbox bench report                      REPORT.md and its pictures, from the results of all --full
+    outbox bench compare A.json B.json       the effect of a change
 
 Exit codes: 0 ok, 1 a bar is missed, 2 usage.
 """
@@ -41,9 +41,9 @@ QUICK = ("enqueue", "drain", "steady", "latency", "backpressure")
 """What ``make bench`` runs."""
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
-"""Of the full profile, for REPORT.md: they are committed."""
+"""Results of the full profile, for REPORT.md; they are committed to the repository."""
 QUICK_RESULTS = HERE.parent / ".cache" / "benchmarks"
-"""Of the quick profile, which must not take the place of a full one."""
+"""Results of the quick profile, which must not replace those of the full one."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -69,7 +69,7 @@ def bench(name: str, *, full: bool, databases: Sequence[str], out: Path, places:
     places.start(databases)
     module = importlib.import_module(f"benchmarks.{name}")
     gc.collect()
-    gc.freeze()  # what is loaded is not looked through again before each measurement: a seventh of a second
+    gc.freeze()  # the gc.collect() before each measurement skips the objects loaded so far: saves a seventh of a second
     module.run(run, places, databases)
     run.versions |= places.versions()
     print(f"  kept in {run.write(out)}", flush=True)
@@ -92,7 +92,7 @@ def _bench(given: argparse.Namespace) -> int:
 
 
 def _draw(runs: Sequence[Run], out: Path) -> None:
-    """By as many processes as there are processors: they take longer than some of what they show."""
+    """Draw in parallel, in a process per processor: drawing takes longer than some of the benchmarks."""
     try:
         from benchmarks.plots import draw
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""``outbox bench compare A.json B.json``: what a change gave, by the ratios of two runs."""
+"""``outbox bench compare A.json B.json``: the effect of a change, by the ratios of two runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _ALIKE: dict[str, Callable[[float, float], bool]] = {
     "load_at_start": lambda a, b: abs(a - b) <= 0.5,
     "fdatasync_ms": lambda a, b: max(a, b) <= 1.5 * min(a, b),
 }
-"""Parts of the machine card that are measured, so never twice the same, and when that is not worth a word."""
+"""The measured fields of the machine card, which differ in every run, and when two values count as equal."""
 
 
 def compare(first: Path, second: Path) -> int:
-    """Print the ratios side by side. Raises ``NotAResult`` or ``OSError``."""
+    """Print the ratios of two result files side by side. Returns 0. Raises ``NotAResult`` or ``OSError``."""
     a, b = read(first), read(second)
     for letter, path, result in (("A", first, a), ("B", second, b)):
         print(f"{letter}  {path}: {result.name}, {result.profile}, {result.started}, commit {result.commit}")
@@ -30,7 +30,7 @@ def compare(first: Path, second: Path) -> int:
 
 
 def differences(a: Result, b: Result) -> Iterator[str]:
-    """A line for whatever besides the code may be why the ratios differ."""
+    """A line for each difference of the runs that may be a cause of different ratios."""
     if a.name != b.name:
         yield f"not the same benchmark: {a.name}, {b.name}"
     if a.profile != b.profile:
@@ -51,7 +51,7 @@ def _changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> Iterator[str]:
 
 
 def rows(a: Result, b: Result) -> Iterator[tuple[str, str, str, str, str]]:
-    """A head, then a row for each key of either: key, ratio A, ratio B, change, remark."""
+    """The rows of the table, its head first: key, ratio A, ratio B, change, remark. A key may be in only one result."""
     yield "key", "ratio A", "ratio B", "change", ""
     before, after = ({figure.key: figure for figure in each.figures} for each in (a, b))
     for key in dict.fromkeys([*before, *after]):
@@ -72,7 +72,7 @@ def _change(a: Figure, b: Figure) -> str:
 
 
 def remark(a: Figure, b: Figure) -> str:
-    """Better or worse, where no round of one run reaches into the rounds of the other; else nothing was shown."""
+    """Whether the change is "better" or "worse"; empty if the ranges of the rounds overlap, which shows no change."""
     (a_low, a_high), (b_low, b_high) = a.spread, b.spread
     if a_high < b_low:
         return "better" if b.better == "higher" else "worse"

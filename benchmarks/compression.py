@@ -1,9 +1,9 @@
-"""Bodies in gzip and zstd: what a line of 20 Mbit/s and 40 ms gains, and what loopback, where bytes are free, loses.
+"""Bodies in gzip and zstd: the gain over a line of 20 Mbit/s and 40 ms, and the cost over loopback.
 
-A backlog is drained by one worker over the line (``benchmarks.line``, in a process of its own) and without it, the
-encodings in turns: each figure is a ratio to bodies as they are, in the same run. Rows and envelopes differ from each
-other as those of a busy installation do: ids, times and numbers are what does not compress. Processor time is the
-worker's own, for all of its work, by MB (10^6 bytes) of bodies before compression.
+A backlog is drained by one worker with and without the line (``benchmarks.line``, in a process of its own), the
+encodings in turns. Each figure is a ratio to uncompressed bodies in the same run. Rows and envelopes differ as much as
+those of a busy installation: ids, times and numbers, which compress badly, are random. Processor time is that of the
+worker's process for all of its work, per MB (10^6 bytes) of bodies before compression.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ CODECS = (PLAIN, "gzip", "zstd")
 WAYS = {"line": f"{MEGABITS:g} Mbit/s, {ROUND_TRIP_MS:g} ms", "loopback": "loopback"}
 QUICK_TIMES, FULL_TIMES = 1, 10
 LOOPBACK_TIMES = 4
-"""So many times as many messages as over the line, where they take longer."""
+"""The factor of messages over loopback, as the line takes longer."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """``name``: "usage"; ``count``: messages of a drain over the line in the quick profile."""
+    """``name``: part of the key, such as "usage". ``count``: messages of a drain over the line in the quick profile."""
 
     name: str
     what: str
@@ -48,15 +48,15 @@ class Sample:
     entries_per_second: float
     cpu_seconds_per_mb: float
     sent_bytes: int
-    """By the worker, HTTP's heads included; of a drain that went over the line."""
+    """Bytes that the worker sent over the line, including HTTP's headers."""
 
 
 Samples = Mapping[str, list[Sample]]
-"""Of each encoding, one a round."""
+"""By encoding, one sample per round."""
 
 
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
-    """On the first of the databases: it is the wire that is measured."""
+    """Use only the first of the databases, since the network is measured."""
     run.settings |= {"database": databases[0], "megabits": MEGABITS, "round_trip_ms": ROUND_TRIP_MS}
     times = FULL_TIMES if run.full else QUICK_TIMES
     with Beacon() as beacon, Line(beacon.url) as line:
@@ -69,7 +69,7 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
 
 
 class Course:
-    """Where backlogs are drained: a database, a beacon and the line to it."""
+    """The setting of a drain: a database, a beacon and the line to it."""
 
     def __init__(self, places: Places, kind: str, beacon: Beacon, line: Line) -> None:
         self._places = places
@@ -132,7 +132,7 @@ def _report(run: Run, load: Load, messages: Sequence[Message], found: Mapping[st
 
 
 def _series(samples: Samples, codec: str, value: Callable[[Sample], float]) -> tuple[list[float], list[float]]:
-    """Of the encoding, and of bodies as they are."""
+    """One value per round, of the encoding and of uncompressed bodies."""
     ours, base = (list(map(value, samples[each])) for each in (codec, PLAIN))
     return ours, base
 
@@ -141,7 +141,7 @@ def _size(messages: Iterable[Message]) -> int:
     return sum(len(message.payload) for message in messages)
 
 
-# --- messages that differ as real ones do -----------------------------------------------------------------
+# --- messages as varied as real ones ----------------------------------------------------------------------
 
 BEGIN = datetime(2025, 1, 6, 10, tzinfo=UTC)
 NAMES = (
@@ -158,7 +158,7 @@ SPANS = 8
 
 
 def usage_rows(count: int) -> Sequence[UsageInterval]:
-    """Of 20 organizations with 10 tenants each and sessions of their own, hour by hour."""
+    """Rows of 20 organizations with 10 tenants each; a session per row, intervals of an hour."""
     chance = random.Random(1)
     organizations = [_uuid(chance) for _ in range(20)]
     tenants = [(organization, _uuid(chance)) for organization in organizations for _ in range(10)]
@@ -181,7 +181,7 @@ def _usage_row(chance: random.Random, organization: UUID, tenant: UUID) -> Usage
 
 
 def envelopes(count: int) -> Sequence[TelemetryEnvelope]:
-    """Of one service, a trace each of eight spans: about 5 KB."""
+    """Envelopes of one service; each contains a trace of eight spans, about 5 KB."""
     chance = random.Random(2)
     return [TelemetryEnvelope("traces", _trace(chance)) for _ in range(count)]
 

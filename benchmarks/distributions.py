@@ -1,4 +1,4 @@
-"""How long everything took, not only a percentile of it: a panel for each table, nines from left to right."""
+"""Plots of whole distributions of latency: a panel per table, percentiles on a logarithmic scale of nines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from benchmarks.figures import number
 
 PART = "part"
-"""The column of a distribution: the share of all that took at most so long. The others: milliseconds, of whom."""
+"""The column with the shares of a distribution. Each other column has the milliseconds that this share of one side's
+values does not exceed."""
 _MARKS = (0.5, 0.9, 0.99, 0.999)
 _COLOURS = ("#0072b2", "#999999", "#d55e00", "#009e73")
 _NAMES = {"ours_ms": "outbox", "hand_ms": "by hand"}
@@ -20,7 +21,7 @@ _PANELS_A_ROW = 4
 
 
 def distributions(tables: Mapping[str, Mapping[str, Sequence[float]]], caption: str) -> Canvas:
-    """``tables``: by the title of the panel."""
+    """``tables``: the columns of each panel, by the panel's title."""
     wide = min(len(tables), _PANELS_A_ROW)
     high = math.ceil(len(tables) / wide)
     canvas = Canvas(figsize=(12, 1.2 + 2.4 * high))
@@ -52,5 +53,5 @@ def _panel(axes: Axes, title: str, columns: Mapping[str, Sequence[float]]) -> No
 
 
 def _nines(part: float) -> float:
-    """p90 is one, p99 two."""
+    """The position on the axis: 1 for p90, 2 for p99."""
     return -math.log10(1 - part)

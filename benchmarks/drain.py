@@ -1,7 +1,7 @@
-"""Delivering a backlog that is committed already: batches leased, posted over HTTP, settled.
+"""Delivery of a committed backlog: batches are leased, posted over HTTP, and settled.
 
-The worker is a Dispatcher in this process, the beacon a simulator in another; nobody else works. Time runs from the
-first claim to the last settle, and the beacon's own record must have each row once.
+The worker is a Dispatcher in this process, beacon a simulator in another; there is no other load. Time runs from the
+first claim to the last settle, and the simulator's record must have each row exactly once.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from outbox import BeaconTransport, Dispatcher, Outbox
 from outbox.core.lane import Lane
 
 QUICK_ROWS = {"sqlite": 35_000, "postgresql": 50_000, "mariadb": 10_000}
-"""Of the figure 100k in the quick profile: what each takes about as long to fill as the others."""
+"""Rows of the figure 100k in the quick profile, chosen so that all databases take about as long to fill."""
 FILL_ROWS = 10_000
 BATCH_ROWS = 1000
 Beside = Callable[[str], AbstractContextManager[object]]
@@ -84,7 +84,7 @@ def _several(run: Run, places: Places, kind: str, number: int) -> None:
 
 
 def _by_workers(places: Places, kind: str, count: int, number: int) -> float:
-    """Rows a second by dispatchers in processes of their own, from the word to start to the end of the last."""
+    """Rows a second of several dispatcher processes, from the start signal to the end of the last one."""
     beacon = places.beacon()
     with places.fresh(kind) as url, outbox_in(url, settings(beacon)) as box:
         fill(box, count)
@@ -102,7 +102,7 @@ def _by_workers(places: Places, kind: str, count: int, number: int) -> float:
 class Drained:
     sent: int
     peak_bytes: int
-    """The highest resident memory of the process."""
+    """Peak resident memory of the process."""
 
 
 class WorkerProcess:
@@ -137,7 +137,7 @@ def _work(url: str, beacon_url: str) -> None:
 
 
 def _peak_kibibytes() -> int:
-    """Of this process since its exec; what getrusage tells begins with the peak of its parent."""
+    """Peak memory of this process since its exec. getrusage would include the peak of the parent before the exec."""
     [peak] = re.findall(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
     return int(peak)
 
@@ -145,7 +145,7 @@ def _peak_kibibytes() -> int:
 def with_outbox(
     places: Places, kind: str, count: int, *, beside: Beside = nullcontext, **changes: object
 ) -> Callable[[], float]:
-    """Rows a second. ``beside``: what is held on the database from before its first row to the end."""
+    """Rows a second. ``beside``: a context that is held on the database from before the first row to the end."""
 
     def measure() -> float:
         beacon = places.beacon()
@@ -167,7 +167,7 @@ def with_outbox(
 def hand(
     places: Places, kind: str, count: int, batch_rows: int = BATCH_ROWS, *, bare: bool = False
 ) -> Callable[[], float]:
-    """Rows a second; ``bare``: by http.client."""
+    """Rows a second of the hand-written loop; ``bare``: with http.client instead of httpx."""
 
     def measure() -> float:
         beacon = places.beacon()

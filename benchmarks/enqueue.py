@@ -1,6 +1,7 @@
-"""Adding rows: one by one and in bulk, into the caller's transaction and by ``put``.
+"""Enqueueing rows one by one and in bulk, in the caller's transaction and with ``put``.
 
-A row is made from plain values each time: validated and encoded by ours, encoded by msgspec without a look by hand.
+Each row is built from plain values: outbox validates and encodes them, the hand-written loop encodes them with msgspec
+without validation.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from outbox.store.schema import LOGS
 ASYNC_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mariadb": "mysql+asyncmy"}
 FULL_ROWS = 200_000
 BULK = {"100": (100, 2000), "1k": (1000, 3000), "10k": (10_000, 10_000)}
-"""Rows of a transaction, and of all in the quick profile."""
+"""By name: rows per transaction, and rows in all in the quick profile."""
 
 
 class _Row(msgspec.Struct):
-    """The row of somebody who trusts every value."""
+    """A usage row without validation."""
 
     id: str
     tenant_id: str
@@ -70,7 +71,7 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
 
 
 def _added(run: Run, kind: str, url: str, box: Outbox, count: int) -> None:
-    """One row into a transaction that is open anyway: what a request of a service pays. Microseconds a row."""
+    """Microseconds per row added to an open transaction: the cost that a service's request pays."""
     engine = create_engine(url)
     rows = messages(count)
 
@@ -97,7 +98,7 @@ def _added(run: Run, kind: str, url: str, box: Outbox, count: int) -> None:
 
 
 def _within(engine: Engine, work: Callable[..., object], count: int) -> float:
-    """Microseconds a row inside one transaction, which is rolled back."""
+    """Microseconds per row inside one transaction, which is rolled back."""
     with engine.connect() as connection, connection.begin() as transaction:
         began = time.perf_counter()
         work(connection)
@@ -125,7 +126,7 @@ def _put(run: Run, kind: str, box: Outbox, hand: Hand, count: int) -> None:
 
 
 def _bulk(run: Run, kind: str, box: Outbox, hand: Hand, name: str, size: int, count: int) -> None:
-    """From plain values to committed."""
+    """Rows a second from plain values to the commit."""
 
     def ours() -> float:
         began = time.perf_counter()
@@ -143,14 +144,14 @@ def _bulk(run: Run, kind: str, box: Outbox, hand: Hand, name: str, size: int, co
 
 
 def _async(run: Run, kind: str, url: str, box: Outbox, count: int) -> None:
-    """A row a transaction by the host's asynchronous driver, against a bare insert the same way."""
+    """One row per transaction with an asynchronous driver, compared with a plain Core insert by the same driver."""
     statement = insert(LOGS[Lane.USAGE])
 
     async def measure(add: Callable[..., Awaitable[object]]) -> float:
         engine = create_async_engine(make_url(url).set(drivername=ASYNC_DRIVERS[kind], query={}))
         rows = messages(count)
         async with engine.connect():
-            pass  # the pool has one now
+            pass  # opens the pool's first connection before the clock starts
         began = time.perf_counter()
         for row in rows:
             async with engine.begin() as connection:

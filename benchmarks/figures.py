@@ -1,7 +1,8 @@
-"""What a run measures, and how it is kept: figures with all their samples, as JSON.
+"""Figures, runs, and their results as JSON, with all samples.
 
-A figure compares two ways of doing the same work in the same run, taken in turns, because a machine's speed drifts:
-``ours`` and ``base`` have one sample a round. Its ratio is that of the medians; its spread that of the rounds.
+A figure compares two ways to do the same work in the same run, in turns because the speed of a machine drifts.
+``ours`` and ``base`` have one sample per round. The ratio is that of the medians, the spread the range of the rounds'
+ratios.
 """
 
 from __future__ import annotations
@@ -23,15 +24,16 @@ from benchmarks.machine import commit, machine_card, versions
 SCHEMA = 1
 ROUNDS = 5
 _NUMBERS = re.compile(r"\[\n[\s\d.eE+\-,nul]+\]")
-"""Samples and columns: a line each in the file, not a line of every number."""
+"""A list of numbers in indented JSON: ``write`` puts each on one line instead of a line per number."""
 
 Measure = Callable[[], float]
-"""Does the work once, on a fresh database, and returns what was measured, in the figure's unit."""
+"""Does the work once and returns the measured value in the figure's unit."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """``key``: "drain/sqlite/100k"; bars and comparisons know it by this. ``better``: "higher" or "lower"."""
+    """``key``: such as "drain/sqlite/100k", identifies the figure in bars and comparisons. ``better``: "higher" or
+    "lower"."""
 
     key: str
     title: str
@@ -44,7 +46,7 @@ class Figure:
 
     @property
     def value(self) -> float:
-        """Ours: the median of the rounds, in ``unit``."""
+        """The median of ``ours``, in ``unit``."""
         return statistics.median(self.ours)
 
     @property
@@ -53,12 +55,12 @@ class Figure:
 
     @property
     def ratio(self) -> float:
-        """Ours to base, by the medians; NaN without a base."""
+        """The median of ``ours`` divided by that of ``base``; NaN without a base."""
         return _divided(self.value, self.base_value)
 
     @property
     def spread(self) -> tuple[float, float]:
-        """The lowest and the highest ratio of a round."""
+        """The lowest and the highest ratio of a round; NaN without a base."""
         if not self.base:
             return math.nan, math.nan
         ratios = [_divided(ours, base) for ours, base in zip(self.ours, self.base, strict=True)]
@@ -80,7 +82,7 @@ def _divided(ours: float, base: float) -> float:
 
 
 def number(value: float) -> str:
-    """As a person reads it: three digits that count, and all before the point."""
+    """``value`` with three significant digits, or with all digits before the point from 100 on."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
@@ -88,9 +90,9 @@ def number(value: float) -> str:
 class Run:
     """One run of one benchmark.
 
-    ``series``: tables of columns for plots, all of one length: over time (a column "seconds"; NaN is a gap), or of a
-    distribution (a column "part": the share that took at most so long). ``facts``: what was counted rather than timed:
-    lost, duplicates, requests; drawn are "phases" of the time series, each with "name", "from", "to" and perhaps
+    ``series``: tables for plots, with columns of equal length: over time (a column of seconds; NaN is a gap), or of a
+    distribution (a column "part": see ``benchmarks.distributions``). ``facts``: counts such as lost rows, duplicates
+    and requests. Some facts are drawn: "phases" of the time series, each with "name", "from", "to" and optionally
     "series", and "tables" of peers, {unit: {peer: {column: value}}}, or one "table" of rows a second.
     """
 
@@ -101,10 +103,10 @@ class Run:
     series: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    """Of the servers; those of the libraries are added when the run is written."""
+    """Versions of the database servers; those of the libraries are added in ``result``."""
 
     def __post_init__(self) -> None:
-        # Before the work: the load that was there without it, and the code that does it.
+        # Taken before the work starts: the load average without it, and the commit of the code that runs.
         self._machine, self._commit = machine_card(), commit() or "unknown"
         self._began = time.monotonic()
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
@@ -133,7 +135,7 @@ class Run:
         """Measure both in turns, ``rounds`` times, and keep the figure."""
         samples: tuple[list[float], list[float]] = ([], [])
         for turn in range(rounds):
-            # Who goes first changes: the second finds the caches warm and the disk busy.
+            # The order alternates: the second measurement has warm caches and a busy disk.
             order: Sequence[int] = (0, 1) if turn % 2 else (1, 0)
             for which in order:
                 measure = (ours, base)[which]
@@ -143,7 +145,7 @@ class Run:
         return self.add(Figure(key, title, unit, better, *samples, base_name=base_name))
 
     def result(self) -> Result:
-        """What is kept of the run, as of now."""
+        """The result of the run so far."""
         return Result(
             name=self.name,
             profile=self.profile,
@@ -164,7 +166,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """A run that has ended, with what its figures depend on. ``seconds``: what it took."""
+    """The result of a run, with the machine, versions and settings that its figures depend on. ``seconds``: its
+    duration."""
 
     name: str
     profile: str
@@ -179,7 +182,7 @@ class Result:
     facts: dict[str, Any]
 
     def write(self, folder: Path) -> Path:
-        """As ``folder/NAME.json``. The ratios are in it for other readers; ``read`` computes them anew."""
+        """Write ``folder/NAME.json``. It includes ratios and spreads for other programs; ``read`` recomputes them."""
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.name}.json"
         figures = [asdict(each) | {"ratio": each.ratio, "spread": each.spread} for each in self.figures]
@@ -190,11 +193,11 @@ class Result:
 
 
 class NotAResult(ValueError):
-    """A file that no run of this version has written."""
+    """The file is not a result of this version of the benchmarks."""
 
 
 def read(path: Path) -> Result:
-    """What ``Result.write`` has written. Raises ``NotAResult`` for another file, ``OSError`` where there is none."""
+    """Read what ``Result.write`` wrote. Raises ``NotAResult`` for any other file, ``OSError`` if it cannot be read."""
     try:
         document = json.loads(path.read_text())
     except ValueError as error:
@@ -215,7 +218,7 @@ def _with_nan(values: Sequence[float | None]) -> list[float]:
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null is a gap."""
+    """``value`` with None for NaN and infinity, which JSON cannot represent."""
     if isinstance(value, dict):
         return {key: _without_nan(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

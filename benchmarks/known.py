@@ -1,13 +1,13 @@
-"""What every process of a benchmark knows; light, because there are many."""
+"""Constants shared by all processes of a benchmark. Without heavy imports, because there are many processes."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 LICENSE = "lsv2-bench-0123456789abcdef"
-"""The one that the simulator accepts."""
+"""The licence that the simulator accepts."""
 
 
 def folder_of(url: str) -> Path:
-    """Of an SQLite file."""
+    """The folder of the SQLite file that ``url`` names."""
     return Path(url.removeprefix("sqlite:///")).parent

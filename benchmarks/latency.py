@@ -1,9 +1,10 @@
-"""From COMMIT to received: how long a row waits that could be sent at once.
+"""Latency from COMMIT to the arrival at beacon, without a backlog.
 
-The time runs from the moment COMMIT has returned to the producer (before it wakes anyone) to the simulator's own record
-of the id; both clocks are this machine's. ``inside``: the worker runs in the producer's process; ``across``: it is
-``outbox worker``, in another. 200 rows/s come one a commit, 2,000 rows/s ten a commit. Outbox and the loop by hand
-(``benchmarks.hand.live``) take turns; whoever rests is stopped by SIGSTOP and takes nothing from the other.
+The time runs from the return of COMMIT in the producer (before it wakes the worker) to the time of arrival that the
+simulator recorded for the id; both clocks are this machine's. ``inside``: the worker runs in the producer's process;
+``across``: it is an ``outbox worker`` process. At 200 rows/s each commit has one row, at 2,000 rows/s ten. Outbox and
+the hand-written loop (``benchmarks.hand.live``) take turns; the processes of the resting side are stopped with SIGSTOP,
+so that they use no processor time.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ QUANTILES = {"p50": 0.5, "p99": 0.99}
 MODES = {"inside": "in one process", "across": "across processes"}
 ARRIVAL_SECONDS = 20.0
 AWAKE_SECONDS = 0.02
-"""After SIGCONT: timers that have run out meanwhile are dealt with."""
+"""A pause after SIGCONT, in which the processes handle timers that expired while they were stopped."""
 
 
 @dataclass(frozen=True)
 class Pace:
-    """``seconds``: of each turn."""
+    """``rate``: rows/s; ``rows``: rows per commit; ``seconds``: the length of each turn."""
 
     rate: int
     rows: int
@@ -57,21 +58,21 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
 
 
 Turns = dict[Pace, list[list[float]]]
-"""The waits of each turn, in seconds."""
+"""By pace, the latencies of each turn, in seconds."""
 
 
 @dataclass
 class Side:
-    """A producer and who delivers its rows."""
+    """A producer and the processes that deliver its rows."""
 
     beacon: Beacon
     producer: Producer
     children: Sequence[Child | OutboxWorker]
     turns: list[tuple[Pace, float, float]] = field(default_factory=list)
-    """When each began and ended, in epoch seconds."""
+    """The pace of each turn, with its begin and end in epoch seconds."""
 
     def warm(self) -> None:
-        """Until all are ready, and both ends have worked."""
+        """Wait until all processes are ready, and run a short turn that is not recorded."""
         for child in self.children:
             child.expect(child.ready)
         self.turn(Pace(200, 1, 0.1))
@@ -119,7 +120,7 @@ def _take_turns(sides: tuple[Side, Side], paces: Sequence[Pace], rounds: int) ->
 
 @contextmanager
 def _side(how: str, places: Places, kind: str, mode: str, beacon: Beacon) -> Iterator[Side]:
-    """All are starting; ``warm`` waits until they have."""
+    """Start the processes of one side without waiting for them; ``warm`` waits."""
     beacon.control.reset()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="outbox-bench-")))
@@ -128,14 +129,14 @@ def _side(how: str, places: Places, kind: str, mode: str, beacon: Beacon) -> Ite
             with outbox_in(url, settings()):
                 pass
         elif mode == "across":
-            by_hand(kind, url).close()  # its tables
+            by_hand(kind, url).close()  # creates its tables
         workers = [] if mode == "inside" else [_worker(how, kind, url, beacon, folder)]
         stack.callback(close_all, workers)
         inside = beacon.url if mode == "inside" else ""
         producer = Producer(kind, url, folder / "commits", how=how, beacon=inside)
         stack.callback(producer.close)
         side = Side(beacon, producer, [producer, *workers])
-        stack.callback(side.thaw)  # before the end of the producer, not just before the signal to end the worker
+        stack.callback(side.thaw)  # runs first: a stopped worker must not hold the producer up at its end
         yield side
 
 
@@ -155,7 +156,7 @@ def _report(run: Run, kind: str, mode: str, paces: Sequence[Pace], ours: Turns, 
 
 
 def _distribution(ours: Sequence[float], hand: Sequence[float]) -> dict[str, list[float]]:
-    """For a plot of the whole distribution: milliseconds at each part of the rows."""
+    """The columns of a plot of the whole distribution: the share of rows, and the milliseconds of each side."""
     parts = [number / 200 for number in range(1, 200)] + [0.999]
     columns = {"ours_ms": ours, "hand_ms": hand}
     return {"part": parts} | {name: [1000 * quantile(side, part) for part in parts] for name, side in columns.items()}

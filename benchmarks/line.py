@@ -1,14 +1,14 @@
-"""A slow line before a server of this machine: ``python -m benchmarks.line PORT ...``, started by ``Line``.
+"""A proxy that simulates a slow line to a local server: ``python -m benchmarks.line PORT ...``, started by ``Line``.
 
     client ══ 20 Mbit/s, 20 ms ══▶ PORT
            ◀══ 20 Mbit/s, 20 ms ══
 
-Each direction is one queue that all connections share: a piece leaves when those before it have left, and arrives 20 ms
-after. A sender that is ahead of the line by more than its buffer is not read from. What TCP does on a real line besides
-(slow start, loss) is left out: the connections of a worker live long.
+Each direction is one FIFO queue that all connections share: a piece leaves after those before it, and arrives 20 ms
+later. The proxy does not read from a sender that is ahead of the line by more than BUFFER_SECONDS. TCP's slow start and
+packet loss are not simulated: the connections of a worker live long.
 
-    stdin   a line: tell          stdout   the port, then for each line "UP DOWN": bytes of either direction so far
-            end:    end
+    stdin   a line: report        stdout   the port, then for each line "UP DOWN": bytes of each direction so far
+            EOF:    exit
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ MEGABITS = 20.0
 ROUND_TRIP_MS = 40.0
 PIECE_BYTES = 8192
 BUFFER_SECONDS = 0.05
-"""How far a sender may be ahead: the buffer of a router, and of both ends."""
+"""How far a sender may be ahead of the line: stands for the buffers of a router and of both ends."""
 
 
 class Carried(NamedTuple):
-    """Bytes, HTTP's heads included."""
+    """Bytes carried in each direction, including HTTP's headers."""
 
     up: int
     down: int
 
 
 class Line:
-    """The line to ``url`` as a process; ``url``: the same beyond it."""
+    """The process of a line to a server. Its ``url`` is the given one with the port of the line."""
 
     def __init__(self, url: str, *, megabits: float = MEGABITS, round_trip_ms: float = ROUND_TRIP_MS) -> None:
         target = urlsplit(url)
@@ -46,7 +46,7 @@ class Line:
         self.url = target._replace(netloc=f"127.0.0.1:{int(self._answer())}").geturl()
 
     def carried(self) -> Carried:
-        """Since the start."""
+        """The bytes carried since the start."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -67,7 +67,7 @@ class Line:
 
 
 class Direction:
-    """``rate``: bytes a second; ``delay``: seconds."""
+    """One direction of the line. ``rate``: bytes a second; ``delay``: seconds."""
 
     def __init__(self, rate: float, delay: float) -> None:
         self.carried = 0
@@ -76,18 +76,18 @@ class Direction:
         self._free_at = 0.0
 
     def arrival(self, size: int, now: float) -> float:
-        """When ``size`` bytes that are handed over now arrive."""
+        """Enqueue ``size`` bytes at ``now``. Returns the time at which they arrive."""
         self._free_at = max(self._free_at, now) + size / self._rate
         self.carried += size
         return self._free_at + self._delay
 
     def ahead(self, now: float) -> float:
-        """Seconds until all that was handed over has left."""
+        """Seconds until everything enqueued has left the sender's end."""
         return self._free_at - now
 
 
 async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, direction: Direction) -> None:
-    """One direction of one connection, until its sender ends it."""
+    """Forward one direction of one connection until its sender closes it."""
     clock = asyncio.get_running_loop().time
     under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 

@@ -1,13 +1,14 @@
 """A producer at a fixed rate, in a process of its own: ``python -m benchmarks.load`` (see ``benchmarks.children``).
 
-    stdin   "2000 10"   commit 10 rows at each beat of 2000 rows/s, until the next line
-            "0 0"       rest
-            end         end
-    stdout  "ready", then "resting N" at each rest: rows committed so far
+    stdin   "2000 10"   commit 10 rows at a time at 2000 rows/s, until the next line
+            "0 0"       pause
+            EOF         exit
+    stdout  "ready", then "resting N" at each pause: rows committed so far
 
-Every commit is written down (``benchmarks.records``): its ids, when COMMIT had returned, how long the caller waited.
-A beat is never skipped: after a stall the missed ones follow at once, and each is charged with the time that the
-commits before it made it late. Otherwise one stall of a second would count as one slow commit of many.
+Every commit is recorded (``benchmarks.records``): its ids, the time at which COMMIT returned, and its latency for the
+caller. No scheduled commit is skipped: after a stall the overdue ones follow at once, and the latency of each includes
+its delay by the commits before it. Otherwise a stall of one second would count as a single slow commit among many
+(coordinated omission).
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from benchmarks.records import pack
 from benchmarks.rows import messages, prepared
 
 Commit = Callable[[int], tuple[Sequence[UUID], float]]
-"""Commit so many rows: their ids, and the epoch seconds right after COMMIT returned, before anyone is woken."""
+"""Commits that many rows. Returns their ids, and the epoch seconds right after COMMIT, before a worker is woken."""
 Order = tuple[float, int]
-"""Rows a second, rows of one commit."""
+"""Rows a second, and rows per commit."""
 
 
 def main() -> None:
@@ -49,7 +50,7 @@ class Producer:
     def __init__(self, commit: Commit, record: FileIO) -> None:
         self._commit = commit
         self._record = record
-        ids, _ = commit(1)  # opens connections and loads what is slow to load; delivered, but not written down
+        ids, _ = commit(1)  # warm-up: opens connections and imports modules; the row is delivered, but not recorded
         self._rows = len(ids)
 
     def follow(self, orders: SimpleQueue[Order | None]) -> None:
@@ -66,7 +67,7 @@ class Producer:
             pause = due - time.perf_counter()
             if pause > 0:
                 time.sleep(pause)
-            # Late by the commit before it, not by this process's own sleep.
+            # A delay by the commit before counts as latency; one by this process's own sleep does not.
             began = due if free > due else time.perf_counter()
             ids, committed = self._commit(rows)
             free = time.perf_counter()
@@ -77,8 +78,8 @@ class Producer:
 
 @contextmanager
 def _with_outbox(given: argparse.Namespace) -> Iterator[Commit]:
-    """``Outbox.put``; with ``--beacon`` a Worker delivers in this process."""
-    from outbox import BeaconTransport, Outbox, Settings, Worker  # not where it is by hand: it takes a while
+    """Commit with ``Outbox.put``; with ``--beacon`` a Worker delivers in this process."""
+    from outbox import BeaconTransport, Outbox, Settings, Worker  # slow to import, and not needed with --how hand
 
     wire = {"beacon_url": given.beacon, "license_key": LICENSE} if given.beacon else {}
     woken: list[float] = []
@@ -93,7 +94,8 @@ def _with_outbox(given: argparse.Namespace) -> Iterator[Commit]:
         if not given.beacon:
             yield commit
             return
-        # First in the row, before the worker. Without a worker nobody must listen: only then others are told.
+        # Registered before the worker, so that this listener runs first. Without a worker in this process there must be
+        # no listener: only then does the outbox notify other processes.
         box.wake.listen(lambda *_: woken.append(time.time()))
         with BeaconTransport(box.settings) as transport, Worker(box, transport):
             yield commit
@@ -101,7 +103,7 @@ def _with_outbox(given: argparse.Namespace) -> Iterator[Commit]:
 
 @contextmanager
 def _by_hand(given: argparse.Namespace) -> Iterator[Commit]:
-    """INSERT by the raw driver; with ``--beacon`` the loop by hand delivers in this process."""
+    """INSERT with the raw driver; with ``--beacon`` the hand-written loop delivers in this process."""
     if given.beacon:
         with delivering(given.kind, given.database, given.beacon, inside=True) as tell:
             yield from _inserting(given, tell, notify=False)
@@ -132,7 +134,7 @@ _HOW: dict[str, Callable[[argparse.Namespace], AbstractContextManager[Commit]]] 
 
 
 def _orders() -> SimpleQueue[Order | None]:
-    """The lines of stdin; None at its end."""
+    """A queue of the orders read from stdin, with None at the end of stdin."""
     orders: SimpleQueue[Order | None] = SimpleQueue()
 
     def read() -> None:

@@ -1,4 +1,4 @@
-"""The machine card: what a figure depends on besides the code."""
+"""The machine card: the properties of the machine that a figure depends on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _SYNCS = 200
 
 
 def machine_card() -> dict[str, Any]:
-    """Processor, cores, memory, kernel, and the milliseconds of one fdatasync where databases are put."""
+    """Processor, cores, memory, kernel, load average, and the milliseconds of one fdatasync in the temporary folder,
+    where the databases are."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
@@ -35,7 +36,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the checkout, with "+" when files differ from it."""
+    """The commit of the checkout, with "+" if files of it are modified; empty outside a repository."""
     root = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
@@ -54,7 +55,7 @@ def _processor() -> str:
 
 
 def _fdatasync_ms() -> float:
-    """Median of appends of 4 KiB, each followed by fdatasync."""
+    """The median time of an append of 4 KiB and its fdatasync."""
     times = []
     with tempfile.TemporaryFile() as file:
         for _ in range(_SYNCS):

@@ -1,8 +1,8 @@
-"""Spans by our processor, against the SDK's BatchSpanProcessor with the OTLP/HTTP exporter in the same run.
+"""Spans through OutboxSpanProcessor, compared with the SDK's BatchSpanProcessor and OTLP/HTTP exporter in the same run.
 
-``cost``: the processor time of the application's process for a span, from its start until it is stored, or sent: the
-standard exporter sends itself, where a worker sends for ours, in another process at another time. ``burst``: what
-arrives of spans that end faster than anybody can export. Ours are drained to the simulator, and all counted there.
+``cost``: the processor time of the application's process per span. With outbox it covers storing the span, as a worker
+sends it later from another process; with the standard exporter it covers sending. ``burst``: the share that arrives of
+spans that end faster than they can be exported. Those of outbox are drained to the simulator.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _burst(run: Run, places: Places, kind: str) -> None:
 
 
 def stored(box: Outbox) -> int:
-    """Spans in the traces lane."""
+    """The number of spans in the traces lane."""
     with box.store.database.read() as connection:
         payloads = connection.execute(text("SELECT payload FROM outbox_traces")).scalars()
         return sum(

@@ -1,10 +1,10 @@
-"""An application that makes spans, as a child of the benchmark: by our processor, or by the SDK's and OTLP/HTTP.
+"""An application that makes spans, as a child process of the benchmark, with one of two span processors.
 
     --how outbox --to sqlite:///...       OutboxSpanProcessor
-    --how standard --to http://...        BatchSpanProcessor at its defaults, OTLPSpanExporter
+    --how standard --to http://...        BatchSpanProcessor with its defaults, OTLPSpanExporter
 
-``steady N`` flushes every FLUSHED spans, so that nobody has to drop; ``burst N`` does not. Prints the microseconds of
-processor time that a span took of this process, from the first to the end of ``shutdown()``.
+``--load steady`` flushes every FLUSHED spans, so that no span is dropped; ``--load burst`` does not. Prints the
+microseconds of this process's processor time per span, from the first span to the end of ``shutdown()``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from outbox import Outbox, Settings
 
 FLUSHED = 1000
 WARM = 2000
-"""Spans before the clock: imports, connections and caches are not what a span costs."""
+"""Warm-up spans before the measurement, which should not include imports, connections and cold caches."""
 
 
 def processor(how: str, to: str) -> SpanProcessor:

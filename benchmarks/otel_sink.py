@@ -1,6 +1,6 @@
-"""An OTLP/HTTP receiver that answers at once: the other side of the standard exporter, as a child of the benchmark.
+"""An OTLP/HTTP receiver for the standard exporter that answers at once, as a child process of the benchmark.
 
-Prints its port, and for each line it reads the number of spans that have come.
+Prints its port, and for each line of stdin the number of spans received since the line before.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *_: object) -> None:
-        """What came is counted when somebody asks."""
+        """Requests are not logged."""
 
 
 def spans(body: bytes) -> int:

@@ -1,4 +1,4 @@
-"""Where benchmarks run: fresh databases, servers that are started once, and a beacon in a process of its own."""
+"""The environment of benchmarks: new databases, servers that start once, and a simulator in a process of its own."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ _SERVERS: dict[str, type[Server]] = {"postgresql": PostgresServer, "mariadb": Ma
 
 
 class Places:
-    """Fresh databases of each kind, and a simulator. Servers start at the first use, with the durability they ship
-    with, and end with the last benchmark."""
+    """New databases of each kind, and a simulator.
+
+    Servers start at the first use, with their default durability, and run until the last benchmark has ended.
+    """
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -48,7 +50,7 @@ class Places:
         return self._servers[kind]
 
     def start(self, kinds: Iterable[str]) -> None:
-        """The servers that are needed, at the same time."""
+        """Start those servers of ``kinds`` that do not run yet, in parallel."""
         missing = [kind for kind in kinds if kind in _SERVERS and kind not in self._servers]
         servers = [_SERVERS[kind](durable=True) for kind in missing]
         with ThreadPoolExecutor() as threads:
@@ -56,7 +58,7 @@ class Places:
         self._servers |= dict(zip(missing, started, strict=True))
 
     def beacon(self) -> Beacon:
-        """The one simulator of all that is measured one after the other, with an empty record."""
+        """The simulator that all sequential measurements share, with its faults and its record cleared."""
         if self._beacon is None:
             self._beacon = self._stack.enter_context(Beacon())
         self._beacon.control.reset()
@@ -67,7 +69,7 @@ class Places:
 
     @contextmanager
     def fresh(self, kind: str) -> Iterator[str]:
-        """The URL of an empty database, which is gone afterwards."""
+        """The URL of an empty database, which is dropped at the end of the block."""
         if kind == "sqlite":
             with tempfile.TemporaryDirectory(prefix="outbox-bench-") as folder:
                 yield f"sqlite:///{folder}/outbox.db"
@@ -87,7 +89,7 @@ class Places:
 
 
 class Beacon:
-    """The simulator in a process of its own. ``control`` scripts it; ``license`` is the one it accepts."""
+    """The simulator in a process of its own. ``control`` sets its faults; ``license`` is the only one it accepts."""
 
     license = LICENSE
 
@@ -110,7 +112,7 @@ class Beacon:
         return dict(self.control.get()["counts"])
 
     def close(self) -> dict[str, Any]:
-        """End it; its last counts."""
+        """End the process. Returns its final counts."""
         self.control.close()
         self._process.terminate()
         out, _ = self._process.communicate(timeout=30)
@@ -125,7 +127,7 @@ class Beacon:
 
 
 def settings(beacon: Beacon | None = None, **changes: Any) -> Settings:
-    """Settings that depend on nothing of this machine's environment but what is given."""
+    """Settings with the URL and licence of ``beacon``, if given, and ``changes``."""
     wire = {} if beacon is None else {"beacon_url": beacon.url, "license_key": beacon.license}
     return Settings(**(wire | changes))
 
@@ -138,7 +140,7 @@ def outbox_in(url: str, given: Settings) -> Iterator[Outbox]:
 
 
 def fill(box: Outbox, count: int, rows: int = 10_000) -> None:
-    """Commit ``count`` usage rows, ``rows`` at a time, as bulk enqueue writes them."""
+    """Commit ``count`` usage rows, ``rows`` per transaction, with the driver's bulk insert as ``enqueue_many`` does."""
     database, table = box.store.database, LANES[Lane.USAGE].table
     for start in range(0, count, rows):
         with database.write() as connection:

@@ -1,7 +1,8 @@
-"""The pictures of a result: ratios, tables of peers, distributions, and what was seen over time.
+"""The pictures of a result: ratios, tables of peers, distributions, and time series.
 
-Each is an SVG and a PNG with the same name. It depends on nothing but the result and the version of matplotlib, so that
-a committed one changes only with its numbers. Importing this needs matplotlib: ``ImportError`` where it is missing.
+Each picture is an SVG and a PNG with the same name. Its content depends only on the result and the version of
+matplotlib, so that a committed picture changes only when its numbers do. Importing this module raises ``ImportError``
+where matplotlib is missing.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from benchmarks.places import DATABASES
 from benchmarks.timeline import timeline
 
 COLOURS = dict(zip(DATABASES, ("#0072b2", "#009e73", "#cc79a7"), strict=True))
-"""Okabe and Ito's: told apart by colour-blind people too."""
+"""From the palette of Okabe and Ito, which colour-blind people can distinguish."""
 OURS, BASE, OTHER = "#0072b2", "#999999", "#56b4e9"
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "outbox",
@@ -34,25 +35,25 @@ _STYLE: dict[Any, Any] = {
 }
 _NO_DATE: dict[str, dict[str, str | None]] = {"svg": {"Date": None, "Creator": None}, "png": {"Software": None}}
 Table = Mapping[str, Mapping[str, float | None]]
-"""{peer: {column: value}}; None, or not there: the peer cannot do it."""
+"""{peer: {column: value}}; None or missing: the peer does not support it."""
 _LOG_FROM = 8
-"""How many times the shortest bar, or the base, the longest may be before the axis is logarithmic."""
+"""The axis is logarithmic if the longest bar is this many times the shortest one, or the base."""
 _SEPARATORS = re.compile(r"[^\w.]+")
 
 
 @dataclass(frozen=True)
 class Picture:
-    """``path``: of the SVG."""
+    """``path``: the file of the SVG."""
 
     path: Path
     caption: str
 
 
 def draw(result: Result, folder: Path) -> list[Picture]:
-    """Draw whatever the result has something for."""
+    """Draw every kind of picture for which the result has data."""
     folder.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context():
-        mpl.rcdefaults()  # not what a matplotlibrc says
+        mpl.rcdefaults()  # ignore a matplotlibrc
         mpl.rcParams.update(_STYLE)
         return [_save(canvas, folder / f"{result.name}-{name}.svg", caption) for name, caption, canvas in _all(result)]
 
@@ -60,14 +61,14 @@ def draw(result: Result, folder: Path) -> list[Picture]:
 def _save(canvas: Canvas, path: Path, caption: str) -> Picture:
     if engine := canvas.get_layout_engine():
         engine.execute(canvas)
-        canvas.set_layout_engine("none")  # it would lay out again for each kind
+        canvas.set_layout_engine("none")  # otherwise each savefig would compute the layout again
     for kind, metadata in _NO_DATE.items():
         canvas.savefig(path.with_suffix(f".{kind}"), dpi=110, metadata=metadata)
     return Picture(path, caption)
 
 
 def _all(result: Result) -> Iterator[tuple[str, str, Canvas]]:
-    """Name, caption and picture."""
+    """The name, caption and canvas of each picture."""
     for better in ("higher", "lower"):
         if figures := [each for each in result.figures if each.base and each.better == better]:
             caption = f"{result.name}: ratios, {better} is better"
@@ -86,18 +87,18 @@ def _all(result: Result) -> Iterator[tuple[str, str, Canvas]]:
 
 
 def _tables(facts: Mapping[str, Any]) -> dict[str, Table]:
-    """By their unit."""
+    """The tables of peers in the facts, by unit."""
     tables: dict[str, Table] = facts.get("tables", {})
     return tables or ({"rows/s": facts["table"]} if "table" in facts else {})
 
 
 def _phases(result: Result, name: str) -> list[Mapping[str, Any]]:
-    """Those of all series, or of this one."""
+    """The phases that apply to all series or to the series ``name``."""
     return [phase for phase in result.facts.get("phases", []) if phase.get("series", name) == name]
 
 
 def ratios(figures: Sequence[Figure], caption: str) -> Canvas:
-    """A bar for each figure, a line over its rounds, and one where both are equal; the numbers at the right."""
+    """A bar for each figure with a line for its spread, a dashed line at ratio 1, and the numbers on the right."""
     canvas = _canvas(1.4 + 0.34 * len(figures), caption)
     axes = canvas.subplots()
     for place, each in enumerate(figures):
@@ -126,7 +127,7 @@ def _at_the_right(axes: Axes, place: int, text: str, offset: int, weight: str) -
 
 
 def peers(table: Table, caption: str, better: str = "higher") -> Canvas:
-    """A group of bars for each column of the table, the best on top, all on one axis; ours stands out."""
+    """A group of bars for each column of the table, the best on top, all with the same axis; outbox is highlighted."""
     groups = {column: _measured(table, column, better) for row in table.values() for column in row}
     sizes = [max(len(group), 1) for group in groups.values()]
     canvas = _canvas(1.2 + 0.45 * len(groups) + 0.27 * sum(sizes), caption)
@@ -165,7 +166,7 @@ def _label(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _scale(axes: Axes, values: Sequence[float], log_from: float) -> None:
-    """From 0 on, or logarithmic where one reaches ``log_from``: the short bars could not be read."""
+    """A linear axis from 0; a logarithmic one if a value reaches ``log_from``: short bars would be unreadable."""
     values = [value for value in values if math.isfinite(value)]
     largest = max(values, default=1)
     if largest < log_from:

@@ -1,4 +1,4 @@
-"""What is made of a story of ``benchmarks.backpressure``: its figures, its facts and its table."""
+"""The figures, facts and time series of ``benchmarks.backpressure``, computed from its observations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.watch import Sample, table
 
 HEALTHY = "healthy"
 SHORTEST_SECONDS = 0.5
-"""Of a phase that has a p99 to speak of; what is caught up with sooner has none."""
+"""The minimum length of a phase for a meaningful p99; a shorter one, such as a quick recovery, has no such figure."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Phase:
 
     @property
     def received(self) -> int:
-        """Rows, distinct."""
+        """Distinct rows received during the phase."""
         return int(self.after["unique"] - self.before["unique"])
 
     def answered(self, status: int) -> int:
@@ -53,7 +53,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Observations:
-    """A story of one database. ``limits``: rows/s that beacon took in a phase, by its name."""
+    """The observations on one database. ``limits``: by the name of a phase, the rows/s that beacon accepted in it."""
 
     kind: str
     rate: int
@@ -64,16 +64,16 @@ class Observations:
     duplicates: Mapping[str, Sequence[str]]
     limits: Mapping[str, float]
     back_capacity: float
-    """Rows/s that beacon takes when it comes back, by hand."""
+    """Rows/s that the hand-written loop gets through when beacon comes back."""
     caught_up: int
-    """Rows; a backlog of no more is none."""
+    """A backlog of at most this many rows counts as cleared."""
 
     def waited(self, phase: Phase) -> list[float]:
-        """Seconds that callers waited in it."""
+        """The latency of each commit in the phase, in seconds."""
         return self.commits.between(phase.since, phase.until).seconds
 
     def p99s(self, phase: Phase) -> list[float]:
-        """Of the commits of each second or so of it, in milliseconds."""
+        """The p99 of commit latency in each part of the phase, of about a second, in milliseconds."""
         parts = max(1, int(phase.seconds))
         edges = [phase.since + phase.seconds * number / parts for number in range(parts + 1)]
         waited = [self.commits.between(*span).seconds for span in pairwise(edges)]
@@ -81,7 +81,7 @@ class Observations:
 
     @cached_property
     def healthy_p99(self) -> float:
-        """Median of those of all healthy seconds."""
+        """The median of ``p99s`` over all healthy phases, in milliseconds."""
         return statistics.median(each for phase in self.phases if phase.name == HEALTHY for each in self.p99s(phase))
 
     @property
@@ -89,16 +89,19 @@ class Observations:
         return sum(id not in self.arrivals for id in self.commits.ids)
 
     def depth(self, moment: float) -> int:
-        """Rows committed and not received."""
+        """The number of rows committed but not received at ``moment``."""
         return bisect_right(self.commits.times, moment) - bisect_right(self._arrived, moment)
 
     def cleared(self, since: float) -> float:
-        """Seconds from ``since`` until no backlog was left."""
+        """Seconds from ``since`` until the backlog was cleared; infinity if it never was."""
         moments = (moment for moment in self._arrived if moment >= since)
         return next((moment - since for moment in moments if self.depth(moment) <= self.caught_up), float("inf"))
 
     def ideal(self, since: float) -> float:
-        """The same at beacon's capacity, with what was committed meanwhile: on a busy machine less than asked for."""
+        """The same if beacon received rows at exactly ``back_capacity``.
+
+        It uses the rows that were really committed meanwhile: on a busy machine they are fewer than the nominal rate.
+        """
         waiting = max(self.depth(since) - self.caught_up, 1)
         later = self.commits.times[bisect_right(self.commits.times, since) :]
         reached = ((waiting + number) / self.back_capacity for number in range(len(later)))
@@ -106,7 +109,7 @@ class Observations:
         return next(met, (waiting + len(later)) / self.back_capacity)
 
     def first_after(self, since: float) -> float:
-        """When the next row was received, in epoch seconds."""
+        """The time at which the next row after ``since`` was received, in epoch seconds."""
         return self._arrived[min(bisect_right(self._arrived, since), len(self._arrived) - 1)]
 
     @cached_property
@@ -128,7 +131,8 @@ def report(run: Run, observed: Observations) -> None:
 
 
 def _waiting(run: Run, observed: Observations, phase: Phase) -> None:
-    """A second in which the machine did something else moves one p99, not the median of them."""
+    """Report producers' latency as the median of the p99s per second: a second in which the machine was busy with
+    something else changes one of the p99s, but not their median."""
     seconds = observed.p99s(phase)
     if phase.seconds < SHORTEST_SECONDS or not seconds:
         return
@@ -157,7 +161,8 @@ def _limited(run: Run, observed: Observations, phase: Phase) -> None:
 
 
 def _recovery(run: Run, observed: Observations, back: Phase) -> None:
-    """From the moment beacon is back, and from the first row it takes then: between them the next probe is awaited."""
+    """Report the time to clear the backlog of an outage: from the end of the outage, and from the first row received
+    after it. In between the worker waits for its next probe."""
     first = observed.first_after(back.since)
     for key, name, since in (("recovery", "beacon was back", back.since), ("drain", "it took a row", first)):
         backlog = observed.depth(since)
@@ -202,7 +207,7 @@ def _facts(run: Run, observed: Observations, began: float) -> None:
 
 
 def _waited_ms(observed: Observations) -> dict[str, dict[str, float]]:
-    """What callers waited for a commit, all of a name together."""
+    """Quantiles of commit latency in milliseconds, for all phases of the same name together."""
     waited: dict[str, list[float]] = {}
     for phase in observed.phases:
         waited.setdefault(phase.name, []).extend(observed.waited(phase))
@@ -215,7 +220,7 @@ def _waited_ms(observed: Observations) -> dict[str, dict[str, float]]:
 
 
 def _by_phase(observed: Observations) -> Counter[str]:
-    """Duplicates, by when they were received first: it was then that the answer was lost."""
+    """The duplicates by the phase in which the row was first received, because the answer was lost then."""
     found: Counter[str] = Counter()
     for id in observed.duplicates:
         at = observed.arrivals[id]
@@ -224,6 +229,6 @@ def _by_phase(observed: Observations) -> Counter[str]:
 
 
 def _requests(phase: Phase) -> dict[str, int]:
-    """By status; "0": not answered."""
+    """The requests of a phase by status; "0": not answered."""
     statuses = {status: phase.answered(int(status)) for status in phase.after["statuses"]}
     return {status: count for status, count in statuses.items() if count}

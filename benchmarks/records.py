@@ -1,6 +1,6 @@
-"""What producers wrote down, and what it says beside the simulator's own record.
+"""The producers' records of their commits, and their comparison with the simulator's record of arrivals.
 
-A record is 32 bytes: the id, epoch seconds right after COMMIT returned, seconds that the caller waited for it.
+A record is 32 bytes: the id, the epoch seconds right after COMMIT returned, the latency of the commit in seconds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def pack(id: UUID, committed: float, seconds: float) -> bytes:
 
 @dataclass(frozen=True)
 class Commits:
-    """In order of time. ``seconds[i]``: what the caller waited for the commit at ``times[i]`` that held ``ids[i]``."""
+    """Rows in order of time: ``ids[i]`` was committed at ``times[i]`` with a latency of ``seconds[i]``."""
 
     ids: list[str]
     times: list[float]
@@ -37,30 +37,30 @@ class Commits:
 
 
 def count_commits(path: Path) -> int:
-    """Rows written down so far, also while the producer runs."""
+    """The number of rows recorded so far; it may be called while the producer runs."""
     return path.stat().st_size // _RECORD.size
 
 
 def read_commits(paths: Iterable[Path]) -> Commits:
-    """Those of all producers."""
+    """The commits of all producers, merged."""
     read = (_RECORD.iter_unpack(_whole(path)) for path in paths)
     rows = sorted((time, str(UUID(bytes=id)), seconds) for records in read for id, time, seconds in records)
     return Commits([id for _, id, _ in rows], [time for time, _, _ in rows], [seconds for _, _, seconds in rows])
 
 
 def _whole(path: Path) -> bytes:
-    """A producer that was killed may leave a cut record."""
+    """The complete records of a file: a producer that was killed may leave a partial one at the end."""
     read = path.read_bytes()
     return read[: len(read) // _RECORD.size * _RECORD.size]
 
 
 def waits(commits: Commits, arrivals: Mapping[str, float]) -> list[float]:
-    """Seconds from commit to the first arrival, of what has arrived. The clock is this machine's in both."""
+    """Seconds from commit to the first arrival, of rows that have arrived. Both times are by this machine's clock."""
     return [arrivals[id] - time for id, time in zip(commits.ids, commits.times, strict=True) if id in arrivals]
 
 
 def quantile(values: Sequence[float], part: float) -> float:
-    """The value that ``part`` of them are not above; NaN of none."""
+    """The value that the share ``part`` of ``values`` does not exceed; NaN if there are no values."""
     if not values:
         return math.nan
     return sorted(values)[min(len(values) - 1, math.ceil(part * len(values)) - 1)]

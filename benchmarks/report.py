@@ -26,9 +26,10 @@ run: that of the medians, then the lowest and the highest of a round.
 
 
 def report(folder: Path, target: Path, order: Sequence[str] = ()) -> int:
-    """Write ``target`` of every ``folder/*.json``; ``order``: names of benchmarks that come first, in this order.
+    """Write ``target`` from every ``folder/*.json``. Returns 0.
 
-    Raises ``NotAResult`` where there is none, or another file.
+    ``order``: names of the benchmarks that come first, in this order. Raises ``NotAResult`` if there is no result, or
+    if a file is not one.
     """
     results = [read(path) for path in sorted(folder.glob("*.json"))]
     if not results:
@@ -49,7 +50,7 @@ def report(folder: Path, target: Path, order: Sequence[str] = ()) -> int:
 
 
 def _pictures(results: Sequence[Result], folder: Path, target: Path) -> dict[str, list[str]] | None:
-    """Markdown of each result's pictures, by its name; None, told once, where they cannot be drawn."""
+    """The Markdown of each result's pictures, by the result's name; None, with a message, if matplotlib is missing."""
     try:
         from benchmarks.plots import draw
     except ImportError as error:
@@ -64,7 +65,7 @@ def _pictures(results: Sequence[Result], folder: Path, target: Path) -> dict[str
 
 
 def _where_from(results: Sequence[Result]) -> list[str]:
-    """Machine, versions, and when and of what each result was made."""
+    """The section on provenance: machine, versions, and the time and commit of each result."""
     runs = [
         {
             "benchmark": each.name,
@@ -88,7 +89,7 @@ def _where_from(results: Sequence[Result]) -> list[str]:
 
 
 def _cards(results: Sequence[Result]) -> list[tuple[tuple[str, Any], ...]]:
-    """Each machine once, without what is measured."""
+    """Each distinct machine once, without the measured fields of its card."""
     cards = (tuple((name, value) for name, value in each.machine.items() if name not in _MEASURED) for each in results)
     return list(dict.fromkeys(cards))
 
@@ -102,7 +103,7 @@ def _versions(results: Sequence[Result]) -> str:
 
 
 def section(result: Result, pictures: Sequence[str]) -> list[str]:
-    """Heading, command, pictures, figures, bars, notes and counts of one result."""
+    """The section of one result: heading, command, pictures, figures, bars, notes and facts."""
     blocks = [f"## {result.name}\n", f"`{command(result)}`\n", *pictures]
     checks = check(result, load())
     if result.figures:
@@ -116,7 +117,7 @@ def section(result: Result, pictures: Sequence[str]) -> list[str]:
 
 
 def command(result: Result) -> str:
-    """What makes it again."""
+    """The command line that reproduces the result."""
     databases = result.settings.get("databases", DATABASES)
     narrowed = [] if set(databases) == set(DATABASES) else [f"--database {name}" for name in databases]
     return " ".join(["outbox bench", result.name, *(["--full"] if result.profile == "full" else []), *narrowed])
@@ -141,11 +142,11 @@ def _bar(checked: Check) -> str:
 
 
 def _facts(facts: Mapping[str, Any]) -> Iterator[str]:
-    """Tables where they are tables, and a table of the rest."""
+    """A table for each fact that is a table, and one for all the others."""
     rest = []
     for name, value in facts.items():
         if name == "phases" or (name == "table" and value in facts.get("tables", {}).values()):
-            continue  # drawn; or shown already
+            continue  # phases are drawn, and this table is among the tables
         if isinstance(value, list) and value and _all_mappings(value):
             yield from (f"### {name}\n", table(value))
         elif not isinstance(value, Mapping) or not value or not _all_mappings(value.values()):
@@ -168,7 +169,7 @@ def _of_rows(value: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _lines(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """A mapping within a mapping is a line of its own."""
+    """Flatten a fact: each mapping inside a mapping becomes a line of its own."""
     if isinstance(value, Mapping) and any(isinstance(each, Mapping) for each in value.values()):
         for inner, each in value.items():
             yield from _lines(f"{name}: {inner}", each)
@@ -177,7 +178,7 @@ def _lines(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown, with every column that a row has; numbers stand at the right."""
+    """A Markdown table with every column that any row has; columns of numbers are right-aligned."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     at_right = [all(isinstance(row.get(column, 0), int | float | None) for row in rows) for column in columns]
     lines = [columns, ["---:" if right else "---" for right in at_right]]

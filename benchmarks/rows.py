@@ -1,4 +1,4 @@
-"""The rows of every benchmark: the source document's usage rows, about 500 bytes of JSON."""
+"""The rows of the benchmarks: usage rows as in beacon's document, about 500 bytes of JSON each."""
 
 from __future__ import annotations
 
@@ -35,6 +35,6 @@ _BEFORE, _AFTER = _TEMPLATE.payload.split(str(_TEMPLATE.id))
 
 
 def prepared(count: int) -> Sequence[tuple[UUID, str]]:
-    """Ids and stored payloads, as ``messages`` would make them, without the cost of making messages."""
+    """Ids and stored payloads, equal to those of ``messages``, without the cost of building messages."""
     ids = [UUID(bytes=uuid_utils.uuid7().bytes) for _ in range(count)]
     return [(id, f"{_BEFORE}{id}{_AFTER}") for id in ids]

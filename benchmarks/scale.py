@@ -1,4 +1,4 @@
-"""What a long backlog costs: the speed of a row, the memory of the worker, a snapshot that a server must keep."""
+"""The cost of a long backlog: throughput, memory of the worker, and the effect of a long snapshot on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
 
 
 def _longer(run: Run, places: Places, kind: str, name: str, count: int, rounds: int) -> None:
-    """Against a short backlog, and against the loop by hand, which has both, too: all are of the same rounds."""
+    """Compare a long backlog with a short one, and with the hand-written loop on both, all in the same rounds."""
     measures = [how(places, kind, rows) for how in (with_outbox, hand) for rows in (count, SHORT)]
     long, short, hand_long, hand_short = (list(samples) for samples in zip(*_in_turns(measures, rounds), strict=True))
     title, unit, key = f"drain {name} rows, {kind}", "rows/s", f"scale/{kind}/{name}"
@@ -39,7 +39,7 @@ def _longer(run: Run, places: Places, kind: str, name: str, count: int, rounds: 
 
 
 def _in_turns(measures: Sequence[Measure], rounds: int) -> list[list[float]]:
-    """What each gave, round by round: forwards, then backwards."""
+    """The values of all measures, per round. The order of the measures alternates: forwards, then backwards."""
     found = []
     for number in range(rounds):
         gave: dict[int, float] = {}
@@ -90,7 +90,7 @@ def _held(run: Run, places: Places) -> None:
 
 @contextmanager
 def _snapshot(url: str) -> Iterator[None]:
-    """Nothing that is deleted or replaced meanwhile can be vacuumed."""
+    """Hold a snapshot: vacuum cannot remove rows that are deleted or updated during the block."""
     with psycopg.connect(make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)) as session:
         session.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
         session.execute("SELECT count(*) FROM outbox_usage")

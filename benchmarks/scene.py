@@ -1,4 +1,4 @@
-"""The actors of a long benchmark: producers, ``outbox worker`` and beacon, a process each, and who watches them."""
+"""The processes of a long benchmark: producers, ``outbox worker`` and the simulator; and a thread that samples them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Scene:
             producer.go(rate / len(self.producers), rows)
 
     def end(self, seconds: float) -> None:
-        """The producers rest; ``seconds`` at most for what waits to be delivered. Watching ends."""
+        """Pause the producers, wait at most ``seconds`` for the backlog to be delivered, and end the sampling."""
         for producer in self.producers:
             producer.rest()
         self.until_depth(0, seconds)
@@ -51,14 +51,14 @@ class Scene:
             )
 
     def until_depth(self, rows: int, seconds: float) -> None:
-        """Until no more than ``rows`` wait. After ``seconds`` it goes on as it is: the figures tell."""
+        """Wait until at most ``rows`` rows wait, but no longer than ``seconds``: a backlog shows in the figures."""
         deadline = time.monotonic() + seconds
         while self.depth() > rows and time.monotonic() < deadline:
             time.sleep(0.05)
 
     def depth(self) -> int:
-        """Rows committed and not received."""
-        warm = len(self.producers)  # each committed one row that it did not write down
+        """The number of rows committed but not received."""
+        warm = len(self.producers)  # each producer committed one warm-up row that is not recorded
         committed = sum(count_commits(producer.record) for producer in self.producers)
         return committed + warm - int(self.beacon.counts["usage"]["unique"])
 
@@ -70,7 +70,7 @@ class Scene:
 def scene(
     places: Places, kind: str, *, producers: int = 1, sample_seconds: float = SAMPLE_SECONDS, **worker: Any
 ) -> Iterator[Scene]:
-    """All started and ready. ``worker``: settings of ``outbox worker`` that are not the default."""
+    """Start all processes and wait until they are ready. ``worker``: settings that differ from the defaults."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="outbox-bench-")))
         beacon = stack.enter_context(Beacon())
@@ -91,7 +91,7 @@ def scene(
 
 
 def _size_of(kind: str, url: str, box: Outbox) -> Callable[[], float]:
-    """MiB of the database on disk."""
+    """A function that returns the size of the database on disk in MiB."""
     if kind == "sqlite":
         folder = folder_of(url)
         return lambda: sum(file.stat().st_size for file in folder.glob("outbox.db*")) / 2**20

@@ -1,11 +1,12 @@
-"""A steady rate for minutes to hours, with a little of every trouble: does anything grow that should not?
+"""A constant rate for minutes to hours with mixed faults, to find growth of memory, latency or the database.
 
-The time is cut in cycles of calm and one trouble each. The last quarter is held to the first: memory of the worker and
-of the producer, what a row waits from commit to received (of the rows committed in calm), and the size of the database.
-Sent rows are kept for a while only, so that purging goes on too; it runs once a minute, so the size says something from
-a few minutes on.
+The time is divided into cycles of a calm phase and one trouble. The last quarter is compared with the first: memory of
+the worker and of the producer, latency from commit to arrival (of rows committed in calm phases), and the size of the
+database. The retention of sent rows is short, so that they are purged during the run; the purge runs once a minute, so
+the size is meaningful only in runs of several minutes.
 
-The environment's ``BENCH_SOAK_SECONDS`` sets the length, of each database. (``OUTBOX_`` is for settings of the outbox.)
+The environment variable ``BENCH_SOAK_SECONDS`` sets the length per database. (Its prefix is not ``OUTBOX_``, which is
+reserved for settings.)
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ RATE, ROWS = 200, 2
 QUICK_SECONDS, FULL_SECONDS = 96.0, 600.0
 CALM_PART = 0.7
 CAUGHT_UP_ROWS = RATE // 10
-"""Calm begins when a trouble is over and no more wait."""
+"""A calm phase begins when a trouble is over and at most this many rows wait."""
 SAMPLES = 600
-"""At most about so many, or five a second."""
+"""The approximate maximum of samples; there are at most five a second."""
 RETENTION_PART = 0.1
 END_SECONDS = 30.0
 
@@ -42,7 +43,7 @@ TROUBLES: Mapping[str, Mapping[str, object]] = {
     "down": {"down": True},
 }
 CYCLES = 4 * len(TROUBLES)
-"""Each quarter has every trouble once: after some of them rows wait longer for a while."""
+"""Each quarter has every trouble once, because some of them raise the latency for a while afterwards."""
 CALM = dict.fromkeys(name for faults in TROUBLES.values() for name in faults)
 
 
@@ -64,7 +65,7 @@ class Soak:
     seconds: float
     began: float = 0.0
     calm: list[tuple[float, float]] = field(default_factory=list)
-    """When beacon was well, in epoch seconds."""
+    """The begin and end of each calm phase, in epoch seconds."""
     troubled: list[tuple[str, float, float]] = field(default_factory=list)
 
     def play(self) -> None:

@@ -1,8 +1,8 @@
-"""Inserting, delivering and purging at the same time: what a service and its worker do all day, with no pause.
+"""Inserting, delivering and purging at the same time: the regular load of a service and its worker, without pauses.
 
-A producer commits 1,000 rows at a time as fast as it can, in a process of its own, while the worker of this process
-delivers and deletes what was delivered. No HTTP: the answer is there at once, so the database alone is measured. Time
-runs from the first row to the last one deleted.
+A producer in a process of its own commits 1,000 rows at a time as fast as it can, while the worker of this process
+delivers and purges. There is no HTTP: the transport answers at once, so that only the database is measured. Time runs
+from the first insert to the purge of the last row.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ AT_ONCE = Retention(sent_seconds=0, receipts_seconds=3600, max_bytes=2**60, at_l
 
 
 class Swallow:
-    """A transport to nowhere: every row is taken at once."""
+    """A transport that accepts every row at once and sends nothing."""
 
     def send(self, batch: Batch) -> Receipt:
         return Receipt(Verdict.DELIVERED, counted=False, reason="taken", status=200, inserted_count=batch.rows)
@@ -50,7 +50,7 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
                 rounds=5 if not run.full else 3,
             )
             _beside_a_purge(run, places, other, kind, count, BATCH_ROWS)
-            if kind == "sqlite":  # there is one writer at a time
+            if kind == "sqlite":  # SQLite has one writer at a time, so a purge may block a put
                 _beside_a_purge(run, places, other, kind, SMALL_BATCHES * SMALL_BATCH_ROWS, SMALL_BATCH_ROWS)
 
 
@@ -86,7 +86,7 @@ def _hand(places: Places, other: Child, kind: str, count: int) -> float:
 
 
 def _beside_a_purge(run: Run, places: Places, other: Child, kind: str, count: int, batch_rows: int) -> None:
-    """How long a put takes while another process deletes what was delivered: p99, milliseconds."""
+    """The p99 of a put in milliseconds while another process purges delivered rows."""
     with places.fresh(kind) as url, outbox_in(url, settings(batch_max_rows=batch_rows)) as box:
 
         def beside() -> float:
@@ -126,7 +126,7 @@ def _p99_of_puts(box: Outbox, over: Callable[[], bool]) -> float:
 
 @contextmanager
 def _meanwhile(other: Child, what: str, kind: str, url: str, count: int) -> Iterator[Callable[[], bool]]:
-    """The other process inserts or purges ``count`` rows from the beginning of the block on; whether it is over."""
+    """Meanwhile the other process inserts or purges ``count`` rows. Yields a function that says if it has ended."""
     other.say(f"{what} {kind} {url} {count}")
     other.expect("ready")
     other.say("go")
@@ -164,7 +164,7 @@ _WORK = {"insert": _inserting, "insert-by-hand": _inserting_by_hand, "purge": _p
 
 
 def main() -> None:
-    """The other process: for each line the work that it names, when told to go."""
+    """The other process: each line of stdin names a job, which starts at the line after it."""
     for line in sys.stdin:
         what, kind, url, count = line.split()
         with _WORK[what](kind, url, int(count)) as work:

@@ -1,4 +1,4 @@
-"""What was seen over time, a panel for each kind of column, with the phases shaded."""
+"""Plots of time series: a panel for each kind of column, with the phases of trouble shaded."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Canvas
 from benchmarks.figures import number
 
 TIME = ("seconds", "time", "t", "at")
-"""Names of the column of seconds since the start; the first column where none of them is there."""
+"""Possible names of the column with the seconds since the start; without one of them it is the first column."""
 RATES = "rows/s"
 PANELS = (
     (RATES, r"arriv|goodput|rate$|per_second|inserted|delivered"),
@@ -27,21 +27,22 @@ PANELS = (
     ("memory, MiB", r"rss|memory"),
     ("on disk, MiB", r"file|table|disk|size"),
 )
-"""Label and columns of each panel, in this order. A column that none knows gets a panel of its own, at the end."""
+"""The label of each panel and the pattern of its columns, in order. A column without a match gets a panel of its own
+at the end."""
 _LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _SHADE = "#d55e00"
 _POINTS = 1500
-"""As many as can be told apart, and a picture of hours is still small."""
+"""The maximum of points per line: more cannot be distinguished, and would make the file of a long run large."""
 _ROOM = 0.009
 """The width of a letter of a phase's name, as a share of the axis."""
 _NARROW = 0.012
-"""A phase that is a smaller share of the axis is not named."""
+"""A phase with a smaller share of the axis gets no name."""
 
 Phases = Sequence[Mapping[str, Any]]
 
 
 def timeline(columns: Mapping[str, Sequence[float]], phases: Phases, caption: str) -> Canvas:
-    """``phases``: "name", "from" and "to" in the seconds of the time column."""
+    """``phases``: each with "name", and "from" and "to" in the seconds of the time column."""
     time = next((name for name in TIME if name in columns), next(iter(columns)))
     troubles = _troubles(phases)
     panels = group([name for name in columns if name != time])
@@ -50,7 +51,7 @@ def timeline(columns: Mapping[str, Sequence[float]], phases: Phases, caption: st
     canvas.suptitle(caption, weight="bold")
     all_axes = canvas.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (label, names) in zip(all_axes, panels.items(), strict=True):
-        reduce = statistics.fmean if label == RATES else max  # of times and sizes the worst may not be hidden
+        reduce = statistics.fmean if label == RATES else max  # of times and sizes, thinning must keep the maximum
         seconds = _thinned(columns[time], max)
         _panel(axes, label, seconds, {name: _thinned(columns[name], reduce) for name in names})
         for phase in troubles:
@@ -85,7 +86,7 @@ def _panel(axes: Axes, label: str, seconds: Sequence[float], columns: Mapping[st
 
 
 def _thinned(values: Sequence[float], reduce: Callable[[Sequence[float]], float]) -> list[float]:
-    """At most ``_POINTS``, each made of as many values."""
+    """At most ``_POINTS`` values, each reduced from the same number of consecutive ones. NaN values are ignored."""
     size = math.ceil(len(values) / _POINTS)
     parts = (values[start : start + size] for start in range(0, len(values), size))
     known = ([value for value in part if not math.isnan(value)] for part in parts)
@@ -93,13 +94,13 @@ def _thinned(values: Sequence[float], reduce: Callable[[Sequence[float]], float]
 
 
 def _troubles(phases: Phases) -> Phases:
-    """All but the state between them, which comes most often and needs neither shade nor name."""
+    """The phases without the one that occurs most often: it is the calm between troubles, and is not marked."""
     [(calm, times)] = Counter(phase["name"] for phase in phases).most_common(1) or [("", 0)]
     return [phase for phase in phases if phase["name"] != calm or times == 1]
 
 
 def _name(axes: Axes, phases: Phases) -> None:
-    """Above the uppermost panel; slanted where the names would meet."""
+    """Write the names of the phases above the top panel; rotated if they would overlap."""
     start, end = axes.get_xlim()
     shares = [(phase["to"] - phase["from"]) / (end - start) for phase in phases]
     slanted = any(share < _ROOM * len(phase["name"]) for phase, share in zip(phases, shares, strict=True))

@@ -1,7 +1,7 @@
-"""Looking at a running outbox from outside, a few times a second, and a table of what was seen.
+"""Samples of a running outbox from outside, a few times a second, and the time series made from them.
 
-What the simulator counted, what the outbox says of its lane, and how much memory the processes hold is sampled while
-it happens. What the producers wrote down is laid beside it afterwards: nothing is asked of them meanwhile.
+The simulator's counts, the status of the usage lane and the memory of the processes are sampled during the run. The
+producers' records are combined with the samples afterwards, so that the producers are not disturbed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from outbox.core.lane import Lane
 
 SAMPLE_SECONDS = 0.2
 WINDOW_SECONDS = 1.0
-"""Rates and quantiles of a sample are those of so long before it."""
+"""The rates and quantiles of a sample are those of this window before it."""
 _PAGE_MIB = os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 @dataclass(frozen=True)
 class Sample:
-    """``at``: epoch seconds. ``requests``, ``limited`` (429) and ``received`` (rows, distinct) are counts so far."""
+    """``at``: epoch seconds. ``requests``, ``limited`` (status 429) and ``received`` (distinct rows) are totals."""
 
     at: float
     requests: int
@@ -36,19 +36,19 @@ class Sample:
     senders: int
     paused: bool
     rss_mib: Mapping[str, float]
-    """Of each process, by its name."""
+    """The resident memory of each process, by its name."""
     size_mib: float
 
 
 @dataclass
 class Watch:
-    """A thread that samples every ``seconds`` until ``close``. ``pids``: of processes, by name."""
+    """A thread that samples every ``seconds`` until ``close``. ``pids``: the process ids, by name."""
 
     beacon: Beacon
     box: Outbox
     pids: dict[str, int]
     size_mib: Callable[[], float]
-    """Of the database."""
+    """Returns the size of the database."""
     seconds: float = SAMPLE_SECONDS
     samples: list[Sample] = field(default_factory=list)
 
@@ -87,7 +87,7 @@ class Watch:
 
 
 def rss_mib(pid: int) -> float:
-    """Resident memory of a process; 0 when it has ended."""
+    """The resident memory of a process in MiB; 0 if it has ended."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE_MIB
     except (FileNotFoundError, ProcessLookupError):
@@ -97,12 +97,13 @@ def rss_mib(pid: int) -> float:
 def table(
     samples: Sequence[Sample], commits: Commits, arrivals: Mapping[str, float], began: float
 ) -> dict[str, list[float]]:
-    """A column of each quantity, a line of each sample.
+    """The time series: a column for each quantity, with a value per sample.
 
-    t: seconds since ``began``; arrival, goodput: rows/s committed, and received for the first time; depth: rows
-    committed and not received; oldest_age: seconds that the oldest of them has waited; senders: batches under a lease;
-    paused: 1 while the lane is; requests: answered a second; limited_share: of them, those answered 429;
-    producer_p50_ms, producer_p99_ms: what callers waited for a commit; NAME_rss_mib; size_mib.
+    t: seconds since ``began``; arrival: rows/s committed; goodput: rows/s received for the first time; depth: rows
+    committed but not received; oldest_age: seconds that the oldest of them has waited; senders: batches under a lease;
+    paused: 1 while the lane is paused; requests: requests answered per second; limited_share: the share of them
+    answered 429; producer_p50_ms, producer_p99_ms: commit latency; NAME_rss_mib: memory of a process; size_mib: the
+    size of the database.
     """
     columns: dict[str, list[float]] = {}
     arrived = sorted(arrivals[id] for id in commits.ids if id in arrivals)
@@ -133,7 +134,7 @@ def table(
 
 
 def _before(samples: Sequence[Sample], number: int) -> Sample:
-    """The sample that the window of this one begins with."""
+    """The sample at the start of this sample's window."""
     first = number
     while first > 0 and samples[number].at - samples[first].at < WINDOW_SECONDS:
         first -= 1
@@ -145,7 +146,7 @@ def _milliseconds(seconds: Sequence[float], part: float) -> float:
 
 
 class _Oldest:
-    """How long the oldest waiting row has waited; asked for moments in order."""
+    """The age of the oldest row that waits. ``at`` must be called with increasing moments."""
 
     def __init__(self, commits: Commits, arrivals: Mapping[str, float]) -> None:
         self._times = commits.times
