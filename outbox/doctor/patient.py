@@ -69,7 +69,7 @@ class Patient:
     _exchange: Exchange | None = None
     _lacking: dict[Need, str] = field(default_factory=dict)
 
-    # --- what is lacking
+    # --- missing resources
 
     def lack(self, need: Need, why: str) -> None:
         self._lacking.setdefault(need, why)
@@ -82,7 +82,7 @@ class Patient:
             need = _STANDS_ON.get(need)
         return None
 
-    # --- what is there
+    # --- available resources
 
     @property
     def settings(self) -> Settings:
