@@ -1,9 +1,9 @@
-"""Fixtures of every test: real databases, and proof that a test leaves nothing behind.
+"""Fixtures of every test: real databases, and checks that a test leaves no connection and no thread behind.
 
     database    an empty database: one run each on SQLite, PostgreSQL and MariaDB
     engine      a host's SQLAlchemy engine on it, disposed at the end
     box         a migrated Outbox on it; its ledger is audited at the end
-    pooler      a PgBouncer in front of it, with one session for all transactions; "session" as parameter: one a client
+    pooler      a PgBouncer in front of it, with one session for all transactions; "session": one for each client
 
 ``@pytest.mark.parametrize("database", ["postgresql"], indirect=True)`` narrows a test to some of them.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager
@@ -31,6 +32,7 @@ from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from outbox import Outbox
+    from tests.transport.support.certificates import Authority
 
 KEEPER = pytest.StashKey[keeper.Keeper]()
 ADDRESS = pytest.StashKey[str]()
@@ -41,9 +43,9 @@ _CONFIGURES_OUTBOX = re.compile(r"OUTBOX_|BEACON_|LANGSMITH_|(HTTP|HTTPS|ALL|NO)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    hypothesis.settings.register_profile("suite", deadline=None)  # no test is about the time it takes
+    hypothesis.settings.register_profile("suite", deadline=None)  # no test measures its own duration
     hypothesis.settings.load_profile("suite")
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background job, and so in every child
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a shell's background job, and by every child
         signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[REQUIRE_ALL] = os.environ.get("OUTBOX_TEST_REQUIRE_ALL") == "1"
     worker_input = getattr(config, "workerinput", None)
@@ -57,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: object) -> None:
-    """xdist is about to start a worker: tell it where the keeper of the servers listens."""
+    """Give each xdist worker the address on which the keeper of the servers listens."""
     node.workerinput["keeper_address"] = node.config.stash[ADDRESS]  # type: ignore[attr-defined]
 
 
@@ -76,7 +78,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(autouse=True)
 def no_settings_from_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the developer has exported must not configure the outbox under test."""
+    """Removes the variables of the developer's shell that would configure the outbox under test."""
     for name in filter(_CONFIGURES_OUTBOX.match, list(os.environ)):
         monkeypatch.delenv(name)
 
@@ -89,7 +91,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Databas
     with _fresh(name, request, tmp_path) as fresh:
         request.node.user_properties[-1] = (tally.PROPERTY, f"{name}={fresh.label}")
         yield fresh
-        if not request.node.stash.get(FAILED, False):  # a failed test says enough; its traceback holds things open
+        if not request.node.stash.get(FAILED, False):  # the traceback of a failed test keeps connections open
             fresh.strangers.must_be_gone()
             _threads_must_be_gone(threads_before)
 
@@ -148,3 +150,19 @@ def box(database: Database, engine: Engine) -> Iterator[Outbox]:
         ledger.check(engine)
     finally:
         box.close()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A private certificate authority, with one leaf certificate for a server or a client."""
+    from tests.transport.support.certificates import Authority
+
+    return Authority(tmp_path_factory.mktemp("tls") / "authority")
+
+
+@pytest.fixture
+def dead_port() -> Iterator[int]:
+    """A loopback port that is bound and never listens: every connection is refused."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield sock.getsockname()[1]

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from queue import Queue
 from threading import Event
 from uuid import UUID
 
 import pytest
 from sqlalchemy import Engine
 
-from outbox import Dispatcher, DispatchReport, Outbox, Receipt, Settings
-from outbox.core.batch import Batch
+from outbox import Dispatcher, DispatchReport, Outbox, Settings
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
 from outbox.store.ledger import locked
@@ -21,21 +19,8 @@ from tests.store.driving import DELIVERED, UNAUTHORIZED
 from tests.support import ledger
 from tests.support.databases import Database
 from tests.support.intervals import intervals
+from tests.support.transports import PATIENCE_SECONDS, Beacon
 from tests.support.waiting import wait_until
-
-PATIENCE_SECONDS = 30.0
-
-
-class Beacon:
-    """A transport whose test sees each batch and gives its answer."""
-
-    def __init__(self) -> None:
-        self.left: Queue[Batch] = Queue()
-        self.answers: Queue[Receipt] = Queue()
-
-    def send(self, batch: Batch) -> Receipt:
-        self.left.put(batch)
-        return self.answers.get(timeout=PATIENCE_SECONDS)
 
 
 class Scene:

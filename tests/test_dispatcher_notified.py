@@ -26,8 +26,8 @@ from tests.store.driving import DELIVERED
 from tests.support import ledger
 from tests.support.databases import Database
 from tests.support.intervals import interval
+from tests.support.transports import PATIENCE_SECONDS, Beacon
 from tests.support.waiting import wait_until
-from tests.test_dispatcher_ahead import PATIENCE_SECONDS, Beacon
 
 
 class Scene:

@@ -31,8 +31,8 @@ from tests.store.driving import DELIVERED
 from tests.support import ledger
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
+from tests.support.transports import PATIENCE_SECONDS, Beacon
 from tests.support.waiting import wait_until
-from tests.test_dispatcher_ahead import PATIENCE_SECONDS, Beacon
 
 FEW = 10
 METRICS = (Path(__file__).parent / "examples" / "metrics.json").read_text()

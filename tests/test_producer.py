@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import Connection, Engine, create_engine, event, text
@@ -23,6 +23,7 @@ from outbox.simulator import Simulator
 from outbox.store.dialects.postgresql import PostgreSQL
 from outbox.testing import assert_enqueued, drain
 from tests.support.databases import Database
+from tests.support.delivery import once
 from tests.support.intervals import interval, intervals
 
 COPIED = PostgreSQL.copy_from_rows
@@ -38,38 +39,25 @@ def received(beacon: Simulator) -> dict[str, int]:
     return beacon.received.ids()
 
 
-def once(*ids: UUID) -> dict[str, int]:
-    return {str(id): 1 for id in ids}
-
-
-def test_a_rolled_back_session_leaves_nothing(box: Outbox, engine: Engine, beacon: Simulator) -> None:
-    with Session(engine) as session:
-        box.enqueue(session, interval())
-        session.rollback()
+@pytest.mark.parametrize("opened", [Session, Engine.connect], ids=["session", "connection"])
+def test_what_is_rolled_back_leaves_nothing(
+    box: Outbox, engine: Engine, beacon: Simulator, opened: Callable[[Engine], Session | Connection]
+) -> None:
+    with opened(engine) as unit:
+        box.enqueue(unit, interval())
+        unit.rollback()
     drain(box, beacon)
     assert (stored(engine), received(beacon)) == (0, {})
 
 
-def test_a_rolled_back_connection_leaves_nothing(box: Outbox, engine: Engine, beacon: Simulator) -> None:
-    with engine.connect() as connection:
-        box.enqueue(connection, interval())
-        connection.rollback()
+@pytest.mark.parametrize("opened", [Session, Engine.connect], ids=["session", "connection"])
+def test_what_is_committed_is_delivered(
+    box: Outbox, engine: Engine, beacon: Simulator, opened: Callable[[Engine], Session | Connection]
+) -> None:
+    with opened(engine) as unit, unit.begin():
+        ids = box.enqueue(unit, *intervals(3))
     drain(box, beacon)
-    assert (stored(engine), received(beacon)) == (0, {})
-
-
-def test_a_committed_session_is_delivered(box: Outbox, engine: Engine, beacon: Simulator) -> None:
-    with Session(engine) as session, session.begin():
-        ids = box.enqueue(session, *intervals(3))
-    drain(box, beacon)
-    assert received(beacon) == once(*ids)
-
-
-def test_a_committed_connection_is_delivered(box: Outbox, engine: Engine, beacon: Simulator) -> None:
-    with engine.begin() as connection:
-        ids = box.enqueue(connection, *intervals(3))
-    drain(box, beacon)
-    assert received(beacon) == once(*ids)
+    assert received(beacon) == once(ids)
 
 
 def test_a_savepoint_that_is_rolled_back_leaves_nothing(box: Outbox, engine: Engine, beacon: Simulator) -> None:
@@ -79,7 +67,7 @@ def test_a_savepoint_that_is_rolled_back_leaves_nothing(box: Outbox, engine: Eng
         box.enqueue(session, interval())
         savepoint.rollback()
     drain(box, beacon)
-    assert received(beacon) == once(*kept)
+    assert received(beacon) == once(kept)
 
 
 def test_an_id_twice_in_one_call_is_added_once(box: Outbox, engine: Engine) -> None:
@@ -119,7 +107,7 @@ def test_a_bulk_counts_what_was_there_already(box: Outbox, engine: Engine, beaco
     with Session(engine) as session, session.begin():
         assert box.enqueue_many(session, messages).duplicates == 1500
     drain(box, beacon)
-    assert received(beacon) == once(*result)
+    assert received(beacon) == once(result)
 
 
 def test_a_bulk_of_new_entries_is_delivered_once(box: Outbox, engine: Engine, beacon: Simulator) -> None:
@@ -127,7 +115,7 @@ def test_a_bulk_of_new_entries_is_delivered_once(box: Outbox, engine: Engine, be
         result = box.enqueue_many(session, (message for message in intervals(3000)))
     assert (len(result), result.duplicates) == (3000, 0)
     drain(box, beacon, timeout=30)
-    assert received(beacon) == once(*result)
+    assert received(beacon) == once(result)
 
 
 def test_a_bulk_that_is_rolled_back_leaves_nothing(box: Outbox, engine: Engine) -> None:
@@ -141,7 +129,7 @@ def test_put_is_durable_when_it_returns(box: Outbox, engine: Engine, beacon: Sim
     ids = box.put(*intervals(2))
     assert stored(engine) == 2
     drain(box, beacon)
-    assert received(beacon) == once(*ids)
+    assert received(beacon) == once(ids)
 
 
 def test_a_disabled_lane_stores_nothing(database: Database, engine: Engine) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta, tzinfo
 from typing import Any
@@ -69,29 +69,31 @@ def under_way(box: Outbox, worker: Worker, transport: Held, message: UsageInterv
     transport.wait_for(message.id)
 
 
-@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
-def test_what_nobody_told_of_does_not_wait_for_a_slow_request(box: Outbox, silent: Outbox) -> None:
+def must_arrive_beside_a_slow_request(box: Outbox, put: Callable[[UsageInterval], object]) -> None:
+    """What ``put`` commits while the lane waits for an answer is sent before that answer comes."""
     first, second = interval(), interval()
     transport = Held(slow=first.id)
     with Worker(box, transport) as worker:
         under_way(box, worker, transport, first, limit=4.0)
-        silent.put(second)
+        put(second)
         transport.wait_for(second.id)
         transport.let_go.set()
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+def test_what_nobody_told_of_does_not_wait_for_a_slow_request(box: Outbox, silent: Outbox) -> None:
+    must_arrive_beside_a_slow_request(box, silent.put)
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
 def test_what_is_put_behind_a_number_that_was_rolled_back_does_not_wait_for_a_slow_request(
     box: Outbox, engine: Engine
 ) -> None:
-    first, second = interval(), interval()
-    transport = Held(slow=first.id)
-    with Worker(box, transport) as worker:
-        under_way(box, worker, transport, first, limit=4.0)
+    def put(message: UsageInterval) -> None:
         roll_back(box, engine)
-        box.put(second)
-        transport.wait_for(second.id)
-        transport.let_go.set()
+        box.put(message)
+
+    must_arrive_beside_a_slow_request(box, put)
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)

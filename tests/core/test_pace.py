@@ -375,17 +375,16 @@ def test_a_strict_limit_is_found_within_ten_seconds(rate: float) -> None:
     assert sum(9.0 <= at < 10.0 for at in took) >= rate - 1
 
 
-def test_a_limit_that_rises_is_noticed_within_a_minute_or_so() -> None:
-    limiter = Bucket(10, 0.1)
+@pytest.mark.parametrize(
+    ("before", "after", "seconds", "least", "most"),
+    [(10.0, 100.0, 120.0, 60, 110), (40.0, 10.0, 30.0, 9, 10.5)],
+    ids=["one that rises, in two minutes", "one that falls, in half a minute"],
+)
+def test_a_limit_that_changes_is_followed(
+    before: float, after: float, seconds: float, least: float, most: float
+) -> None:
+    limiter = Bucket(before, 0.1)
     pace, _, _ = sent(limiter, until=60.0, pace=Pace())
-    limiter.rate, limiter.most = 100.0, 10.0
-    pace, _, _ = sent(limiter, since=60.0, until=180.0, pace=pace)
-    assert 60 < pace.rate < 110
-
-
-def test_a_limit_that_falls_is_obeyed_within_half_a_minute() -> None:
-    limiter = Bucket(40, 0.1)
-    pace, _, _ = sent(limiter, until=60.0, pace=Pace())
-    limiter.rate, limiter.most = 10.0, 1.0
-    pace, _, _ = sent(limiter, since=60.0, until=90.0, pace=pace)
-    assert 9 < pace.rate < 10.5
+    limiter.rate, limiter.most = after, after / 10
+    pace, _, _ = sent(limiter, since=60.0, until=60.0 + seconds, pace=pace)
+    assert least < pace.rate < most

@@ -225,11 +225,6 @@ def test_offline_nobody_is_asked(outbox: Command, beacon: Simulator) -> None:
 # --- TLS and proxies
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("tls") / "authority")
-
-
 def test_an_unknown_authority_is_a_problem_and_its_file_mends_it(outbox: Command, authority: Authority) -> None:
     with RawServer(tls=authority.server_context()) as server:
         server.on("/verify", answer(200, token(exp=1)))

@@ -16,24 +16,28 @@ from tests.support.waiting import wait_until
 pytestmark = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 
 
-def test_autovacuum_that_is_off_for_a_table_is_a_problem_and_the_statement_mends_it(
-    migrated: Command, admin: Connection
+@pytest.mark.parametrize(
+    ("change", "check", "status", "found"),
+    [
+        (
+            "ALTER TABLE outbox_usage SET (autovacuum_enabled = off)",
+            "vacuum",
+            "problem",
+            "autovacuum is off for outbox_usage",
+        ),
+        ("ALTER TABLE outbox_lane RESET (fillfactor)", "vacuum", "warning", "outbox_lane has not fillfactor=50"),
+        ("ALTER SEQUENCE outbox_usage_seq_seq CACHE 32", "sequences", "problem", "32 numbers at a time"),
+    ],
+    ids=["autovacuum is off", "a lane table without its fillfactor", "a sequence that keeps numbers in store"],
+)
+def test_a_table_that_was_set_up_otherwise_is_found_and_the_statement_mends_it(
+    migrated: Command, admin: Connection, change: str, check: str, status: str, found: str
 ) -> None:
-    type_in(admin, "ALTER TABLE outbox_usage SET (autovacuum_enabled = off)")
+    type_in(admin, change)
     report = examined(migrated)
-    assert "autovacuum is off for outbox_usage" in report.the("vacuum", "problem").found
-    type_in(admin, report.mend("vacuum", "problem"))
-    assert examined(migrated).is_well("vacuum")
-
-
-def test_a_lane_table_without_its_fillfactor_is_a_warning_and_the_statement_mends_it(
-    migrated: Command, admin: Connection
-) -> None:
-    type_in(admin, "ALTER TABLE outbox_lane RESET (fillfactor)")
-    report = examined(migrated)
-    assert "outbox_lane has not fillfactor=50" in report.the("vacuum", "warning").found
-    type_in(admin, report.mend("vacuum", "warning"))
-    assert examined(migrated).is_well("vacuum")
+    assert found in report.the(check, status).found
+    type_in(admin, report.mend(check, status))
+    assert examined(migrated).is_well(check)
 
 
 def test_commits_that_are_not_waited_for_are_a_warning_and_the_statement_mends_it(
@@ -90,16 +94,6 @@ def test_a_transaction_left_open_is_a_warning_and_the_statement_ends_it(
     other.dispose()
     monkeypatch.setattr(postgresql, "OLD_SECONDS", 60)
     assert examined(migrated).is_well("transactions")
-
-
-def test_a_sequence_that_keeps_numbers_in_store_is_a_problem_and_the_statement_mends_it(
-    migrated: Command, admin: Connection
-) -> None:
-    type_in(admin, "ALTER SEQUENCE outbox_usage_seq_seq CACHE 32")
-    report = examined(migrated)
-    assert "32 numbers at a time" in report.the("sequences", "problem").found
-    type_in(admin, report.mend("sequences"))
-    assert examined(migrated).is_well("sequences")
 
 
 def test_an_account_without_rights_is_told_what_it_may_not_read(

@@ -100,20 +100,21 @@ def test_a_file_that_somebody_keeps_locked_is_one_problem(offline: Command, monk
     assert examined(offline).is_well("database")
 
 
-def test_tables_of_a_file_without_auto_vacuum_are_found_and_the_command_mends_it(offline: Command) -> None:
-    by_hand(offline, "PRAGMA auto_vacuum = NONE; VACUUM")
+@pytest.mark.parametrize(
+    ("change", "check", "found"),
+    [
+        ("PRAGMA auto_vacuum = NONE; VACUUM", "vacuum", "never shrinks"),
+        ("PRAGMA journal_mode = DELETE", "durability", "journal_mode is delete"),
+    ],
+)
+def test_a_file_that_was_set_up_otherwise_is_a_warning_and_the_command_mends_it(
+    offline: Command, change: str, check: str, found: str
+) -> None:
+    by_hand(offline, change)
     report = examined(offline)
-    assert "never shrinks" in report.the("vacuum", "warning").found
-    run_sql(offline, report.mend("vacuum"))
-    assert examined(offline).is_well("vacuum")
-
-
-def test_another_journal_is_found_and_the_command_mends_it(offline: Command) -> None:
-    by_hand(offline, "PRAGMA journal_mode = DELETE")
-    report = examined(offline)
-    assert "journal_mode is delete" in report.the("durability", "warning").found
-    run_sql(offline, report.mend("durability"))
-    assert examined(offline).is_well("durability")
+    assert found in report.the(check, "warning").found
+    run_sql(offline, report.mend(check))
+    assert examined(offline).is_well(check)
 
 
 def test_a_log_that_a_long_read_keeps_long_is_found(offline: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,19 +1,18 @@
-"""Servers of this folder's own: to crash, to fill up, to fail over."""
+"""Database servers that only this folder uses (they crash, fill up, fail over), servers that pose as a beacon, and the
+watch for secrets."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
-from typing import TypeVar
 
 import pytest
 
+from tests.faults.hostile import serving_well
+from tests.faults.own_server import started
+from tests.support.canary import Watch
 from tests.support.postgres import PostgresServer
-from tests.support.processes import ServerStartError
 from tests.support.replication import Pair
-
-T = TypeVar("T")
+from tests.transport.support.raw_server import RawServer
 
 
 @pytest.fixture(scope="module")
@@ -21,23 +20,31 @@ def server() -> Iterator[PostgresServer]:
     """A PostgreSQL that survives a power cut, with few connections. A session that asks for it by its
     ``synchronous_commit`` waits at COMMIT for a standby that does not exist."""
     options = {"max_connections": "30", "synchronous_standby_names": "nobody", "synchronous_commit": "local"}
-    yield from _started(PostgresServer(durable=True, options=options))
+    yield from started(PostgresServer(durable=True, options=options), "PostgreSQL")
 
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     """A primary and its synchronous standby. Ask for it whole: ``pair.mend()``."""
-    yield from _started(Pair())
+    yield from started(Pair(), "PostgreSQL")
 
 
-def _started(server: AbstractContextManager[T]) -> Iterator[T]:
-    try:
-        started = server.__enter__()
-    except ServerStartError as error:
-        if os.environ.get("OUTBOX_TEST_REQUIRE_ALL") == "1":
-            raise
-        pytest.skip(f"no PostgreSQL of our own: {error}")
-    try:
-        yield started
-    finally:
-        server.__exit__(None, None, None)
+@pytest.fixture
+def beacon_host() -> Iterator[RawServer]:
+    """A server that answers as an honest beacon does until a test changes an answer."""
+    with serving_well() as server:
+        yield server
+
+
+@pytest.fixture
+def other_host() -> Iterator[RawServer]:
+    """A second server that would answer as beacon does. No request may ever reach it."""
+    with serving_well() as server:
+        yield server
+
+
+@pytest.fixture
+def watch() -> Iterator[Watch]:
+    """Records what every logger writes, at the lowest level, until the test ends."""
+    with Watch().on() as watch:
+        yield watch

@@ -124,6 +124,14 @@ def well(server: RawServer, rows: int = 2) -> None:
         server.on(path, answer(200, b"{}"))
 
 
+@contextmanager
+def serving_well() -> Iterator[RawServer]:
+    """A server that answers as an honest beacon does until a test changes an answer."""
+    with RawServer() as server:
+        well(server)
+        yield server
+
+
 def verified(token: object) -> Reply:
     return answer(200, json.dumps({"token": token}).encode())
 

@@ -33,14 +33,6 @@ HASTY = pytest.mark.parametrize("victim", [{"request_timeout": 0.5}], indirect=T
 
 
 @pytest.fixture
-def beacon_host() -> Iterator[RawServer]:
-    """Well until a test says otherwise."""
-    with RawServer() as server:
-        well(server)
-        yield server
-
-
-@pytest.fixture
 def victim(request: pytest.FixtureRequest, beacon_host: RawServer, tmp_path: Path) -> Iterator[Victim]:
     """``@pytest.mark.parametrize("victim", [{setting: value}], indirect=True)`` changes settings."""
     with victim_of(beacon_host, tmp_path, **getattr(request, "param", {})) as victim:

@@ -20,25 +20,9 @@ USAGE, VERIFY = "/ingest-traces", "/verify"
 
 
 @pytest.fixture
-def beacon_host() -> Iterator[RawServer]:
-    """Well until a test says otherwise."""
-    with RawServer() as server:
-        well(server)
-        yield server
-
-
-@pytest.fixture
 def victim(beacon_host: RawServer, tmp_path: Path) -> Iterator[Victim]:
     with victim_of(beacon_host, tmp_path) as victim:
         yield victim
-
-
-@pytest.fixture
-def other_host() -> Iterator[RawServer]:
-    """It would answer as beacon does. Nothing may ever reach it."""
-    with RawServer() as server:
-        well(server)
-        yield server
 
 
 # --- another host -----------------------------------------------------------------------------------------

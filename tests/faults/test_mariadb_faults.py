@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 from collections import Counter
@@ -20,9 +19,10 @@ from outbox import BeaconTransport, Dispatcher, Outbox, Settings, UsageInterval,
 from outbox.core.lane import Lane
 from outbox.errors import DatabaseUnavailable, OutcomeUnknown
 from outbox.simulator import Simulator
+from tests.faults.own_server import started
 from tests.support import ledger
 from tests.support.intervals import interval, intervals
-from tests.support.servers import MariaDBServer, ServerStartError
+from tests.support.servers import MariaDBServer
 from tests.support.waiting import wait_until
 
 DEADLOCK = 1213
@@ -215,17 +215,7 @@ def test_a_lock_wait_of_a_host_reaches_it_as_sqlalchemys_error_and_a_retry_is_sa
 @pytest.fixture
 def server() -> Iterator[MariaDBServer]:
     """A MariaDB of the test's own that survives a power cut."""
-    server = MariaDBServer(durable=True)
-    try:
-        server.start()
-    except ServerStartError as error:
-        if os.environ.get("OUTBOX_TEST_REQUIRE_ALL") == "1":
-            raise
-        pytest.skip(f"no MariaDB of our own: {error}")
-    try:
-        yield server
-    finally:
-        server.stop()
+    yield from started(MariaDBServer(durable=True), "MariaDB")
 
 
 class Producer:

@@ -19,7 +19,7 @@ from sqlalchemy import Engine, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from outbox import BeaconTransport, Dispatcher, Outbox, Settings, TelemetryEnvelope, Worker
+from outbox import BeaconTransport, Dispatcher, Outbox, Settings, TelemetryEnvelope
 from outbox.core.lane import Lane
 from outbox.errors import DatabaseUnavailable, OutcomeUnknown
 from outbox.simulator import Simulator
@@ -28,6 +28,7 @@ from outbox.store.schema import LANE
 from outbox.testing import drain
 from tests.support import ledger
 from tests.support.databases import Database
+from tests.support.delivery import once, working
 from tests.support.intervals import interval, intervals
 from tests.support.strike import Moment, Operator, strike
 from tests.support.waiting import wait_until
@@ -64,19 +65,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def working(box: Outbox) -> Iterator[None]:
-    with BeaconTransport(box.settings) as transport, Worker(box, transport):
-        yield
-
-
-@contextmanager
 def dispatching(box: Outbox) -> Iterator[Dispatcher]:
     with BeaconTransport(box.settings) as transport, closing(Dispatcher(box, transport)) as dispatcher:
         yield dispatcher
-
-
-def once(ids: Sequence[UUID]) -> dict[str, int]:
-    return {str(id): 1 for id in ids}
 
 
 # --- ended ---------------------------------------------------------------------------------------------------

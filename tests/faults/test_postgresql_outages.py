@@ -13,17 +13,18 @@ from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import create_engine, make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from outbox import BeaconTransport, Dispatcher, Outbox, Settings, Worker
+from outbox import BeaconTransport, Dispatcher, Outbox, Settings
 from outbox.core.lane import Lane
 from outbox.errors import DatabaseUnavailable, OutcomeUnknown
 from outbox.producer import EnqueueResult
 from outbox.simulator import Simulator
 from outbox.testing import drain
 from tests.support import ledger
+from tests.support.delivery import left, stored, under_one_key, working
 from tests.support.intervals import interval, intervals
 from tests.support.load import Producers
 from tests.support.postgres import PostgresServer
@@ -64,29 +65,9 @@ def opened(url: str, beacon: Simulator, **settings: Any) -> Iterator[Outbox]:
     engine.dispose()
 
 
-@contextmanager
-def working(box: Outbox) -> Iterator[None]:
-    with BeaconTransport(box.settings) as transport, Worker(box, transport):
-        yield
-
-
 def short_leases(box: Outbox) -> None:
     """What nobody settles is sent again after a second."""
     box.store.policy = replace(box.store.policy, lease_seconds=1, request_timeout=0.5)
-
-
-def left(box: Outbox) -> int:
-    return box.status().lanes["usage"].unfinished
-
-
-def under_one_key(beacon: Simulator) -> bool:
-    """Whether every entry that came again came under the key that it had before."""
-    return all(len(set(keys)) == 1 for keys in beacon.received.duplicates().values())
-
-
-def stored(box: Outbox) -> set[str]:
-    with box.engine.connect() as connection:
-        return set(connection.execute(text("SELECT id::text FROM outbox_usage")).scalars())
 
 
 # --- crash ---------------------------------------------------------------------------------------------------

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy import Engine, create_engine, make_url, text
 
 from outbox import BeaconTransport, Outbox, Settings, TelemetryEnvelope, Worker
 from outbox.core.lane import LANES
@@ -22,6 +21,7 @@ from outbox.store.dialects import postgresql
 from tests.support import ledger
 from tests.support.databases import Database
 from tests.support.intervals import interval
+from tests.support.listening import checkouts
 from tests.support.pgbouncer import PgBouncer
 from tests.support.waiting import wait_until
 
@@ -82,19 +82,6 @@ def of_session(engine: Engine, names: Sequence[str] = SESSION) -> dict[str, Any]
             "prepared": connection.exec_driver_sql("SELECT count(*) FROM pg_prepared_statements").scalar_one(),
             "channels": connection.exec_driver_sql("SELECT count(*) FROM pg_listening_channels()").scalar_one(),
         }
-
-
-@contextmanager
-def connected(box: Outbox) -> Iterator[list[Any]]:
-    """What the driver connected since, as set up."""
-    made: list[Any] = []
-
-    def note(driver_connection: Any, *_: Any) -> None:
-        made.append(driver_connection)
-
-    event.listen(box.engine, "checkout", note)
-    yield made
-    event.remove(box.engine, "checkout", note)
 
 
 def put_often(box: Outbox) -> None:
@@ -178,7 +165,7 @@ def test_a_session_of_ones_own_is_set_up_and_prepares_and_nothing_is_warned_of(
     migrated: str, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "outbox")
-    with Outbox(database.url, settings=Settings(notify=False)) as box, connected(box) as made:
+    with Outbox(database.url, settings=Settings(notify=False)) as box, checkouts(box.engine) as made:
         put_often(box)
         [connection] = made
         assert connection.execute("SHOW lock_timeout").fetchone() == ("5s",)
@@ -191,7 +178,7 @@ def test_an_error_that_only_another_clients_statements_explain_says_so(
     migrated: str, database: Database, theirs: str
 ) -> None:
     """Where a pooler passes for the server: each statement of the test is another client's, in the same session."""
-    with Outbox(database.url, settings=Settings(notify=False)) as box, connected(box) as made:
+    with Outbox(database.url, settings=Settings(notify=False)) as box, checkouts(box.engine) as made:
         box.put(interval())
         [connection] = made
         if theirs != "one that is in the way":

@@ -25,7 +25,7 @@ from outbox.demo.producers import traces
 from outbox.messages import Message
 from tests.cli.command import usage_line
 from tests.faults.collection import OF_EVERYTHING, Collection, deliver, environment, probe_a_worker
-from tests.faults.hostile import verified, well
+from tests.faults.hostile import serving_well, verified
 from tests.support.canary import LICENSE, MARKS, TOKEN, Watch, leaks
 from tests.transport.support.raw_server import (
     JSON,
@@ -44,15 +44,8 @@ USAGE, TRACES, VERIFY = "/ingest-traces", "/v1/traces", "/verify"
 
 
 @pytest.fixture
-def watch() -> Iterator[Watch]:
-    with Watch().on() as watch:
-        yield watch
-
-
-@pytest.fixture
 def server() -> Iterator[RawServer]:
-    with RawServer() as server:
-        well(server)
+    with serving_well() as server:
         server.on(VERIFY, verified(TOKEN))
         yield server
 

@@ -4,7 +4,6 @@ frames, which error reporters send along, hold none of it. And the password of a
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +29,7 @@ from outbox import (
 from outbox.errors import InvalidMessage
 from tests.cli.command import Command
 from tests.faults.collection import OF_EVERYTHING, Collection, deliver
-from tests.faults.hostile import verified, well
+from tests.faults.hostile import serving_well, verified
 from tests.support.canary import LICENSE, PASSWORD, TOKEN, Watch, leaks_of
 from tests.support.databases import Database
 from tests.support.intervals import interval
@@ -40,25 +39,10 @@ IN_A_URL = quote(PASSWORD, safe="")
 
 
 @pytest.fixture
-def watch() -> Iterator[Watch]:
-    with Watch().on() as watch:
-        yield watch
-
-
-@pytest.fixture
 def server() -> Iterator[RawServer]:
-    with RawServer() as server:
-        well(server)
+    with serving_well() as server:
         server.on("/verify", verified(TOKEN))
         yield server
-
-
-@pytest.fixture
-def dead_port() -> Iterator[int]:
-    """Bound, never listening: every connection is refused."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        yield sock.getsockname()[1]
 
 
 def error_of(kind: type[OutboxError], provoke: Callable[[], object]) -> OutboxError:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import ParseDict, ParseError
 from google.protobuf.message import Message
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.logs.v1.logs_pb2 import LogsData
 from opentelemetry.proto.metrics.v1.metrics_pb2 import MetricsData
@@ -21,14 +21,12 @@ from outbox.errors import InvalidMessage
 from outbox.messages import TelemetryEnvelope
 from outbox.messages.otlp_schema import MESSAGES
 from tests.messages.documents import compact, example, of_metric, of_record, of_span
-from tests.messages.test_otlp_properties import documents, signals
+from tests.messages.strategies import documents, generous, signals
 from tests.otel.versions import needs_the_messages_of_otlp_1_7
 
 OFFICIAL: dict[Signal, type[Message]] = {"metrics": MetricsData, "traces": TracesData, "logs": LogsData}
 IDS = {"traceId", "spanId", "parentSpanId"}
 FIELDS = sorted({field for kinds in MESSAGES.values() for field in kinds})
-
-generous = settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 def parsed(signal: Signal, document: Any) -> Message:

@@ -14,7 +14,7 @@ from outbox.errors import InvalidMessage
 from outbox.messages import TelemetryEnvelope, normalise, split_document
 from outbox.messages.message import to_json
 from tests.messages.documents import SPAN, compact, example, of_metric, of_record, of_span
-from tests.messages.test_otlp_properties import documents
+from tests.messages.strategies import documents
 
 LIMIT = LANES[Lane.TRACES].max_payload_bytes
 

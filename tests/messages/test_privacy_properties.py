@@ -17,7 +17,7 @@ from outbox.messages.privacy_defaults import ALLOWED, OF_VERSIONS
 from outbox.messages.privacy_filter import Filter
 from tests.messages.documents import of_record, of_span
 from tests.messages.filtering import STANDARD, wider
-from tests.messages.test_otlp_properties import documents, generous, message
+from tests.messages.strategies import documents, generous, message
 
 RECOGNISED = {
     "zqcan": ("zqcan.doe@mail.example", "zqcan%40mail.example"),

@@ -1,4 +1,4 @@
-"""What leaves next: a batch that is due, rows that turned up in holes, rows above the cursor."""
+"""What a worker claims next: a batch that is due, late rows in holes, or rows above the cursor."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ HOLES_AT_ONCE = 50
 
 
 def _nothing() -> None:
-    """Nobody acts in between."""
+    """The default of ``producers_act`` and ``anybody_acts``: no other transaction acts."""
 
 
 class Claiming:
-    """The claims of `ModelStore`. Core's decisions are attributes, so that a planted bug can replace one."""
+    """The claims of `ModelStore`. Decisions of `outbox.core` are attributes, so that a planted bug can replace one."""
 
     decide = staticmethod(decide)
     after_crash = staticmethod(after_crash)
@@ -45,7 +45,8 @@ class Claiming:
         knows_writers: bool = True,
         single_writer: bool = False,
     ) -> None:
-        """``clock``: the database's, µs. ``knows_writers`` False: it cannot tell who may fill a hole (MariaDB)."""
+        """``clock``: the database's, in µs. ``knows_writers`` False: the database cannot name the transactions that may
+        fill a hole (MariaDB)."""
         self.policy, self.clock, self.draw, self.monotonic = policy, clock, draw, monotonic
         self.knows_writers, self.single_writer = knows_writers, single_writer
         self.producers_act: Callable[[], None] = _nothing
@@ -76,7 +77,8 @@ class Claiming:
         return batch or self.claim_new(ledger)
 
     def claim_probe(self, ledger: Ledger, eager: bool) -> Batch | None:
-        """Whatever waits, due or not; while everything is refused, every other time what was never refused."""
+        """Claim one batch as a probe, due or not. While every batch is refused, every second probe is of fresh
+        entries."""
         room = len(ledger.live) < self.policy.live_batches
         batch = self.claim_new(ledger) if self.fresh_first(ledger) else None
         batch = batch or self.claim_due(ledger, probe=True) or self.claim_from_holes(ledger, eager)
@@ -88,7 +90,7 @@ class Claiming:
         return replace(batch, probe_until=ledger.health.next_probe_at)
 
     def fresh_first(self, ledger: Ledger) -> bool:
-        """Even when the lane is full: with what was refused it may be full for ever."""
+        """Whether the next probe is of fresh entries, even on a full lane: refused batches may fill it for ever."""
         return ledger.health.fresh_first
 
     def claim_due(self, ledger: Ledger, probe: bool) -> Batch | None:
@@ -101,7 +103,7 @@ class Claiming:
                 return self.lease(ledger, held)
 
     def again_at_once(self, ledger: Ledger, held: Held) -> bool:
-        """A lease has expired: whether the batch is leased again now; if not, it waits or is halved."""
+        """Count an expired lease; returns whether the batch is leased again now. If not, it waits or is halved."""
         ledger.totals["failed_attempts"] += 1
         crash = self.after_crash(
             attempts=held.attempts,
@@ -135,13 +137,13 @@ class Claiming:
         return self.lease(ledger, self.insert(ledger, taken))
 
     def look_into_holes(self, ledger: Ledger, eager: bool) -> list[int]:
-        """The numbers that turned up in the holes that are due; those that stay empty are dated anew or forgotten."""
+        """The numbers of rows found in the holes that are due. An empty hole gets a new date or is forgotten."""
         due = self.due_holes(ledger, eager)
         if not due:
             return []
-        writers = self.writers(ledger)  # first
+        writers = self.writers(ledger)  # before the rows: the other order loses a row that commits in between
         self.producers_act()
-        found = self.in_holes(ledger, due)  # second
+        found = self.in_holes(ledger, due)
         for hole in due:
             looked_at = len(found) < self.policy.batch_max_rows or hole.hi <= found[-1]
             if looked_at and not any(hole.lo <= number <= hole.hi for number in found):
@@ -175,11 +177,11 @@ class Claiming:
             hole.blockers = None
 
     def age(self, ledger: Ledger, hole: Hole) -> int:
-        hole.seen_at = min(hole.seen_at, ledger.now)  # the clock was set back: count from now
+        hole.seen_at = min(hole.seen_at, ledger.now)  # the clock was set back: the age counts from now
         return ledger.now - hole.seen_at
 
     def fill(self, ledger: Ledger, taken: Runs) -> None:
-        """Numbers that a batch takes leave their holes."""
+        """Remove the numbers that a batch has taken from their holes."""
         kept: list[Hole] = []
         for hole in ledger.holes:
             if hole.next_check_at is None or hole.lo > taken[-1][1] or hole.hi < taken[0][0]:
@@ -204,11 +206,12 @@ class Claiming:
         return self.lease(ledger, self.insert(ledger, runs.from_sorted(numbers)))
 
     def gaps(self, ledger: Ledger, numbers: Sequence[int]) -> Runs:
-        """From the same result as the rows."""
+        """The gaps, from the same query result as the rows."""
         return batching.gaps(ledger.cursor, numbers)
 
     def is_young(self, ledger: Ledger, entry: Entry) -> bool:
-        """Written just now. A row dated further ahead is from before the clock was set back, and not young."""
+        """Whether the row was written within ``young_hole_seconds``. A row dated more than 1 s ahead was written before
+        the clock was set back, and is not young."""
         age = ledger.now - entry.written_at
         return -MICROSECONDS < age < self.policy.young_hole_seconds * MICROSECONDS
 
@@ -220,7 +223,7 @@ class Claiming:
         return batching.cut(sizes, self.policy.max_batch_bytes(ledger.lane))
 
     def insert(self, ledger: Ledger, members: Runs, **columns: object) -> Held:
-        """A new waiting batch, due now, unless ``columns`` say otherwise."""
+        """Insert a batch: waiting and due now, unless ``columns`` say otherwise."""
         id = next(self._ids)
         held = Held(id, members, runs.count(members), BatchState.WAITING, ledger.now, id, ledger.now)
         for name, value in columns.items():
@@ -231,7 +234,7 @@ class Claiming:
         return held
 
     def lease(self, ledger: Ledger, held: Held) -> Batch:
-        """The same members under the same key, and a new token."""
+        """Lease the batch: the same members and key, and a new token."""
         held.state, held.token = BatchState.LEASED, next(self._ids)
         held.due_at = ledger.now + self.policy.lease_us
         payloads = [ledger.log[number].payload for number in runs.numbers(held.members)]

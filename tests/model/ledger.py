@@ -1,13 +1,13 @@
-"""The store as plain dicts: what `outbox.store` does, without SQL, in the order of its statements.
+"""The store in plain dicts: it does what `outbox.store` does, without SQL, in the order of its statements.
 
 `ModelStore` decides by the pure functions of `outbox.core` and offers the dispatcher what the real store does
 (`step`, `outlook`, `policy`). It is the oracle of `test_store_is_the_model.py`, and the store of the simulation.
 
-Between two statements of a move other transactions may commit. The model says where: it calls `producers_act` while
-the lane's row is locked (only producers can be at work then), and `anybody_acts` where no lock is held.
+Other transactions may commit between two statements of a move. At each such place the model calls a hook:
+`producers_act` while the lane's row is locked (then only producers can commit), `anybody_acts` where no lock is held.
 
     tables      the rows, and the ledger invariant
-    claiming    what leaves next                        Claiming
+    claiming    what is claimed                         Claiming
     operating   requeue, shed, off, purge, audit        Operating(Claiming)
     ledger      producers, settle, step, outlook        ModelStore(Operating)
 """
@@ -29,7 +29,7 @@ from tests.model.tables import Entry, Held, Ledger
 
 
 class NumberTaken(Exception):
-    """The sequence was set back, and hands out the number of a row that is there: the INSERT fails."""
+    """The INSERT fails: a sequence that was set back hands out the number of an existing row."""
 
 
 class ModelStore(Operating):
@@ -42,9 +42,9 @@ class ModelStore(Operating):
         return self.transactions
 
     def take(self, transaction: int, lane: Lane, ids: Iterable[UUID], *, copying: bool = False) -> list[int]:
-        """INSERT: numbers are handed out now, whatever becomes of the transaction.
+        """INSERT: the numbers are handed out now, even if the transaction rolls back later. Raises NumberTaken.
 
-        ``copying``: COPY takes numbers before the transaction has an id.
+        ``copying``: by COPY, which takes numbers before the transaction has an id.
         """
         ledger = self.ledgers[lane]
         rows = ledger.open.setdefault(transaction, [])
@@ -146,10 +146,11 @@ class ModelStore(Operating):
                     waiting.due_at = min(waiting.due_at or 0, ledger.now)
 
     def leased(self, ledger: Ledger, batch: Batch) -> Held | None:
-        """The fence: the row, if this lease still holds."""
+        """The row of ``batch`` if its lease token is still valid, else None."""
         held = ledger.live.get(batch.id)
         return held if held is not None and held.token == batch.lease_token else None
 
     def is_probe(self, ledger: Ledger, batch: Batch) -> bool:
-        """Whether this is the probe that the lane waits for: after a stall or a clock set anew it may be another."""
+        """Whether the lane waits for this very probe; after a stall, or after the clock was set, it may wait for
+        another."""
         return batch.probe_until is not None and batch.probe_until == ledger.health.next_probe_at

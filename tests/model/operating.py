@@ -1,4 +1,4 @@
-"""What operators, bounds and upkeep do: requeue, discard, shed, off, purge, audit."""
+"""The moves of operators, size bounds and upkeep: requeue, discard, shed, off, purge, audit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ TOTAL_OF = {Ending.DELIVERED: "sent", Ending.REFUSED: "dead", Ending.SHED: "shed
 
 @dataclass(slots=True)
 class Audited:
-    """Rows that nobody would have looked at, those of them that took a new number, and why the lane stopped."""
+    """``strays``: rows that no claim would have found; ``renumbered``: those of them that got a new number;
+    ``problem``: why the lane was stopped, or None."""
 
     strays: int = 0
     renumbered: int = 0
@@ -28,10 +29,11 @@ class Audited:
 
 
 class Operating(Claiming):
-    """The moves of `ModelStore` that no worker's dispatcher makes."""
+    """The moves of `ModelStore` that a dispatcher does not make."""
 
     def requeue(self, lane: Lane, only: Container[UUID] | None = None) -> int:
-        """Dead letters into new waiting batches, attempts 0, at most ``batch_max_rows`` in each. Entries moved."""
+        """Move dead letters into new waiting batches with 0 attempts, at most ``batch_max_rows`` entries in each unless
+        a dead batch is larger. Returns the number of entries."""
         ledger = self.locked(lane)
         dead = self.dead(ledger, only)
         groups: list[list[Held]] = []
@@ -63,7 +65,7 @@ class Operating(Claiming):
         return sorted((held for held in dead if only is None or held.id in only), key=lambda held: held.members[-1][1])
 
     def shed(self, lane: Lane, at_most: int, ending: Ending = Ending.SHED) -> int:
-        """End the oldest pending entries: the rows seen, never a range."""
+        """End the oldest ``at_most`` pending entries: the rows that were read, never a range. Returns their number."""
         ledger = self.locked(lane)
         numbers = ledger.above(at_most)
         if numbers:
@@ -73,7 +75,7 @@ class Operating(Claiming):
         return len(numbers)
 
     def switch_off(self, lane: Lane, reason: str = "off") -> int:
-        """What waits is discarded; a batch on the wire is left alone. Entries."""
+        """Discard pending and waiting entries; a leased batch is left alone. Returns the number of entries."""
         total = 0
         while True:
             ledger = self.locked(lane)
@@ -105,9 +107,10 @@ class Operating(Claiming):
     # --- upkeep --------------------------------------------------------------------------------------------
 
     def purge(self, lane: Lane, rules: Retention) -> int:
-        """Delete the rows of batches settled ``sent_seconds`` ago; raise the floor; drop old receipts. Rows deleted.
+        """Delete the rows of batches that were settled ``sent_seconds`` ago, raise the floor, delete old receipts.
+        Returns the number of rows deleted.
 
-        The deleting holds no lock of the lane, only the guard on each batch.
+        Rows are deleted without the lane's row lock: the state of each batch is checked again first.
         """
         ledger, now = self.ledgers[lane], self.clock()
         if ledger.health.stopped:
@@ -157,7 +160,7 @@ class Operating(Claiming):
                 del ledger.batches[held.id]
 
     def audit(self, lane: Lane, *, mend: bool = False) -> Audited:
-        """Compare the log with the ledger, bring strays back; stop the lane while its sequence is set back."""
+        """Compare the log with the ledger and bring strays back. Stops the lane while its sequence is behind."""
         ledger, report = self.locked(lane), Audited()
         if mend:
             ledger.sequence = max(ledger.sequence, ledger.cursor, ledger.highest)
@@ -198,7 +201,7 @@ class Operating(Claiming):
         ledger.totals["strays"] += report.strays
 
     def copies(self, ledger: Ledger, held: Held) -> list[int]:
-        """Rows that are proven to be restored copies of what was delivered and purged."""
+        """The numbers of rows that are certainly restored copies of entries that were delivered and purged."""
         if held.ending is not Ending.DELIVERED or (held.purged_at or 0) < held.created_at + CLOCK_ERROR_US:
             return []
         present = ledger.present(held.members)
@@ -220,7 +223,7 @@ class Operating(Claiming):
         at_work = {number for rows in ledger.open.values() for number, _ in rows}
         for number in numbers:
             ledger.sequence += 1
-            while ledger.sequence in ledger.log or ledger.sequence in at_work:  # the INSERT waits, fails, comes again
+            while ledger.sequence in ledger.log or ledger.sequence in at_work:  # the INSERT waits, fails, is repeated
                 ledger.sequence += 1
             ledger.log[ledger.sequence] = ledger.log.pop(number)
             ledger.highest = max(ledger.highest, ledger.sequence)

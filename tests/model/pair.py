@@ -1,4 +1,4 @@
-"""The real store and the model, side by side: each move is made in both."""
+"""The real store beside the model: each move is made in both, and their results are compared."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ PAYLOAD = '{"resourceSpans":[{"scopeSpans":[]}]}'
 VIEW = sa.table("outbox_entry_status", *map(sa.column, ("lane", "seq", "id", "status", "num_failed_send_attempts")))
 A_DAY = 86_400
 HOLE_AGE = 40_000.0
-"""Longer than any sequence of moves that does not pass a day."""
+"""Seconds; longer than any sequence of moves without a step of a whole day."""
 
 Leased = tuple[Batch, Batch]
-"""One batch in the store and in the model."""
+"""The same batch as leased by the store and by the model."""
 
 
 class Oracle(ModelStore):
-    """The model, told which of several batches that are due at the same time the database chose."""
+    """A model that chooses among batches that are due at the same time as the database did (``chosen``)."""
 
     chosen: Sequence[runs.Runs] = ()
 
@@ -46,16 +46,16 @@ class Oracle(ModelStore):
 
 
 class Pair:
-    """Starts on an emptied lane. ``leased``: on the wire; ``settled``: batches whose lease is no more."""
+    """Starts with an empty lane. ``leased``: batches on the wire; ``settled``: batches whose lease has ended."""
 
     def __init__(self, box: Outbox, engine: Engine, lane: Lane) -> None:
         self.box, self.engine, self.lane = box, engine, lane
         self.store, self.dialect = box.store, box.store.database.dialect
         self.clock = FrozenClock()
-        self.clock.advance(seconds=A_DAY)  # rows are dated by the database: that is long ago
+        self.clock.advance(seconds=A_DAY)  # rows are dated by the database, so a day before this clock
         self.earliest = self.clock.now()
         self.store.clock = self.clock.now
-        # Rows that commit late are what this test is about, and one age of holes must serve every database.
+        # Rows that commit late are the subject of this test; one age of holes must serve every database.
         self.store.policy = replace(
             self.store.policy,
             batch_max_rows=3,
@@ -84,7 +84,7 @@ class Pair:
         outside.check(self.engine)
 
     def _empty(self) -> None:
-        """Nothing is left of the sequence of moves before; numbers go on."""
+        """Delete everything that an earlier sequence of moves left; the numbers of the log go on."""
         log = LOGS[self.lane]
         with self.store.database.write() as connection:
             position = self.dialect.sequence_position(connection, log.name)
@@ -126,7 +126,7 @@ class Pair:
         return self.open.pop(which % len(self.open))
 
     def burn(self, count: int) -> None:
-        """Numbers are handed out, and no row will have them. Not beside a transaction at work: servers wait for it."""
+        """Spend ``count`` numbers without a row. Does nothing beside an open transaction: servers would wait for it."""
         if self.open:
             return
         with self.store.database.write() as connection:
@@ -134,7 +134,7 @@ class Pair:
             self.dialect.advance_sequence(connection, LANES[self.lane].table, beyond)
 
     def plant(self, number: int) -> None:
-        """A row at a number that was spent or given up, as no producer writes one."""
+        """Insert a row at a number that was purged or forgotten, which no producer does."""
         id = uuid4()
         values = {"seq": number, "id": id, "payload": PAYLOAD, "size": len(PAYLOAD)}
         with self.store.database.write() as connection:
@@ -142,7 +142,7 @@ class Pair:
         self.ledger.log[number] = Entry(id, PAYLOAD, 0)
 
     def spent_numbers(self) -> list[int]:
-        """Where a row would lie unseen: in forgotten holes and in purged batches."""
+        """The numbers at which no claim would find a row: those of forgotten holes and of purged batches."""
         purged = [run for held in self.ledger.batches.values() if held.purged_at is not None for run in held.members]
         holes = [(hole.lo, hole.hi) for hole in self.ledger.holes if hole.next_check_at is None]
         return list(runs.numbers(runs.union([*purged, *holes])))
@@ -166,23 +166,24 @@ class Pair:
             self._lanes_agree(connection)
 
     def outlook_must_hold(self, remembered: list[bool]) -> None:
-        """After steps that left nothing: what the store remembers of its last outlook is what it would read."""
+        """After steps that left nothing, the outlook that the store remembers must equal one that it reads. Appends to
+        ``remembered`` whether the store had one to remember."""
         known = self.store._timers.get(self.lane)
         remembered.append(known is not None and self.store._optimistic.only_since(self.lane, known.version))
         stepped, read = self.store.outlook(self.lane, stepped=True), self.store.outlook(self.lane)
         assert (stepped.ready, stepped.paused) == (read.ready, read.paused)
-        # What is due was moved by microseconds, see above.
+        # tick() has moved due times by microseconds.
         assert stepped.next_seconds == pytest.approx(read.next_seconds, abs=0.001)
 
     def tick(self) -> None:
-        """No two moves at one instant, no two batches due at one: what is due first is certain."""
+        """Advance the clock by 1 µs, and make the due times of all batches distinct: then their order is certain."""
         self.clock.advance(seconds=0.000_001)
         self._spread_what_is_due()
         with self.store.database.read() as connection:
             self.ledger.sequence = self.dialect.sequence_position(connection, LANES[self.lane].table)
 
     def _spread_what_is_due(self) -> None:
-        """Batches of one commit are due at one instant, and of these the database takes any."""
+        """Make due times distinct: batches of one commit are due at the same µs, in an order that is undefined."""
         taken: set[int] = set()
         for held in sorted(self.ledger.live.values(), key=lambda held: (held.due_at, held.members)):
             assert held.due_at is not None
@@ -202,19 +203,19 @@ class Pair:
                 assert connection.execute(sa.update(BATCH).where(*here).values(due_at=due_at)).rowcount == 1
 
     def advance(self, seconds: float) -> None:
-        """Not to before the rows were written."""
+        """Move the clock by ``seconds``, at most back to the time at which the rows were written."""
         self.clock.advance(seconds=max(seconds, (self.earliest - self.clock.now()) / 1_000_000))
 
     @property
     def next_probe_seconds(self) -> float:
-        """0: none is waited for."""
+        """0 if the lane waits for no probe."""
         at = self.ledger.health.next_probe_at
         return 0.0 if at is None else max(0.0, (at - self.clock.now()) / 1_000_000)
 
     # --- operators and upkeep ------------------------------------------------------------------------------
 
     def operate(self, what: str, number: int) -> None:
-        """One of what operators and upkeep do; nothing, where it cannot be done."""
+        """Make one move of an operator or of upkeep; does nothing where that move is impossible."""
         self.tick()
         lane, store, model = self.lane, self.store, self.model
         match what:
@@ -242,8 +243,8 @@ class Pair:
 
     @property
     def may_delete(self) -> bool:
-        """InnoDB's DELETE of a range waits for the row after it, even for one that is not committed; so does what
-        brings strays back.
+        """Whether no DELETE would wait: InnoDB's DELETE of a range waits for the row after it, even an uncommitted one,
+        and so does the audit that brings strays back.
         """
         return self.model.knows_writers or not self.open
 

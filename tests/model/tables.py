@@ -1,4 +1,4 @@
-"""The tables of the model: plain rows in dicts and lists, and the ledger invariant over them."""
+"""The tables of the model, as plain rows in dicts and lists, and the ledger invariant over them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Held:
 
 @dataclass(slots=True)
 class Hole:
-    """A row of ``outbox_hole``. ``next_check_at`` None: forgotten."""
+    """A row of ``outbox_hole``. ``next_check_at`` is None for a forgotten hole."""
 
     lo: int
     hi: int
@@ -53,7 +53,7 @@ class Hole:
 
 @dataclass(slots=True)
 class Ledger:
-    """The tables of one lane. ``open``: transactions at work, with the rows that only they see."""
+    """The tables of one lane. ``open``: the uncommitted rows of each open transaction."""
 
     lane: Lane
     log: dict[int, Entry] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class Ledger:
     )
 
     def above(self, limit: int) -> list[int]:
-        """The first numbers above the cursor that a row has."""
+        """The first ``limit`` numbers above the cursor that have a row."""
         found: list[int] = []
         for number in range(self.cursor + 1, self.highest + 1):
             if number in self.log:
@@ -92,15 +92,15 @@ class Ledger:
         return {number: held for held in kept for number in runs.numbers(held.members)}
 
     def statuses(self) -> dict[UUID, tuple[Status, int]]:
-        """Status and counted attempts of every row."""
+        """The status and the counted attempts of every entry."""
         holders = self.holders()
         return {entry.id: _told(holders.get(number)) for number, entry in self.log.items()}
 
     def problem(self, *, rows_forgotten: bool = False) -> str | None:
-        """How the ledger invariant is broken; None: it holds.
+        """How the ledger invariant is broken; None if it holds.
 
-        ``rows_forgotten``: where holes are forgotten by age a clock set forward does so too early, and only the
-        auditor finds the row.
+        ``rows_forgotten``: allow rows in forgotten holes. Where holes are forgotten by age, a clock that was set
+        forward does so too early, and only the auditor finds the row.
         """
         kept = [held for held in self.batches.values() if held.state is not BatchState.SUPERSEDED]
         spans = [run for held in kept for run in held.members] + [(hole.lo, hole.hi) for hole in self.holes]

@@ -1,6 +1,6 @@
-"""The real store and the model make the same of any sequence of moves, on every database.
+"""The real store and the model reach the same state by any sequence of moves, on every database.
 
-``OUTBOX_TEST_EXAMPLES`` is the number of sequences tried on each database (20).
+``OUTBOX_TEST_EXAMPLES`` is the number of sequences tried on each database (default 20).
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ RECEIPTS = st.sampled_from(
 OPERATIONS = ("requeue", "discard", "shed", "off and on", "off", "on", "purge", "purge what is old", "audit", "stray")
 FEW = st.integers(1, 4)
 ANY = st.integers(0, 99)
-"""One of what there is: an index, modulo."""
+"""An index into a list, modulo its length."""
 
 
 REMEMBERED: list[bool] = []
-"""Of each stream: whether its last outlook was that of before."""
+"""For each stream, whether the store still remembered the outlook from before it."""
 
 
 class StoreIsTheModel(RuleBasedStateMachine):
-    """Each rule makes its moves in both worlds; then both are compared as a whole."""
+    """Each rule makes its moves in the store and in the model; then the two are compared as a whole."""
 
     box: Outbox
     engine: Engine
@@ -116,8 +116,8 @@ class StoreIsTheModel(RuleBasedStateMachine):
 
     @rule(counts=st.lists(FEW, min_size=3, max_size=6), want=FEW)
     def stream(self, counts: list[int], want: int) -> None:
-        """One worker step after the other, without a look at what is due: most of them take no lock. When nothing is
-        left, the outlook of before still holds."""
+        """Consecutive steps of one worker without a look for due batches: most of them take no lock. When nothing is
+        left, the outlook from before them must still hold."""
         self.pair.store.outlook(self.pair.lane)
         theirs = len(self.pair.leased)
         for count in counts:

@@ -48,3 +48,8 @@ def open_box(tmp_path: Path, migrated: Path) -> Iterator[OpenBox]:
         engine = create_engine(url)
         ledger.check(engine)
         engine.dispose()
+
+
+@pytest.fixture
+def box(open_box: OpenBox) -> Outbox:
+    return open_box()

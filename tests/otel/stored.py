@@ -18,10 +18,7 @@ def payloads(box: Outbox, signal: Signal) -> list[str]:
 
 
 def spans(box: Outbox) -> Iterator[Any]:
-    for payload in payloads(box, "traces"):
-        for resource in parse("traces", payload).resource_spans:
-            for scope in resource.scope_spans:
-                yield from scope.spans
+    yield from _items(box, "traces", "resource_spans", "scope_spans", "spans")
 
 
 def names(box: Outbox) -> list[str]:
@@ -29,14 +26,15 @@ def names(box: Outbox) -> list[str]:
 
 
 def records(box: Outbox) -> Iterator[Any]:
-    for payload in payloads(box, "logs"):
-        for resource in parse("logs", payload).resource_logs:
-            for scope in resource.scope_logs:
-                yield from scope.log_records
+    yield from _items(box, "logs", "resource_logs", "scope_logs", "log_records")
 
 
 def metrics(box: Outbox) -> Iterator[Any]:
-    for payload in payloads(box, "metrics"):
-        for resource in parse("metrics", payload).resource_metrics:
-            for scope in resource.scope_metrics:
-                yield from scope.metrics
+    yield from _items(box, "metrics", "resource_metrics", "scope_metrics", "metrics")
+
+
+def _items(box: Outbox, signal: Signal, resources: str, scopes: str, items: str) -> Iterator[Any]:
+    for payload in payloads(box, signal):
+        for resource in getattr(parse(signal, payload), resources):
+            for scope in getattr(resource, scopes):
+                yield from getattr(scope, items)

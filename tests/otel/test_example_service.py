@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pytest
@@ -27,7 +27,9 @@ from examples.service import SLOW_SECONDS
 from outbox import Outbox, Settings
 from outbox.simulator import SimulatorClient
 from tests.otel.personal import MEASURED, found_in_files, found_on_the_wire
+from tests.support.delivery import left
 from tests.support.processes import free_port
+from tests.support.restarting import Restarting
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -40,40 +42,22 @@ SERVER, ERROR = 2, 2
 CUSTOMERS = [f"{MEASURED['path']}@example.com"]
 
 
-class Process:
-    """A process that can be restarted after a kill. Its output is kept; only complete lines count."""
+class Process(Restarting):
+    """A Python module that runs as a process of its own."""
 
     def __init__(self, folder: Path, name: str, *command: str, **settings: Any) -> None:
-        self._folder, self._name, self._command = folder, name, command
-        self._settings = {f"OUTBOX_{key.upper()}": str(value) for key, value in settings.items()}
-        self.outs: list[Path] = []
-        self.start()
+        given = {f"OUTBOX_{key.upper()}": str(value) for key, value in settings.items()}
 
-    def start(self) -> None:
-        self.outs.append(self._folder / f"{self._name}-{len(self.outs)}.out")
-        with self.outs[-1].open("wb") as out, self.errors.open("wb") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", *self._command],
+        def start(out: IO[bytes], errors: IO[bytes]) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                [sys.executable, "-m", *command],
                 stdout=out,
                 stderr=errors,
-                cwd=self._folder,
-                env={**os.environ, "PYTHONPATH": str(ROOT), **self._settings},
+                cwd=folder,
+                env={**os.environ, "PYTHONPATH": str(ROOT), **given},
             )
 
-    @property
-    def errors(self) -> Path:
-        return self.outs[-1].with_suffix(".err")
-
-    def kill(self) -> None:
-        assert self._process.poll() is None, f"{self._name} ended by itself: {self.errors.read_text()[-2000:]}"
-        self.end()
-
-    def end(self) -> None:
-        self._process.kill()
-        self._process.wait(10)
-
-    def lines(self) -> list[str]:
-        return [line for out in self.outs for line in out.read_text().split("\n")[:-1]]
+        super().__init__(name, folder, start)
 
 
 class Scene:
@@ -145,9 +129,6 @@ class Scene:
         pairs = (line.split() for line in self.shop.lines() if line != "listening")
         return [(trace, span) for trace, span in pairs]
 
-    def left(self) -> int:
-        return self.box.status().lanes["traces"].unfinished
-
 
 @contextmanager
 def shopping(scene: Scene) -> Iterator[list[Outcome]]:
@@ -196,12 +177,14 @@ def test_every_selected_trace_arrives_once_and_nothing_else(victim: str, folder:
             scene.kill_and_start()
             threading.Event().wait(DOWN_SECONDS)
             scene.commits()
-            wait_until(lambda: scene.left() > 0, PATIENCE, "nothing waited for beacon")
+            wait_until(lambda: left(scene.box, "traces") > 0, PATIENCE, "nothing waited for beacon")
             assert beacon.get()["counts"]["traces"]["accepted"] == accepted
             beacon.patch(down=False)
         committed = scene.committed()
         wait_until(
-            lambda: scene.left() == 0 and committed_arrived(scene, committed), PATIENCE, lambda: str(scene.box.status())
+            lambda: left(scene.box, "traces") == 0 and committed_arrived(scene, committed),
+            PATIENCE,
+            lambda: str(scene.box.status()),
         )
         state = beacon.get()["counts"]["traces"]
         bodies = [body["body"] for lane in ("traces", "metrics", "logs") for body in beacon.bodies(lane)]

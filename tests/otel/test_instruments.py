@@ -352,9 +352,7 @@ _SPAN = {"traceId": "0" * 31 + "1", "spanId": "0" * 15 + "1", "name": "root"}
 # --- a host that has OpenTelemetry itself --------------------------------------------------------------------
 
 
-def test_the_global_providers_and_the_hosts_spans_are_left_alone(box: Outbox, engine: Engine) -> None:
-    before = trace.get_tracer_provider(), metrics.get_meter_provider()
-    host, seen = _host()
+def _app_with_a_span_of(host: TracerProvider, engine: Engine) -> Any:
     app = fastapi.FastAPI()
 
     @app.get("/")
@@ -362,6 +360,13 @@ def test_the_global_providers_and_the_hosts_spans_are_left_alone(box: Outbox, en
         with host.get_tracer("host").start_as_current_span("of the host"):
             services.work(engine, "7")
 
+    return app
+
+
+def test_the_global_providers_and_the_hosts_spans_are_left_alone(box: Outbox, engine: Engine) -> None:
+    before = trace.get_tracer_provider(), metrics.get_meter_provider()
+    host, seen = _host()
+    app = _app_with_a_span_of(host, engine)
     with measured(app, box, engine):
         caller(app)("GET", "/")
     assert (trace.get_tracer_provider(), metrics.get_meter_provider()) == before
@@ -373,13 +378,7 @@ def test_the_global_providers_and_the_hosts_spans_are_left_alone(box: Outbox, en
 def test_a_provider_of_the_host_is_shared_and_survives(box: Outbox, engine: Engine) -> None:
     host, seen = _host()
     reader = InMemoryMetricReader()
-    app = fastapi.FastAPI()
-
-    @app.get("/")
-    def root() -> None:
-        with host.get_tracer("host").start_as_current_span("of the host"):
-            services.work(engine, "7")
-
+    app = _app_with_a_span_of(host, engine)
     theirs = {"tracer_provider": host, "meter_provider": MeterProvider([reader], shutdown_on_exit=False)}
     with instrument(app, box=box, engine=engine, service_name="shop", threshold=EVERYTHING, **theirs):  # type: ignore[arg-type]
         caller(app)("GET", "/")

@@ -25,7 +25,7 @@ from outbox.messages import TelemetryEnvelope
 from outbox.otel.envelopes import Packed, of_logs, of_metrics, of_spans
 from outbox.transport.request import build_request
 from outbox.transport.secret import Secret
-from tests.messages.test_otlp_properties import documents
+from tests.messages.strategies import documents
 from tests.otel import made
 from tests.otel.protobuf import flat, parse
 from tests.otel.versions import needs_the_messages_of_otlp_1_7

@@ -29,11 +29,6 @@ from tests.otel.spanning import SHOP, ended
 
 
 @pytest.fixture
-def box(open_box: OpenBox) -> Outbox:
-    return open_box()
-
-
-@pytest.fixture
 def spans() -> list[ReadableSpan]:
     return ended("a", "b")
 
@@ -91,34 +86,24 @@ def test_log_records_of_a_batch_processor_are_stored_but_for_outboxs_own(box: Ou
     assert bodies(box) == ["from shop", "from outboxes", "from shop.outbox", "from httpx"]
 
 
-def test_a_log_record_that_was_sent_is_not_followed_by_records_of_its_sending(
-    open_box: OpenBox, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("answer", "sent", "logged"),
+    [({}, 1, "HTTP Request: POST"), ({"status": 503, "lanes": ["logs"]}, 0, "beacon answered 503")],
+    ids=["sent", "waits for beacon"],
+)
+def test_a_log_record_is_not_followed_by_records_of_its_own_delivery(
+    open_box: OpenBox, caplog: pytest.LogCaptureFixture, answer: dict[str, Any], sent: int, logged: str
 ) -> None:
-    with Simulator(license="test-license-key") as beacon:
+    with Simulator(license="test-license-key", **answer) as beacon:
         box = open_box(beacon_url=beacon.url)
         with logging_to(box) as provider, BeaconTransport(box.settings) as transport:
             dispatcher = Dispatcher(box, transport)
             logging.getLogger("shop").warning("one order")
             provider.force_flush()
-            assert dispatcher.run_once().sent == 1
+            assert dispatcher.run_once().sent == sent
             provider.force_flush()
             assert bodies(box) == ["one order"]
-    assert "HTTP Request: POST" in caplog.text
-
-
-def test_a_log_record_that_waits_for_beacon_is_not_followed_by_records_of_its_waiting(
-    open_box: OpenBox, caplog: pytest.LogCaptureFixture
-) -> None:
-    with Simulator(license="test-license-key", status=503, lanes=["logs"]) as beacon:
-        box = open_box(beacon_url=beacon.url)
-        with logging_to(box) as provider, BeaconTransport(box.settings) as transport:
-            dispatcher = Dispatcher(box, transport)
-            logging.getLogger("shop").warning("one order")
-            provider.force_flush()
-            dispatcher.run_once()
-            provider.force_flush()
-            assert bodies(box) == ["one order"]
-    assert "beacon answered 503" in caplog.text
+    assert logged in caplog.text
 
 
 def test_success_is_told_after_the_commit(box: Outbox, spans: list[ReadableSpan]) -> None:

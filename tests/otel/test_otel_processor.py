@@ -26,11 +26,6 @@ NEVER = 3_600_000.0
 """Milliseconds; so long that no group is committed because of its age."""
 
 
-@pytest.fixture
-def box(open_box: OpenBox) -> Outbox:
-    return open_box()
-
-
 class Gate:
     """Wraps ``box.put``: blocks every commit while it is shut, and counts them."""
 

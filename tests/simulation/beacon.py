@@ -1,4 +1,4 @@
-"""A scripted beacon: every kind of answer and of silence, judged by core's own table."""
+"""A simulated beacon: every kind of answer and of silence, each judged by core's own table."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ JSON = {"content-type": "application/json"}
 
 
 class Beacon:
-    """Takes rows and remembers them, by payload and by key. It never tells who sends what it should not know."""
+    """Remembers the rows that it took, by payload, and the idempotency keys. A worker learns of them
+    only through the answers."""
 
     def __init__(self, world: World, scenario: Scenario) -> None:
         self.world, self.scenario = world, scenario
         self.healed = False
         self.poison: set[str] = set()
-        """Rows that it refuses."""
+        """Payloads of rows that it refuses."""
         self.killers: set[str] = set()
-        """Rows whose answer kills the worker that reads it, until beacon is healed."""
+        """Payloads of rows that crash the worker that sends them, until beacon is healed."""
         self.received: dict[str, int] = {}
-        """How often each row was taken."""
+        """How often each row was taken, by payload."""
         self.requests: dict[Lane, int] = dict.fromkeys(Lane, 0)
         self._took = False
         self._keys: set[UUID] = set()
@@ -36,7 +37,7 @@ class Beacon:
         return None if self.healed else self.scenario.outage_at(self.world.now)
 
     def post(self, batch: Batch) -> tuple[Receipt, int, bool]:
-        """What the transport reports, after how many µs, and whether the rows were taken."""
+        """The receipt that the transport returns, the time that takes in µs, and whether beacon took the rows."""
         self.requests[batch.lane] += 1
         self._took = False
         answer, took = self._answer(batch)
@@ -100,7 +101,7 @@ class Beacon:
                 return _status(503)
 
     def _take(self, batch: Batch) -> int:
-        """Rows that were not there yet."""
+        """Store the rows and the key; returns how many of the rows are new to beacon."""
         self._took = True
         self._keys.add(batch.id)
         new = 0

@@ -1,8 +1,9 @@
-"""The invariants of the ledger and of delivery, checked as each move is made.
+"""The invariants of the ledger and of delivery, checked at each move.
 
-`Watched` stands between the workers and the model. It keeps books of its own by entry (who leases it, what it cost,
-how it ended) and compares: each step costs a little for each entry it touches. The whole ledger is compared at
-sampled moments, after every operator's move, and at the end.
+`Watched` stands between the workers and the model. It keeps a record of its own for each entry (the batch that leases
+it, its counted attempts, how it ended) and compares the model with that record after each step, for the entries that
+the step touched. It compares the whole ledger every `FULL_CHECK_EVERY` steps, after every move of an operator, and at
+the end.
 """
 
 from __future__ import annotations
@@ -35,27 +36,29 @@ class Lease:
     batch: Batch
     due_at: int
     jumps: int
-    """Of the database's clock, so far: after one more the lease may end at any time."""
+    """How often the database's clock had been set before the lease began; once it is set again the lease may end at any
+    time."""
 
 
 @dataclass(slots=True)
 class Books:
-    """What is known of one lane's entries, by payload."""
+    """The record of one lane's entries, by payload."""
 
     attempts: dict[str, int] = field(default_factory=dict)
     leased: dict[str, Lease] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
     roots: dict[str, object] = field(default_factory=dict)
     keys: dict[str, Batch] = field(default_factory=dict)
-    """The batch that it was leased in last."""
+    """The batch that leased the entry last."""
     excused: set[str] = field(default_factory=set)
-    """A fault may have hidden that beacon took it: a second receipt is no surprise."""
+    """Entries that beacon may have taken without the worker's knowledge, so that a duplicate is allowed."""
     delivered: int = 0
     held_until: int = 0
-    """No request leaves before: beacon said Retry-After. By the database's clock, if it is not set anew."""
+    """The end of the last Retry-After by the database's clock, in µs: no request may leave before it. Void once that
+    clock has been set again."""
     held_jumps: int = 0
     probe_until: int = 0
-    """A probe is on the wire until then."""
+    """The time at which the answer to the newest probe arrives, in µs since the start."""
     probe_jumps: int = 0
     newest_probe: object = None
 
@@ -65,10 +68,10 @@ class Watched:
         self.world, self.scenario, self.store, self.beacon = world, scenario, store, beacon
         self.books = {lane: Books() for lane in scenario.lanes}
         self.probes: dict[object, int] = {}
-        """Tokens of probes, and how often the clock had been set anew when they were leased."""
+        """Lease token of each probe, with the number of times that the clock had been set when it was leased."""
         self.keys: dict[object, Sequence[str]] = {}
         self.settling = False
-        """Inside a step whose settlements are not in the books yet."""
+        """True during a step whose settlements are not in ``books`` yet."""
         self.steps = 0
         self.leases = 0
         self.set_back_at: int | None = None
@@ -91,7 +94,7 @@ class Watched:
         if ledger.version <= version:
             raise self.broken(f"{lane}: a claim did not raise the version {version}")
         self.settling = False
-        lost = list(step.settled.lost)  # a worker that was stopped for long may settle two leases of one batch
+        lost = list(step.settled.lost)  # two leases of one batch may be settled after a long stall
         for one, lease in zip(settlements, due, strict=True):
             if lease is None:
                 self._stale(one, lost)
@@ -110,7 +113,7 @@ class Watched:
 
     @staticmethod
     def _lease(books: Books, batch: Batch) -> Lease | None:
-        """The lease under which a batch is settled, if it is still the newest of its entries."""
+        """The recorded lease that ``batch`` holds; None when its entries have been leased again since."""
         lease = books.leased.get(batch.payloads[0])
         return lease if lease is not None and lease.batch.lease_token == batch.lease_token else None
 
@@ -151,7 +154,7 @@ class Watched:
         told = books.attempts[batch.payloads[0]]
         if held.attempts != told:
             raise self.broken(f"{_name(batch)}: {told} failures, and attempts {held.attempts}")
-        if held.state is not BatchState.SETTLED:  # it waits, or this very step has leased it again
+        if held.state is not BatchState.SETTLED:  # it waits, or the same step has leased it again
             if receipt.verdict is Verdict.DELIVERED:
                 raise self.broken(f"{_name(batch)}: delivered, and it waits")
             return
@@ -176,11 +179,11 @@ class Watched:
     def _health(self, books: Books, batch: Batch, receipt: Receipt) -> None:
         health = self.store.ledgers[batch.lane].health
         if batch.lease_token == books.newest_probe:
-            books.held_until = 0  # beacon's newest word is what its newest request was told
+            books.held_until = 0  # the answer to the newest request replaces an earlier Retry-After
         now, next_probe = self.world.database_clock(), health.next_probe_at
         if receipt.retry_after_seconds and health.state is LaneState.PAUSED and next_probe is not None:
             if next_probe > now + self.scenario.policy.max_wait_us:
-                return  # the clock was set back: a probe that lies so far ahead is due, whoever put it there
+                return  # the clock was set back: a probe beyond the longest wait counts as due
             until = now + int(receipt.retry_after_seconds * SECOND)
             before = books.held_until if books.held_jumps == self.world.jumps else 0
             books.held_until, books.held_jumps = max(before, until), self.world.jumps
@@ -229,7 +232,7 @@ class Watched:
     # --- what beacon sees ------------------------------------------------------------------------------------
 
     def leaves(self, batch: Batch) -> None:
-        """A request begins to leave."""
+        """A worker begins to send a request."""
         if batch.lease_token in self.probes:
             books = self.books[batch.lane]
             undisturbed = self.world.jumps == books.probe_jumps == self.probes[batch.lease_token]

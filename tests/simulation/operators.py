@@ -1,5 +1,5 @@
-"""Operators, upkeep and disasters: requeue, discard, shed, off and on, purge, audit, a clock set anew, a sequence set
-back. Each move is checked against the books.
+"""Moves of operators and of upkeep (requeue, discard, shed, off, on, purge, audit), and disasters: the database's clock
+is set, or a sequence is set back. Each move is checked against the record of `Watched`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Operators:
         self.store: ModelStore = watched.store
         self.ring = ring
         self.ended_unsent: dict[Lane, set[str]] = {lane: set() for lane in scenario.lanes}
-        """Payloads that were shed or discarded."""
+        """Payloads of entries that were shed or discarded."""
         self.mending = False
 
     def schedule(self) -> None:
@@ -51,7 +51,8 @@ class Operators:
             world.after(world.between(6 * HOUR, DAY - 2 * HOUR), self.set_back, Lane.USAGE)
 
     def _moment(self) -> int:
-        """Some time of the day; rather within an outage, when much waits, or a burst, when transactions are open."""
+        """A random time of the day. Most lie within an outage, when batches wait, or within a burst of producers, when
+        transactions are open."""
         kind = self.world.chance.random()
         if self.scenario.outages and kind < 0.4:
             outage = self.world.chance.choice(self.scenario.outages)
@@ -105,12 +106,12 @@ class Operators:
         self._done("on", lane, 0)
 
     def _hold_ends(self, lane: Lane) -> None:
-        """An operator who opens a lane overrules Retry-After."""
+        """Opening a lane by hand overrules Retry-After."""
         if self.store.ledgers[lane].health.state is LaneState.OPEN:
             self.watched.books[lane].held_until = 0
 
     def _book_shed(self, lane: Lane) -> None:
-        """Only what was pending or waiting may be shed."""
+        """Check that only pending and waiting entries were shed, and record them."""
         books = self.watched.books[lane]
         for payload in self._payloads(lane, Ending.SHED, Ending.DISCARDED) - self.ended_unsent[lane]:
             lease = books.leased.pop(payload, None)
@@ -140,7 +141,7 @@ class Operators:
         self._done("purge", lane, deleted)
 
     def audit(self, lane: Lane) -> None:
-        """Hourly; the worker's is each minute, but where nothing is amiss it changes nothing."""
+        """Called every hour. A real worker audits every minute, but an audit that finds nothing changes nothing."""
         report = self.store.audit(lane)
         aged = self.scenario.database == "mariadb" and self.world.jumps
         if report.strays:
@@ -167,7 +168,7 @@ class Operators:
             self.ring(lane)
 
     def set_back(self, lane: Lane) -> None:
-        """The database was restored: numbers that were handed out are handed out again."""
+        """The sequence falls back, as after a restore: numbers are handed out a second time."""
         ledger = self.store.ledgers[lane]
         ledger.sequence = self.world.between(0, ledger.floor if self.world.happens(0.5) else ledger.cursor)
         for _ in range(3):

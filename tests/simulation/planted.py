@@ -1,7 +1,7 @@
-"""Bugs, planted one at a time in the model's store: each a few lines that somebody might write.
+"""Bugs that are planted one at a time in the model's store; each is a few plausible lines.
 
-The simulation must catch every one (`test_planted_bugs.py`). Here are those of batches, operators and the lane; those
-of the log are in `planted_holes`. Some stood in the code until the simulation found them.
+The simulation must catch every one (`test_planted_bugs.py`). This module has the bugs of batches, operators and the
+lane; `planted_holes` has those of the log. Some were real bugs until the simulation found them.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Planted(ModelStore):
 
 
 class SettledWithoutToken(Planted):
-    """Whoever comes back late settles the lease of another."""
+    """A worker that comes back late settles a batch that another worker has leased since."""
 
     def leased(self, ledger: Ledger, batch: Batch) -> Held | None:
         return ledger.live.get(batch.id)
 
 
 class ALeaseEndsEarly(Planted):
-    """A batch on the wire is leased again at half time."""
+    """A batch on the wire is leased again after half of its lease."""
 
     def is_due(self, ledger: Ledger, held: Held, probe: bool) -> bool:
         half = held.state is BatchState.LEASED and (held.due_at or 0) <= ledger.now + self.policy.lease_us // 2
@@ -46,7 +46,7 @@ class ALeaseEndsEarly(Planted):
 
 
 class ACrashCostsNothing(Planted):
-    """An expired lease is not counted: the batch that kills its workers looks innocent."""
+    """An expired lease is not counted as an attempt, so a batch that crashes its workers shows no failure."""
 
     @staticmethod
     def after_crash(*, attempts: int, **about: Any) -> Transition:
@@ -54,7 +54,7 @@ class ACrashCostsNothing(Planted):
 
 
 class ARetryHasANewKey(Planted):
-    """Beacon cannot know the batch again."""
+    """A retry has a new idempotency key, so beacon cannot recognise the batch."""
 
     def wait(self, ledger: Ledger, held: Held, wait_us: int) -> None:
         self.supersede(ledger, held)
@@ -63,7 +63,7 @@ class ARetryHasANewKey(Planted):
 
 
 class AnInterruptedSendIsCounted(Planted):
-    """The request never left."""
+    """A request that never left is counted as an attempt."""
 
     @staticmethod
     def decide(receipt: Receipt, **about: Any) -> Transition:
@@ -72,7 +72,7 @@ class AnInterruptedSendIsCounted(Planted):
 
 
 class SilenceIsTakenForYes(Planted):
-    """An answer was lost, so beacon will have it."""
+    """A lost answer is taken for a delivery."""
 
     @staticmethod
     def decide(receipt: Receipt, **about: Any) -> Transition:
@@ -81,7 +81,7 @@ class SilenceIsTakenForYes(Planted):
 
 
 class TheInnocentAreBuriedToo(Planted):
-    """A batch is refused for one row, and all of them die."""
+    """A batch that is refused for one row is buried whole instead of halved."""
 
     @staticmethod
     def decide(receipt: Receipt, **about: Any) -> Transition:
@@ -90,7 +90,7 @@ class TheInnocentAreBuriedToo(Planted):
 
 
 class AHalveDropsMembers(Planted):
-    """The middle one of an odd number is in neither half."""
+    """The middle one of an odd number of members is in neither half."""
 
     def halve(self, ledger: Ledger, held: Held, attempts: int, ambiguous: bool) -> None:
         self.supersede(ledger, held)
@@ -108,14 +108,14 @@ class AHalveForgetsAttempts(Planted):
 
 
 class RequeueLeavesTheOldBatch(Planted):
-    """Its members are in two batches."""
+    """The requeued members are in the old batch and in the new one."""
 
     def leave_dead(self, ledger: Ledger, held: Held) -> None:
-        """Nothing."""
+        """Leaves the batch as it is."""
 
 
 class ARangeIsShed(Planted):
-    """From the first number to the last, with what commits late in between."""
+    """Shed ends every number from the first to the last, even those that commit later."""
 
     def shed(self, lane: Lane, at_most: int, ending: Ending = Ending.SHED) -> int:
         ledger = self.locked(lane)
@@ -127,7 +127,7 @@ class ARangeIsShed(Planted):
 
 
 class ALeasedBatchIsShed(Planted):
-    """The oldest entries, wherever they are."""
+    """Shed ends the oldest live batch even while it is leased."""
 
     def shed(self, lane: Lane, at_most: int, ending: Ending = Ending.SHED) -> int:
         ledger = self.locked(lane)
@@ -138,7 +138,7 @@ class ALeasedBatchIsShed(Planted):
 
 
 class OffLeavesBatchesOpen(Planted):
-    """Only what is pending is discarded."""
+    """Switching a lane off discards the pending entries and not the waiting batches."""
 
     def switch_off(self, lane: Lane, reason: str = "off") -> int:
         self.locked(lane).health = Health(LaneState.OFF, reason)
@@ -146,7 +146,7 @@ class OffLeavesBatchesOpen(Planted):
 
 
 class ARangeIsPurged(Planted):
-    """From the first member to the last, with the members of others."""
+    """Purge deletes every number from the first member to the last, even members of other batches."""
 
     def delete(self, ledger: Ledger, held: Held, now: int) -> int:
         for number in range(held.members[0][0], held.members[-1][1] + 1):
@@ -155,7 +155,8 @@ class ARangeIsPurged(Planted):
 
 
 class PurgeHasNoGuard(Planted):
-    """What was chosen is deleted, whatever became of it meanwhile: here old dead letters, that were requeued."""
+    """Purge deletes a chosen batch without checking its state again: here an old dead letter that was requeued
+    meanwhile."""
 
     def purgeable(self, ledger: Ledger, before: int) -> list[Held]:
         old = (held for held in ledger.batches.values() if held.ending is Ending.REFUSED)
@@ -180,7 +181,7 @@ class RetryAfterIsIgnored(Planted):
 
 
 class SeveralProbesAtOnce(Planted):
-    """A probe that leaves does not make the next one wait."""
+    """A probe that leaves does not postpone the next one."""
 
     @staticmethod
     def probing(health: Health, now: int, lease: int) -> Health:
@@ -188,21 +189,22 @@ class SeveralProbesAtOnce(Planted):
 
 
 class AnOldProbeStillSpeaks(Planted):
-    """A probe that was stopped for longer than its lease moves the lane, past the one that took its place."""
+    """The answer to a probe that outlived its lease changes the lane's health, although a newer probe has replaced
+    it."""
 
     def is_probe(self, ledger: Ledger, batch: Batch) -> bool:
         return batch.probe_until is not None
 
 
 class FreshEntriesWaitBehindTheRefused(Planted):
-    """What is refused fills the lane up to its bound, and nothing else can show that beacon takes anything."""
+    """Refused batches fill the lane up to ``live_batches``, and no fresh entry can show that beacon accepts any."""
 
     def fresh_first(self, ledger: Ledger) -> bool:
         return super().fresh_first(ledger) and len(ledger.live) < self.policy.live_batches
 
 
 class EveryWaitingBatchIsAProbe(Planted):
-    """A paused lane sends like an open one: an outage costs a request for each batch and retry."""
+    """A paused lane sends like an open one, so an outage costs one request for each batch and retry."""
 
     def claim(self, ledger: Ledger, look_due: bool, eager: bool) -> Batch | None:
         health = ledger.health
@@ -212,7 +214,7 @@ class EveryWaitingBatchIsAProbe(Planted):
 
 
 class AClockSetBackIsWaitedFor(Planted):
-    """A retry that lies a day ahead waits a day."""
+    """After the clock was set back by a day, a batch waits a day for its retry."""
 
     def is_due(self, ledger: Ledger, held: Held, probe: bool) -> bool:
         return (held.due_at or 0) <= ledger.now or (probe and held.state is BatchState.WAITING)

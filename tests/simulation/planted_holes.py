@@ -1,4 +1,4 @@
-"""Planted bugs of the log: gaps, holes, and who may still fill them."""
+"""Planted bugs of the log: gaps, holes, and the transactions that may still fill them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from tests.simulation.planted import Planted
 
 
 class GapsAreForgotten(Planted):
-    """Numbers that were not there yet are stepped over and not put down."""
+    """A claim steps over missing numbers without recording a hole."""
 
     def record(self, ledger: Ledger, gaps: Sequence[tuple[int, int]], wait: int = FIRST_CHECK_US) -> None:
-        """Nothing."""
+        """Records no hole."""
 
 
 class AGapIsCountedAtTheHead(Planted):
-    """Numbers handed out beyond the last row seen are put down as a hole, and lie above the cursor."""
+    """Numbers handed out beyond the last row seen are recorded as a hole, which lies above the cursor."""
 
     def claim_new(self, ledger: Ledger) -> Batch | None:
         batch = super().claim_new(ledger)
@@ -34,7 +34,7 @@ class AGapIsCountedAtTheHead(Planted):
 
 
 class GapsComeFromASecondLook(Planted):
-    """A row that commits between the two looks is neither claimed nor a gap."""
+    """The gaps are read by a second query: a row that commits between the two is neither claimed nor a gap."""
 
     def gaps(self, ledger: Ledger, numbers: Sequence[int]) -> Runs:
         self.producers_act()
@@ -42,7 +42,8 @@ class GapsComeFromASecondLook(Planted):
 
 
 class TheSnapshotIsOlderThanTheLock(Planted):
-    """REPEATABLE READ: rows as they were before the lane's row was waited for, holes and writers as they are."""
+    """As under REPEATABLE READ: the rows are those of a snapshot from before the wait for the lane's row lock, the
+    holes and the writers are current."""
 
     snapshot: Container[int] = ()
 
@@ -57,7 +58,7 @@ class TheSnapshotIsOlderThanTheLock(Planted):
 
 
 class AHoleIsForgottenByAge(Planted):
-    """Half a minute is enough for any transaction."""
+    """A hole is forgotten after 30 s, although its transaction may still commit."""
 
     def writers(self, ledger: Ledger) -> frozenset[int] | None:
         return None
@@ -69,7 +70,7 @@ class AHoleIsForgottenByAge(Planted):
 
 
 class WritersAreKnownByTransactionId(Planted):
-    """COPY takes numbers before its transaction has an id."""
+    """A transaction in COPY, which takes numbers before it has a transaction id, is not seen as a writer."""
 
     def writers(self, ledger: Ledger) -> frozenset[int] | None:
         known = super().writers(ledger)
@@ -77,7 +78,7 @@ class WritersAreKnownByTransactionId(Planted):
 
 
 class AHoleIsLookedIntoBeforeItsWriters(Planted):
-    """First that it is empty, then that nobody can fill it: whoever commits in between is lost."""
+    """The rows in a hole are read before its writers: a transaction that commits between the two reads is lost."""
 
     def look_into_holes(self, ledger: Ledger, eager: bool) -> list[int]:
         due = self.due_holes(ledger, eager)
@@ -91,7 +92,7 @@ class AHoleIsLookedIntoBeforeItsWriters(Planted):
 
 
 class HolesAreLookedIntoWithoutTheLock(Planted):
-    """Two workers find the same late row."""
+    """Two workers look into the same hole and claim the same late row."""
 
     def look_into_holes(self, ledger: Ledger, eager: bool) -> list[int]:
         found = super().look_into_holes(ledger, eager)
@@ -100,7 +101,7 @@ class HolesAreLookedIntoWithoutTheLock(Planted):
 
 
 class RowsAreClaimedWithoutTheLock(Planted):
-    """Two workers read from the same cursor."""
+    """Two workers claim from the same cursor."""
 
     def gaps(self, ledger: Ledger, numbers: Sequence[int]) -> Runs:
         gaps = super().gaps(ledger, numbers)
@@ -109,7 +110,7 @@ class RowsAreClaimedWithoutTheLock(Planted):
 
 
 class TheFloorRisesPastHoles(Planted):
-    """Nobody looks below the floor."""
+    """The floor rises past holes, and no claim looks below the floor."""
 
     def raise_floor(self, ledger: Ledger) -> None:
         holes, ledger.holes = ledger.holes, []
@@ -118,14 +119,14 @@ class TheFloorRisesPastHoles(Planted):
 
 
 class AHoleSeenInTheFutureStays(Planted):
-    """After the clock was set back a hole is looked into every 20 ms until the clock has caught up."""
+    """After the clock was set back, a hole is checked every 20 ms until the clock has caught up."""
 
     def age(self, ledger: Ledger, hole: Hole) -> int:
         return ledger.now - hole.seen_at
 
 
 class ARowFromTheFutureIsYoung(Planted):
-    """After the clock was set back by a day no claim passes a gap for a day."""
+    """After the clock was set back by a day, no claim passes a gap for a day."""
 
     def is_young(self, ledger: Ledger, entry: Entry) -> bool:
         return ledger.now - entry.written_at < self.policy.young_hole_seconds * MICROSECONDS

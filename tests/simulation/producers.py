@@ -1,4 +1,4 @@
-"""Producers: transactions that take numbers early and commit or roll back later, in any order."""
+"""Simulated producers: transactions that take numbers early, and commit or roll back later in any order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.simulation.world import DAY, HOUR, MILLISECOND, MINUTE, SECOND, Ring,
 
 
 class Producers:
-    """``committed``: payloads that beacon must have in the end, a lane each."""
+    """``committed``: the payloads of each lane that must have ended at the end of the simulation."""
 
     def __init__(self, world: World, scenario: Scenario, store: ModelStore, beacon: Beacon, ring: Ring) -> None:
         self.world, self.scenario, self.store, self.beacon, self.ring = world, scenario, store, beacon, ring
@@ -22,7 +22,7 @@ class Producers:
         self._entries = 0
 
     def begin_all(self) -> None:
-        """Bursts of a few transactions at once, spread over the day."""
+        """Schedule all transactions, in bursts of 1, 3 or 8, spread over the day."""
         left = self.scenario.transactions
         while left > 0:
             burst = min(left, self.world.chance.choice((1, 3, 8)))
@@ -78,7 +78,7 @@ class Producers:
         return id
 
     def commit_one(self, lane: Lane) -> None:
-        """A good entry, in a transaction of its own."""
+        """Commit one entry that beacon accepts, in a transaction of its own."""
         transaction = self.store.begin()
         self._entries += 1
         id = UUID(int=self._entries)
@@ -91,7 +91,8 @@ class Producers:
             self._commit(transaction)
 
     def _at_once(self, lane: Lane) -> None:
-        """One writer: numbers are taken and committed under one lock, and a rollback gives them back."""
+        """A transaction on SQLite: numbers are taken and committed under the one write lock, and a rollback gives them
+        back."""
         if self.world.happens(self.scenario.rolled_back):
             return
         transaction = self.store.begin()
@@ -123,6 +124,6 @@ class Producers:
         self.world.note("rollback", transaction)
 
     def act(self) -> None:
-        """Between two statements of somebody else: perhaps a transaction that is at work ends now."""
+        """Called between two statements of another transaction: with probability ``race``, end one open transaction."""
         if self.open and self.world.happens(self.scenario.race):
             self.end(self.world.chance.choice(list(self.open)))

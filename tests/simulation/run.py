@@ -26,7 +26,7 @@ class Outcome:
     requests: int
     delivered: int
     outage_requests: int
-    """Of the longest outage, on the usage lane."""
+    """The most requests that one outage cost on the usage lane."""
     happened: frozenset[str]
     """Kinds of events in the trace."""
 
@@ -40,7 +40,7 @@ def simulate(seed: int, store: type[ModelStore] = ModelStore) -> Outcome:
 
 
 def simulate_all(seeds: Sequence[int]) -> tuple[frozenset[str], list[str]]:
-    """What happened in some seeds, and the violations."""
+    """The kinds of events that happened in these seeds, and the texts of the violations."""
     happened: set[str] = set()
     broken: list[str] = []
     for seed in seeds:
@@ -93,9 +93,9 @@ class Simulation:
     # --- who is woken ----------------------------------------------------------------------------------------
 
     def ring(self, lane: Lane, *, idle: bool = False) -> None:
-        """Something changed: see when the next worker has something to do. Stands for every worker's poll.
+        """A lane has changed: schedule the next time that a worker looks at it. Stands for the polls of all workers.
 
-        ``idle``: a worker looked and found nothing, so that looking again at once is of no use.
+        ``idle``: a worker has just looked and found nothing, so no other look is scheduled at once.
         """
         outlook = self.watched.outlook(lane)
         if outlook.ready:
@@ -121,7 +121,7 @@ class Simulation:
         awake = [worker for worker in self.workers if worker.alive]
         for worker in self.world.chance.sample(awake, min(len(awake), 2)):
             worker.wake(lane, self.world.between(0, 20 * MILLISECOND))
-        # They may be busy, stalled or killed, or the lane may be full: look again, ever less often.
+        # The workers may be busy, stalled or killed, or the lane may be full: look again at growing intervals.
         idle = self.leases[lane] == self.watched.leases
         self.leases[lane] = self.watched.leases
         self.pauses[lane] = min(2 * self.pauses[lane], MINUTE) if idle else SECOND
@@ -129,7 +129,7 @@ class Simulation:
         self._alarm_in(lane, min(self.pauses[lane], due))
 
     def _anybody_acts(self) -> None:
-        """Between two statements of a move that holds no lock."""
+        """Called between two statements that hold no lock: producers, an operator or another worker may act."""
         self.producers.act()
         if not self.watched.settling and self.world.happens(self.scenario.race):
             lane = self.world.chance.choice(self.scenario.lanes)
@@ -147,7 +147,7 @@ class Simulation:
         self.world.after(outage.end - outage.start, self._comes_back, outage, before)
 
     def _comes_back(self, outage: Outage, before: int) -> None:
-        """An outage of a day costs a few hundred requests, and probes find its end."""
+        """An outage of a day costs a few hundred requests, and a probe finds its end."""
         requests = self.beacon.requests[Lane.USAGE] - before
         self.outage_requests = max(self.outage_requests, requests)
         mean_wait = self.scenario.policy.backoff_max * SECOND / 2
@@ -170,7 +170,7 @@ class Simulation:
     # --- the end ---------------------------------------------------------------------------------------------
 
     def _heal(self) -> None:
-        """Beacon takes everything but poison, transactions end, workers live, the sequence is mended."""
+        """Beacon takes all rows except poison, open transactions end, workers run, sequences are advanced again."""
         self.beacon.healed = True
         for transaction in list(self.producers.open):
             self.producers.end(transaction)
@@ -191,7 +191,8 @@ class Simulation:
             self._all_ended(lane)
 
     def _life_goes_on(self, lane: Lane) -> None:
-        """Entries that beacon takes go on coming: without one a lane that is refused everything stays paused."""
+        """Commit one good entry every 10 minutes while the lane is paused: a lane whose batches are all refused opens
+        only when beacon accepts something."""
         if self.store.ledgers[lane].health.state is LaneState.PAUSED:
             self.producers.commit_one(lane)
         self.world.after(10 * MINUTE, self._life_goes_on, lane)

@@ -1,5 +1,5 @@
-"""What one seed lets happen. Every kind of fault is left out of about half of the seeds: a bug that one fault hides
-shows where that fault is absent ("Swarm Testing", Groce et al. 2012).
+"""What may happen under one seed. Most kinds of fault are absent from half of the seeds or more: a bug that one fault
+hides shows where that fault is absent ("Swarm Testing", Groce et al. 2012).
 """
 
 from __future__ import annotations
@@ -28,28 +28,29 @@ class Scenario:
 
     lanes: tuple[Lane, ...]
     database: str
-    """"postgresql" knows who may fill a hole, "mariadb" goes by age, "sqlite" has one writer."""
+    """"postgresql" knows the transactions that may fill a hole, "mariadb" forgets holes by age, "sqlite" has one writer
+    and no holes."""
     policy: Policy
     retention: Retention
     senders: int
     transactions: int
     rows: int
-    """Of one transaction, at most."""
+    """The most rows of one insert."""
     slow: float
     rolled_back: float
     poison: float
     killer: float
-    """Of an entry that kills whichever worker sends it."""
+    """The probability that an entry crashes every worker that sends it."""
     race: float
-    """A producer ends its transaction between two statements of a worker."""
+    """The probability that a producer ends a transaction between two statements of a worker."""
     lost: float
-    """Beacon takes the rows, the answer does not arrive."""
+    """The probability that beacon takes the rows and its answer is lost."""
     blip: float
-    """Beacon answers once with something else."""
+    """The probability of a single faulty or failing answer."""
     crash: float
     stall: float
     body_limit: int | None
-    """Rows above which beacon answers 413."""
+    """Beacon answers 413 to more rows than this; None: it has no limit."""
     jumps: int
     requeues: int
     discards: int
@@ -63,7 +64,7 @@ class Scenario:
 
     @property
     def calm(self) -> bool:
-        """Whoever waits for beacon can count on workers, clock and operators."""
+        """Whether there are no faults besides outages, so that delivery must resume soon after an outage."""
         return not (
             self.lost
             or self.blip
@@ -122,7 +123,7 @@ def draw(chance: Random) -> Scenario:
 
 
 def _outages(chance: Random) -> tuple[Outage, ...]:
-    """None, or up to three one after the other; in one seed of forty beacon is away for the whole day."""
+    """Up to three outages, one after the other; in 2.5 % of the seeds one outage lasts nearly the whole day."""
     if chance.random() < 0.025:
         return (Outage(HOUR, DAY, chance.choice(OUTAGES[:4])),)
     count = chance.choice((0, 1, 2, 3))

@@ -1,4 +1,4 @@
-"""The simulation sees what it claims to see: each planted bug is caught, on a day that is clean without it."""
+"""The simulation catches each planted bug, on a day that shows no violation without the bug."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SEEDS = 300
 
 
 def caught(bug: type[ModelStore]) -> int:
-    """The first seed that shows the bug."""
+    """The first seed that shows the bug; fails when no seed below ``SEEDS`` does."""
     for seed in range(SEEDS):
         try:
             simulate(seed, bug)

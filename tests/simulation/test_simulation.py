@@ -1,6 +1,6 @@
-"""Days of faults in virtual time: no invariant breaks, and whatever was committed ends.
+"""Days of faults in virtual time: no invariant breaks, and every committed entry ends.
 
-``OUTBOX_TEST_SEEDS`` is the number of days (500). A failure names its seed; ``simulate(seed)`` shows it again.
+``OUTBOX_TEST_SEEDS`` is the number of days (default 500). A failure names its seed; ``simulate(seed)`` repeats it.
 """
 
 from __future__ import annotations

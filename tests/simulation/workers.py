@@ -1,4 +1,4 @@
-"""Workers: the decisions of `outbox.flight.Flight`, a turn at a time, in processes that crash and stall."""
+"""Simulated workers: processes that crash and stall, and decide as `outbox.flight.Flight` does, one turn at a time."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STOPPED = Receipt(Verdict.INTERRUPTED, counted=False, reason="stopped before the
 
 
 class Flight:
-    """One lane of one worker: what is on the wire, and what came back and is not settled."""
+    """One lane of one worker: the number of requests in flight, and the answers that are not settled yet."""
 
     def __init__(self) -> None:
         self.flying = 0
@@ -34,7 +34,7 @@ class Flight:
 
 
 class Worker:
-    """A process. ``life`` counts its restarts: what an earlier life began does not concern this one."""
+    """A worker process. ``life`` counts its restarts: an event that was scheduled in an earlier life is ignored."""
 
     def __init__(self, number: int, scenario: Scenario, store: Watched, beacon: Beacon, ring: Ring) -> None:
         self.number, self.scenario, self.world = number, scenario, store.world
@@ -46,7 +46,7 @@ class Worker:
         self.flights = {lane: Flight() for lane in scenario.lanes}
 
     def wake(self, lane: Lane, delay: int) -> None:
-        """Take a turn soon, if none is near."""
+        """Schedule a turn in ``delay`` µs, unless an earlier one is scheduled."""
         flight, at = self.flights[lane], self.world.now + delay
         if self.alive and (flight.turn_at is None or flight.turn_at > at):
             flight.turn_at = at
@@ -62,7 +62,7 @@ class Worker:
                 self.turn(lane)
 
     def turn(self, lane: Lane) -> None:
-        """Settle what landed and claim the next batch in one step, as ``Flight.run`` does once around."""
+        """Settle the answers and claim the next batches in one step, as one round of ``Flight.run`` does."""
         flight = self.flights[lane]
         landed, flight.landed = flight.landed, []
         want = 0 if self.stopping else max(0, min(flight.limit.allowed - flight.flying, CLAIMED_AT_ONCE))
@@ -142,14 +142,15 @@ class Worker:
         flight.flying -= 1
         flight.landed.append(one)
         if self.world.happens(0.3):
-            self.wake(lane, 2 * MILLISECOND)  # another may land meanwhile: one commit for both
+            self.wake(lane, 2 * MILLISECOND)  # another answer may arrive meanwhile: one commit settles both
         else:
             self.turn(lane)
 
     # --- what happens to a process ---------------------------------------------------------------------------
 
     def _struck(self) -> bool:
-        """Perhaps the process is killed here, or stopped for a while; whether it was."""
+        """With the scenario's probabilities, crash or stall the process here; returns whether it did. May also begin an
+        orderly stop."""
         if self.beacon.healed:
             return False
         if self.world.happens(self.scenario.crash):
@@ -166,14 +167,14 @@ class Worker:
         return False
 
     def crash(self) -> None:
-        """kill -9: what it held is forgotten, not released. It is started again some time later."""
+        """kill -9: the process releases nothing. It starts again after 1 s to 5 minutes."""
         self.world.note("crash", self.number)
         self.alive = False
         self.life += 1
         self.world.after(self.world.between(SECOND, 5 * MINUTE), self.start)
 
     def _stopped(self, life: int) -> None:
-        """SIGTERM a minute ago: the wire has finished, everything is settled."""
+        """The end of an orderly stop, a minute after SIGTERM: all requests were answered and settled."""
         if life == self.life:
             self.alive = False
             self.life += 1

@@ -1,4 +1,4 @@
-"""Virtual time, the queue of what will happen, one source of chance, and the trace of what did.
+"""Virtual time, the queue of events, one source of randomness, and the trace of past events.
 
 Nothing here sleeps or starts a thread: the clock jumps to the next event. Two runs of one seed make the same trace.
 """
@@ -19,17 +19,17 @@ MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
 EPOCH = 1_800_000_000 * SECOND
-"""What the database's clock shows at the start."""
+"""The database's clock at the start, in µs."""
 
 
 class Ring(Protocol):
-    """Somebody may have something to do on a lane now. ``idle``: who says so has just looked, and found nothing."""
+    """Reports that a lane has changed. ``idle``: the caller has just looked at it and found nothing to do."""
 
     def __call__(self, lane: Lane, *, idle: bool = False) -> None: ...
 
 
 class World:
-    """``now``: true time in µs since the start. The database's clock may be set forward and back."""
+    """``now``: true time in µs since the start. ``jumps``: how often the database's clock was set forward or back."""
 
     def __init__(self, seed: int) -> None:
         self.chance = Random(seed)
@@ -57,7 +57,7 @@ class World:
         heappush(self._queue, (self.now + delay, self._scheduled, action, arguments))
 
     def run(self, until: int, enough: Callable[[], bool] | None = None) -> None:
-        """Let things happen until a time, or until ``enough``."""
+        """Run events until the time ``until``, or until ``enough()`` is true before an event."""
         queue = self._queue
         while queue and queue[0][0] <= until:
             if enough is not None and enough():
@@ -73,7 +73,7 @@ class World:
         return least + int(self.chance.random() * (most - least))
 
     def note(self, *what: object) -> None:
-        """A line of the trace: plain values only, whose repr is the same in every process."""
+        """Append to the trace. Only plain values, whose repr is the same in every process."""
         self.trace.append((self.now, *what))
 
     def fingerprint(self) -> str:
@@ -81,4 +81,4 @@ class World:
 
 
 class Violation(AssertionError):
-    """An invariant that does not hold. The message ends with the seed that shows it."""
+    """An invariant does not hold. The message ends with the seed that shows it."""

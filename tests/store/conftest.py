@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,11 +12,19 @@ from outbox.core.lane import Lane
 from outbox.store import ledger as store_ledger
 from outbox.store import store as store_store
 from tests.store.driving import Worker
+from tests.support.databases import Database
 
 
 @pytest.fixture
 def worker(box: Outbox) -> Worker:
     return Worker(box)
+
+
+@pytest.fixture
+def another(worker: Worker, database: Database) -> Iterator[Worker]:
+    """A worker of another process on the same lane: it shares nothing with ``worker`` but the database."""
+    with Outbox(database.url, settings=worker.box.settings) as box:
+        yield Worker(box)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
-"""A worker without a transport: claims through ``box.store``, settles with receipts made by hand."""
+"""A worker without a transport: it claims through ``box.store`` and settles with receipts that the test supplies."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,8 +17,9 @@ from outbox.core.entry import EntryView, LaneStatus
 from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import Ending, Status
 from outbox.core.policy import Retention
-from outbox.core.step import Settled, Settlement
+from outbox.core.step import Settled, Settlement, Step
 from outbox.store import operate, retention
+from outbox.store.audit import AuditReport
 from outbox.store.ledger import LockedLane, new_id
 from outbox.store.schema import BATCH, HOLE, LANE, LOGS
 from outbox.store.store import Store
@@ -52,6 +54,11 @@ def span(name: str = "s") -> TelemetryEnvelope:
     return TelemetryEnvelope("traces", {"resourceSpans": [{"scopeSpans": [{"spans": [{**ids, "name": name}]}]}]})
 
 
+def payload_ids(batches: Sequence[Batch]) -> list[UUID]:
+    """The ids of the entries in the payloads of ``batches``, in the order in which they would be sent."""
+    return [UUID(json.loads(payload)["id"]) for batch in batches for payload in batch.payloads]
+
+
 def shed(store: Store, lane: Lane, entries: int, reason: str) -> int:
     """Shed a number of the oldest pending entries. ``Store.keep_within`` sheds by bounds only. Entries shed."""
 
@@ -62,15 +69,17 @@ def shed(store: Store, lane: Lane, entries: int, reason: str) -> int:
 
 
 class Worker:
-    """Stands in for a dispatcher on one lane. Its clock stands still unless ``clock`` is moved."""
+    """Stands in for a dispatcher on one lane. The store's time stands still unless ``clock`` is advanced."""
 
     def __init__(self, box: Outbox, lane: Lane = Lane.USAGE) -> None:
         self.box = box
         self.lane = lane
         self.log = LOGS[lane]
+        self.leased: list[Batch] = []
+        """Batches that ``step`` has claimed and not settled."""
         self.clock = FrozenClock()
         box.store.clock = self.clock.now
-        # Rows are dated by the database; a clock that stands still must not take a gap's next row for a young one.
+        # The database dates the rows; with a clock that stands still the row behind a gap would look young for ever.
         self.policy(young_hole_seconds=0)
         self.clock.advance(seconds=60)
 
@@ -91,16 +100,27 @@ class Worker:
         assert batch is not None, "there was nothing to claim"
         return batch
 
+    def step(self, settled: Sequence[Batch] = (), receipt: Receipt = DELIVERED, want: int = 1) -> Step:
+        """Settle and claim in one step, without a look for batches that are due."""
+        settlements = [Settlement(batch, receipt) for batch in settled]
+        done = self.box.store.step(self.lane, settlements, want=want, look_due=False)
+        self.leased = [*(batch for batch in self.leased if batch not in settled), *done.batches]
+        return done
+
     def settle(self, batch: Batch, receipt: Receipt) -> Settled:
         return self.box.store.step(self.lane, [Settlement(batch, receipt)], want=False, look_due=False).settled
 
     def deliver_all(self) -> list[UUID]:
-        """Claim and deliver until nothing is left; the ids of the entries, in the order they left."""
+        """Claim and deliver until nothing is left; returns the ids of the entries in the order of delivery."""
         sent: list[UUID] = []
         while batch := self.claim():
             sent += self.ids(batch)
             self.settle(batch, DELIVERED)
         return sent
+
+    def audit(self, **options: Any) -> AuditReport:
+        (report,) = self.box.audit(self.lane, **options)
+        return report
 
     def purge(self, rules: Retention = KEEP_NOTHING) -> int:
         return self.box.store.purge(self.lane, rules)
@@ -140,7 +160,7 @@ class Worker:
 
     @property
     def row(self) -> Row[Any]:
-        """The lane's own row."""
+        """The row of the lane in ``outbox_lane``."""
         (row,) = self.rows(select(LANE).where(LANE.c.lane == str(self.lane)))
         return row
 
@@ -158,17 +178,17 @@ class Worker:
             connection.execute(statement)
 
     def due_now(self) -> None:
-        """Whatever is leased or waiting is due: the time came."""
+        """Make every leased and waiting batch due now."""
         live = BATCH.c.state.in_(("leased", "waiting"))
         self.run(update(BATCH).where(live).values(due_at=self.clock.now()))
 
     def burn(self, last: int) -> None:
-        """Numbers up to ``last`` are handed out, and no row has them."""
+        """Advance the sequence to ``last``, so that the numbers up to it have no row."""
         with self.box.store.database.write() as connection:
             self.box.store.database.dialect.advance_sequence(connection, LANES[self.lane].table, last)
 
     def plant(self, seq: int, **columns: Any) -> UUID:
-        """A row with an explicit number, as no producer writes one."""
+        """Insert a row with an explicit number, which no producer does."""
         message = usage()
         values = {"seq": seq, "id": message.id, "payload": message.payload, "size": len(message.payload), **columns}
         self.run(insert(self.log).values(values))

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from uuid import UUID
 
 import pytest
 from sqlalchemy import delete, update
 
-from outbox import DatabaseUnavailable, Outbox
+from outbox import DatabaseUnavailable
 from outbox.core.batch import Batch
 from outbox.core.lane import Lane
 from outbox.store import claim as store_claim
@@ -19,28 +17,22 @@ from outbox.store import read_ahead
 from outbox.store.compiled import CompiledStatement
 from outbox.store.database import Database
 from outbox.store.schema import LOGS
-from tests.store.driving import Worker, usage
-from tests.support.databases import Database as Place
+from tests.store.driving import Worker, payload_ids, usage
 
 pytestmark = pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
 ROWS = 10
 
 
 @pytest.fixture
-def worker(box: Outbox) -> Worker:
-    return _small(box)
+def worker(worker: Worker) -> Worker:
+    worker.policy(batch_max_rows=ROWS)
+    return worker
 
 
 @pytest.fixture
-def another(box: Outbox, database: Place) -> Iterator[Worker]:
-    """A worker of another process."""
-    with Outbox(database.url) as other:
-        yield _small(other)
-
-
-def _small(box: Outbox) -> Worker:
-    box.store.policy = replace(box.store.policy, batch_max_rows=ROWS)
-    return Worker(box)
+def another(another: Worker) -> Worker:
+    another.policy(batch_max_rows=ROWS)
+    return another
 
 
 @pytest.fixture
@@ -64,12 +56,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def claimed(worker: Worker, want: int = 1) -> Sequence[Batch]:
-    return worker.box.store.step(worker.lane, [], want=want, look_due=False).batches
-
-
-def ids(batches: Sequence[Batch]) -> list[UUID]:
-    """As they are going to be sent."""
-    return [UUID(json.loads(payload)["id"]) for batch in batches for payload in batch.payloads]
+    return worker.step(want=want).batches
 
 
 def test_a_backlog_is_read_ahead_from_the_third_step_on_and_claimed_in_order(
@@ -77,7 +64,7 @@ def test_a_backlog_is_read_ahead_from_the_third_step_on_and_claimed_in_order(
 ) -> None:
     put = worker.put(10 * ROWS)
     batches = [batch for _ in range(5) for batch in claimed(worker, 2)]
-    assert ids(batches) == put
+    assert payload_ids(batches) == put
     assert [batch.rows for batch in batches] == [ROWS] * 10
     assert reads == {"without the lock": 6, "under the lock": 4}
 
@@ -88,7 +75,7 @@ def test_what_another_worker_has_claimed_meanwhile_is_not_claimed_again(worker: 
     theirs = [*claimed(another), *claimed(another, 2)]
     ours += [batch for _ in range(4) for batch in claimed(worker, 2)]
     assert len(theirs) == 3
-    assert sorted(ids([*ours, *theirs])) == sorted(put)
+    assert sorted(payload_ids([*ours, *theirs])) == sorted(put)
 
 
 def test_beside_another_worker_nothing_is_read_that_the_other_will_claim(
@@ -106,7 +93,7 @@ def test_a_batch_that_is_not_full_yet_is_read_when_it_is_claimed(worker: Worker,
     put += worker.put(3)
     batches += [*claimed(worker), *claimed(worker)]
     assert [batch.rows for batch in batches] == [ROWS, ROWS, ROWS, 4]
-    assert ids(batches) == put
+    assert payload_ids(batches) == put
     assert reads == {"without the lock": 2, "under the lock": 2}
 
 
@@ -121,7 +108,7 @@ def test_a_read_that_fails_is_made_again_by_the_claim(worker: Worker, monkeypatc
 
     monkeypatch.setattr(Database, "look", broken)
     batches = [batch for _ in range(6) for batch in claimed(worker)]
-    assert ids(batches) == put
+    assert payload_ids(batches) == put
     assert failed > 0
 
 
@@ -132,7 +119,7 @@ def test_a_number_that_is_missing_among_what_is_read_ahead_is_left_out(worker: W
     with worker.box.engine.begin() as connection:
         connection.execute(delete(log).where(log.c.id == put[35]))
     batches += [batch for _ in range(5) for batch in claimed(worker)]
-    assert ids(batches) == [id for id in put if id != put[35]]
+    assert payload_ids(batches) == [id for id in put if id != put[35]]
 
 
 def test_a_forked_child_does_not_wait_for_the_thread_of_its_parent(worker: Worker) -> None:
@@ -147,7 +134,7 @@ def test_a_forked_child_does_not_wait_for_the_thread_of_its_parent(worker: Worke
             os._exit(0 if leased == 2 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     batches += claimed(worker, 2)
-    assert ids(batches) == [*put[: 2 * ROWS], *put[4 * ROWS :]]
+    assert payload_ids(batches) == [*put[: 2 * ROWS], *put[4 * ROWS :]]
 
 
 def test_rows_that_were_replaced_by_hand_are_not_sent_as_they_were(
@@ -158,7 +145,7 @@ def test_rows_that_were_replaced_by_hand_are_not_sent_as_they_were(
     reading_is_over(worker)
     monkeypatch.setattr(read_ahead, "FRESH_SECONDS", 0.0)
     put = replaced(worker, 3)
-    assert ids(claimed(worker))[3] == put
+    assert payload_ids(claimed(worker))[3] == put
 
 
 def test_what_was_read_before_the_lane_was_mended_is_read_again(worker: Worker) -> None:
@@ -167,7 +154,7 @@ def test_what_was_read_before_the_lane_was_mended_is_read_again(worker: Worker) 
     reading_is_over(worker)
     put = replaced(worker, 3)
     worker.box.audit(worker.lane, mend=True)
-    assert ids(claimed(worker))[3] == put
+    assert payload_ids(claimed(worker))[3] == put
 
 
 def replaced(worker: Worker, place: int) -> UUID:
@@ -187,7 +174,7 @@ def test_what_is_committed_behind_a_batch_that_was_read_ahead_is_claimed_with_it
     put += worker.put(1)
     batches += claimed(worker, 3)
     assert [batch.rows for batch in batches] == [ROWS] * 4 + [1]
-    assert ids(batches) == put
+    assert payload_ids(batches) == put
 
 
 def reading_is_over(worker: Worker) -> None:
@@ -199,4 +186,4 @@ def test_a_store_that_was_closed_meanwhile_settles_and_claims_without_reading_ah
     batches = [*claimed(worker), *claimed(worker)]
     worker.box.store.close()
     batches += [batch for _ in range(4) for batch in claimed(worker)]
-    assert ids(batches) == put
+    assert payload_ids(batches) == put

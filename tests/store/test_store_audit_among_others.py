@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, insert, select
 
-from outbox import Outbox
 from outbox.core.lane import Lane
 from outbox.store import audit as store_audit
 from outbox.store import ledger as store_ledger
@@ -20,19 +19,6 @@ from outbox.store.auditor import Auditor
 from outbox.store.ledger import LockedLane, LostClaim
 from outbox.store.schema import HOLE
 from tests.store.driving import KEEP_NOTHING, UNAVAILABLE, Worker
-from tests.support.databases import Database
-
-
-def audit(worker: Worker, **options: Any) -> AuditReport:
-    (report,) = worker.box.audit(worker.lane, **options)
-    return report
-
-
-@pytest.fixture
-def other(worker: Worker, database: Database) -> Iterator[Worker]:
-    """Another process."""
-    with Outbox(database.url, settings=worker.box.settings) as box:
-        yield Worker(box)
 
 
 def waiting_batches(worker: Worker, count: int) -> None:
@@ -82,49 +68,49 @@ def looks_of_judges(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 def test_an_audit_does_not_stop_a_lane_that_an_operator_has_mended_meanwhile(
-    worker: Worker, other: Worker, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, another: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting_batches(worker, 2)
     lose(worker, 1)
     mended: list[AuditReport] = []
-    before_judging(monkeypatch, lambda: mended.append(audit(other, mend=True)))
-    report = audit(worker)
+    before_judging(monkeypatch, lambda: mended.append(another.audit(mend=True)))
+    report = worker.audit()
     assert [(each.discarded, each.problem) for each in mended] == [(1, None)]
     assert (report.missing, report.problem) == (0, None)
     assert (worker.status.state, worker.status.reason) == ("open", None)
 
 
 def test_what_is_still_gone_after_others_have_changed_the_lane_stops_it(
-    worker: Worker, other: Worker, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, another: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Told as it is now, not as it was found."""
     waiting_batches(worker, 4)
     (back, *_) = lose(worker, 1, 3)
 
     def put_one_back() -> None:
-        other.run(insert(other.log).values(back))
-        other.fold_totals()
+        another.run(insert(another.log).values(back))
+        another.fold_totals()
 
     before_judging(monkeypatch, put_one_back)
-    report = audit(worker)
+    report = worker.audit()
     assert (report.missing, worker.status.state) == (1, "paused")
     assert str(worker.status.reason).startswith("1 entries that were not delivered are gone")
-    audit(worker, mend=True)
+    worker.audit(mend=True)
 
 
 def test_a_stopped_lane_whose_rows_are_put_back_before_an_audit_judges_is_opened_by_it(
-    worker: Worker, other: Worker, monkeypatch: pytest.MonkeyPatch
+    worker: Worker, another: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting_batches(worker, 2)
     rows = lose(worker, 1)
-    assert audit(worker).problem is not None
+    assert worker.audit().problem is not None
 
     def put_back() -> None:
-        other.run(insert(other.log).values(rows))
-        other.fold_totals()
+        another.run(insert(another.log).values(rows))
+        another.fold_totals()
 
     before_judging(monkeypatch, put_back)
-    assert audit(worker).problem is None
+    assert worker.audit().problem is None
     assert worker.status.state == "open"
 
 
@@ -134,12 +120,12 @@ def test_what_nobody_has_changed_since_is_not_looked_at_again(worker: Worker, mo
     waiting_batches(worker, 6)
     lose(worker, 1, 2, 3, 5)
     again = looks_of_judges(monkeypatch)
-    assert audit(worker).missing == 4
+    assert worker.audit().missing == 4
     assert (again, worker.status.state) == ([], "paused")
     before_judging(monkeypatch, worker.fold_totals)
-    assert audit(worker).missing == 4
+    assert worker.audit().missing == 4
     assert again == [(4, 5), (2, 3), (0, 2)], "where rows are gone, and nowhere else"
-    audit(worker, mend=True)
+    worker.audit(mend=True)
 
 
 @pytest.fixture
@@ -170,9 +156,9 @@ def test_a_move_that_is_made_again_is_told_once(worker: Worker, lost_once: None)
     worker.run(delete(HOLE))
     worker.plant(1)
     lose(worker, 3)
-    assert told(audit(worker)) == {"strays": 1, "missing": 1}
+    assert told(worker.audit()) == {"strays": 1, "missing": 1}
     assert worker.status.strays == 1
-    assert told(audit(worker, mend=True)) == {"discarded": 1}
+    assert told(worker.audit(mend=True)) == {"discarded": 1}
     assert worker.status.shed == 1
 
 
@@ -183,5 +169,5 @@ def test_rows_that_are_brought_back_by_a_move_that_is_made_again_are_told_once(w
     worker.box.store.purge(worker.lane, replace(KEEP_NOTHING, receipts_seconds=3600))
     worker.plant(1, created_at=1)
     later = worker.plant(2, created_at=worker.clock.now())
-    assert told(audit(worker)) == {"strays": 1, "renumbered": 1, "copies": 1}
+    assert told(worker.audit()) == {"strays": 1, "renumbered": 1, "copies": 1}
     assert worker.deliver_all() == [later]

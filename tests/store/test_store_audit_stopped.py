@@ -13,16 +13,10 @@ from outbox import Outbox
 from outbox.core.lane import Lane
 from outbox.store import audit as store_audit
 from outbox.store import mend as store_mend
-from outbox.store.audit import AuditReport, Findings
+from outbox.store.audit import Findings
 from outbox.store.schema import LANE
 from tests.store.driving import UNAVAILABLE, Worker, usage
 from tests.support.databases import Database
-
-
-def audit(worker: Worker) -> AuditReport:
-    """Of all."""
-    (report,) = worker.box.audit(worker.lane)
-    return report
 
 
 def stopped_for_a_row(worker: Worker) -> Row[Any]:
@@ -33,7 +27,7 @@ def stopped_for_a_row(worker: Worker) -> Row[Any]:
         worker.settle(batch, UNAVAILABLE)
     (row,) = worker.rows(select(worker.log).where(worker.log.c.id == id))
     worker.run(delete(worker.log).where(worker.log.c.id == id))
-    assert audit(worker).missing == 1
+    assert worker.audit().missing == 1
     return row
 
 
@@ -69,7 +63,7 @@ def test_others_go_on_while_an_audit_looks_at_all_of_a_stopped_lane(
             assert not other.store.step(worker.lane, [], want=1, look_due=False).batches, "it is stopped"
 
         looks = during_looks(monkeypatch, go_on)
-        report = audit(worker)
+        report = worker.audit()
     assert (report.problem, worker.status.state) == (None, "open")
     assert looks == [1, 2], "what is not clean is mended; what is stopped is looked at once more"
     worker.due_now()
@@ -88,11 +82,11 @@ def test_a_lane_that_changes_during_the_look_at_all_of_it_is_looked_at_again(
             worker.fold_totals()
 
     looks = during_looks(monkeypatch, change)
-    report = audit(worker)
+    report = worker.audit()
     assert "1 entries that were not delivered are gone" in str(report.problem)
     assert (looks, worker.status.state) == ([1, 2, 3], "paused")
     put_back(worker, row)
-    assert audit(worker).problem is None
+    assert worker.audit().problem is None
     assert worker.status.state == "open"
 
 
@@ -103,9 +97,9 @@ def test_a_lane_that_never_stands_still_is_left_to_a_later_audit(
     reason = worker.status.reason
     with monkeypatch.context() as meanwhile:
         during_looks(meanwhile, lambda _: worker.fold_totals())
-        assert audit(worker).problem == reason
+        assert worker.audit().problem == reason
     assert worker.status.state == "paused"
-    assert audit(worker).problem is None
+    assert worker.audit().problem is None
     assert worker.status.state == "open"
 
 
@@ -128,7 +122,7 @@ def test_an_audit_of_the_newest_numbers_looks_at_no_others_though_the_lane_is_st
     looks = during_looks(monkeypatch, lambda _: None)
     assert worker.box.store.audit(worker.lane, newest=1).problem == worker.status.reason
     assert (len(looks), worker.status.state) == (1, "paused")
-    assert audit(worker).problem is None
+    assert worker.audit().problem is None
     assert (len(looks), worker.status.state) == (1 + 2 * 2, "open")
 
 
@@ -148,6 +142,6 @@ def test_what_is_amiss_is_looked_at_again_under_the_lock_and_nothing_else(
         return store_audit.inspect(connection, lane, lo, hi)
 
     monkeypatch.setattr(store_mend, "inspect", inspect)
-    assert audit(worker).missing == 1
+    assert worker.audit().missing == 1
     assert again == [(row.seq - 1, row.seq)]
     put_back(worker, row)

@@ -25,6 +25,7 @@ from tests.store.driving import DELIVERED
 from tests.support import ledger
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
+from tests.support.listening import checkouts
 from tests.support.waiting import wait_until
 
 SERVERS = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
@@ -39,19 +40,6 @@ def box(database: Database) -> Iterator[Outbox]:
         box.migrate()
         yield box
         ledger.check(box.engine)
-
-
-@contextmanager
-def handed_out(box: Outbox) -> Iterator[list[Any]]:
-    """The driver connections that the pool hands out in the block."""
-    seen: list[Any] = []
-
-    def note(driver_connection: Any, *_: Any) -> None:
-        seen.append(driver_connection)
-
-    event.listen(box.engine, "checkout", note)
-    yield seen
-    event.remove(box.engine, "checkout", note)
 
 
 @contextmanager
@@ -80,7 +68,7 @@ def pending(box: Outbox) -> int:
 
 
 def test_puts_and_looks_one_after_the_other_take_one_connection_of_the_pool(box: Outbox) -> None:
-    with handed_out(box) as seen:
+    with checkouts(box.engine) as seen:
         for message in intervals(5):
             box.put(message)
             assert box.store.outlook(Lane.USAGE).ready
@@ -89,7 +77,7 @@ def test_puts_and_looks_one_after_the_other_take_one_connection_of_the_pool(box:
 
 
 def test_two_at_a_time_leave_two_at_hand_and_a_third_goes_back(box: Outbox) -> None:
-    with handed_out(box) as seen:
+    with checkouts(box.engine) as seen:
         for _ in range(2):
             with used(box), used(box), used(box):
                 pass
@@ -167,7 +155,7 @@ def test_when_one_broke_none_of_those_in_use_meanwhile_stays_at_hand(
         kill_the_one_at_hand(box, engine, database)
         with pytest.raises((DatabaseUnavailable, OutcomeUnknown)):
             box.put(interval())
-    with handed_out(box) as seen:
+    with checkouts(box.engine) as seen:
         box.put(interval())
     assert seen
     assert known not in seen
@@ -199,7 +187,7 @@ def test_one_that_has_long_been_out_of_the_pool_goes_back(box: Outbox, monkeypat
     """The pool may be configured to replace old connections."""
     now = 1000.0
     monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now))
-    with handed_out(box) as seen:
+    with checkouts(box.engine) as seen:
         while now < 1000.0 + 3 * connections.KEPT_SECONDS:
             box.put(interval())
             now += 0.5 * connections.IDLE_SECONDS
@@ -305,7 +293,7 @@ def test_one_in_use_while_another_thread_forks_is_not_at_hand_afterwards(box: Ou
 def test_disposing_of_the_engine_closes_them(box: Outbox) -> None:
     closed: list[Any] = []
     event.listen(box.engine, "close", lambda driver_connection, _: closed.append(driver_connection))
-    with handed_out(box) as used:
+    with checkouts(box.engine) as used:
         box.put(interval())
     pool = box.engine.pool
     box.engine.dispose()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine, event
 
 from outbox.core.entry import DeadCounts
 from outbox.core.lane import Lane
@@ -19,6 +17,7 @@ from outbox.store import operate
 from outbox.store.ledger import LockedLane
 from outbox.store.operate import Window
 from tests.store.driving import AMBIGUOUS, DELIVERED, REFUSED, UNAVAILABLE, Worker, shed, usage
+from tests.support.listening import statements
 
 
 def put_dead(worker: Worker, count: int) -> list[UUID]:
@@ -35,21 +34,6 @@ def put_dead(worker: Worker, count: int) -> list[UUID]:
 def totals(worker: Worker) -> tuple[int, int, int, int]:
     status = worker.status
     return status.sent, status.dead, status.shed, status.waiting
-
-
-@contextmanager
-def counted(engine: Engine) -> Iterator[list[str]]:
-    """The statements that it runs."""
-    asked: list[str] = []
-
-    def note(_: object, __: object, statement: str, *___: object) -> None:
-        asked.append(statement)
-
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        yield asked
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
 
 
 @pytest.mark.parametrize("folded", [False, True], ids=["before the fold", "after the fold"])
@@ -167,15 +151,15 @@ def test_an_entry_that_is_not_dead_names_nothing(worker: Worker) -> None:
 def test_more_dead_letters_take_no_more_statements(worker: Worker) -> None:
     """A chunk of them takes as many as one: at ten thousand a statement each is minutes."""
 
-    def statements(does: Callable[[list[UUID]], object], ids: list[UUID]) -> int:
-        with counted(worker.box.engine) as asked:
+    def count(does: Callable[[list[UUID]], object], ids: list[UUID]) -> int:
+        with statements(worker.box.engine) as asked:
             does(ids)
         return len(asked)
 
     few, many = put_dead(worker, 1), put_dead(worker, 6)
     box = worker.box
     for does in (box.dead, box.dead_counts, lambda _: box.dead(), lambda _: box.dead_counts(), box.discard):
-        assert statements(does, many) <= statements(does, few), does
+        assert count(does, many) <= count(does, few), does
 
 
 @pytest.mark.parametrize("verb", ["requeue", "discard"])

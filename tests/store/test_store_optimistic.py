@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import delete, select, update
@@ -23,18 +22,10 @@ from outbox.store.database import Database
 from outbox.store.dialects import now_us
 from outbox.store.read_ahead import FEW, ReadAhead
 from outbox.store.schema import BATCH, LANE
-from tests.store.driving import DELIVERED, INTERRUPTED, REFUSED, UNAVAILABLE, Worker
-from tests.support.databases import Database as Place
+from tests.store.driving import DELIVERED, INTERRUPTED, REFUSED, UNAVAILABLE, Worker, payload_ids
 
 ROWS = 3
 """Of a put, and so of a batch."""
-
-
-@pytest.fixture
-def another(box: Outbox, database: Place) -> Iterator[Worker]:
-    """A worker of another process."""
-    with Outbox(database.url) as other:
-        yield Worker(other)
 
 
 @pytest.fixture
@@ -42,35 +33,17 @@ def alone(worker: Worker, locks: list[Lane]) -> Worker:
     """It has made two steps in a row: the lane is as it knows it."""
     for _ in range(2):
         worker.put(ROWS)
-        assert step(worker, [*leased(worker)]).batches
+        assert worker.step(worker.leased).batches
     locks.clear()
     return worker
 
 
-def step(worker: Worker, settled: Sequence[Batch] = (), receipt: Receipt = DELIVERED, want: int = 1) -> Step:
-    settlements = [Settlement(batch, receipt) for batch in settled]
-    done = worker.box.store.step(worker.lane, settlements, want=want, look_due=False)
-    ON_THE_WIRE[worker] = [*(b for b in leased(worker) if b not in settled), *done.batches]
-    return done
-
-
-ON_THE_WIRE: dict[Worker, list[Batch]] = {}
-
-
-def leased(worker: Worker) -> list[Batch]:
-    return ON_THE_WIRE.get(worker, [])
-
-
-def ids(batches: Sequence[Batch]) -> list[UUID]:
-    return [UUID(json.loads(payload)["id"]) for batch in batches for payload in batch.payloads]
-
-
 def test_the_third_step_in_a_row_takes_no_lock_and_does_the_same(alone: Worker, locks: list[Lane]) -> None:
-    before = leased(alone)
+    before = alone.leased
     put = alone.put(ROWS)
-    done = step(alone, before)
+    done = alone.step(before)
     assert not locks
-    assert ids(done.batches) == put
+    assert payload_ids(done.batches) == put
     assert (done.settled.batches, done.settled.sent) == (1, ROWS)
     [batch], row = done.batches, alone.row
     written = alone.batch(batch.id)
@@ -83,10 +56,10 @@ def test_the_third_step_in_a_row_takes_no_lock_and_does_the_same(alone: Worker, 
 def test_several_batches_are_settled_and_leased_at_once(alone: Worker, locks: list[Lane]) -> None:
     alone.policy(batch_max_rows=ROWS)
     put = alone.put(3 * ROWS + 1)
-    first = step(alone, leased(alone), want=3)
-    second = step(alone, leased(alone), want=3)
+    first = alone.step(alone.leased, want=3)
+    second = alone.step(alone.leased, want=3)
     assert not locks
-    assert ids([*first.batches, *second.batches]) == put
+    assert payload_ids([*first.batches, *second.batches]) == put
     assert [batch.rows for batch in first.batches] == [ROWS] * 3
     assert (second.settled.batches, second.settled.sent) == (3, 3 * ROWS)
     assert {alone.batch(batch.id).state for batch in first.batches} == {"settled"}
@@ -95,9 +68,9 @@ def test_several_batches_are_settled_and_leased_at_once(alone: Worker, locks: li
 @pytest.mark.parametrize("entries", [1, FEW - 1, FEW, FEW + 1])
 def test_few_entries_are_read_as_many_are(alone: Worker, locks: list[Lane], entries: int) -> None:
     put = alone.put(entries)
-    [batch] = step(alone, leased(alone)).batches
+    [batch] = alone.step(alone.leased).batches
     assert not locks
-    assert ids([batch]) == put
+    assert payload_ids([batch]) == put
     written = alone.batch(batch.id)
     assert (batch.rows, written.last_seq - written.first_seq + 1, alone.row.cursor) == (
         entries,
@@ -111,9 +84,9 @@ def test_entries_that_are_too_large_for_one_batch_are_cut_under_the_lock(alone: 
     put = alone.put(ROWS)
     [[size]] = alone.rows(select(alone.log.c.size).where(alone.log.c.id == put[0]))
     alone.policy(batch_max_bytes=2 * size + 1)
-    done = step(alone, leased(alone))
+    done = alone.step(alone.leased)
     assert locks
-    assert ids(done.batches) == put[:2]
+    assert payload_ids(done.batches) == put[:2]
     assert done.settled.sent == ROWS
 
 
@@ -121,17 +94,17 @@ def test_a_payload_of_several_lines_is_mended_under_the_lock(alone: Worker, lock
     put = alone.put(ROWS)
     payload = f'{{"id":\n"{put[1]}"}}'
     alone.run(update(alone.log).where(alone.log.c.id == put[1]).values(payload=payload, size=len(payload)))
-    [batch] = step(alone, leased(alone)).batches
+    [batch] = alone.step(alone.leased).batches
     assert locks
-    assert ids([batch]) == put
+    assert payload_ids([batch]) == put
 
 
 def test_more_entries_than_a_batch_takes_are_several(alone: Worker, locks: list[Lane]) -> None:
     alone.policy(batch_max_rows=ROWS)
     put = alone.put(2 * ROWS + 1)
-    done = step(alone, leased(alone), want=3)
+    done = alone.step(alone.leased, want=3)
     assert not locks
-    assert ids(done.batches) == put
+    assert payload_ids(done.batches) == put
     assert done.emptied
 
 
@@ -143,14 +116,14 @@ def test_a_lease_lasts_by_the_databases_clock_whatever_this_machine_thinks_of_th
     box.store.clock = None
     for _ in range(3):
         worker.put(ROWS)
-        step(worker, leased(worker))
+        worker.step(worker.leased)
     box.store._optimistic._left[worker.lane].now -= 2 * box.store.policy.lease_us
     locks.clear()
     told: list[Committed | None] = []
     box.wake.listen(lambda _lanes, committed=None, /: told.append(committed))
     worker.put(ROWS)
     [[before]] = worker.rows(select(now_us()))
-    settlements = [Settlement(batch, DELIVERED) for batch in leased(worker)]
+    settlements = [Settlement(batch, DELIVERED) for batch in worker.leased]
     [committed] = [None] if read else told
     done = box.store.step(worker.lane, settlements, want=1, look_due=False, committed=committed)
     [batch] = done.batches
@@ -158,7 +131,7 @@ def test_a_lease_lasts_by_the_databases_clock_whatever_this_machine_thinks_of_th
     [[now]] = worker.rows(select(now_us()))
     assert before <= worker.batch(batch.id).due_at - box.store.policy.lease_us <= now
     if read:
-        step(worker, [batch], want=0)
+        worker.step([batch], want=0)
         assert worker.batch(batch.id).settled_at >= before, "the next one, which does not ask, knows what this one read"
         assert not locks
 
@@ -167,7 +140,7 @@ def test_a_lease_lasts_by_the_databases_clock_whatever_this_machine_thinks_of_th
 def test_a_batch_may_be_allowed_any_size(alone: Worker, locks: list[Lane], size: int) -> None:
     alone.policy(batch_max_bytes=size)
     put = alone.put(ROWS)
-    assert ids(step(alone, leased(alone)).batches) == put
+    assert payload_ids(alone.step(alone.leased).batches) == put
     assert not locks
 
 
@@ -176,18 +149,18 @@ def test_few_entries_are_leased_by_the_statement_that_finds_them(
     alone: Worker, locks: list[Lane], looks: list[Any]
 ) -> None:
     put = alone.put(ROWS)
-    done = step(alone, leased(alone))
-    assert ids(done.batches) == put
-    assert step(alone, done.batches).settled.sent == ROWS
-    assert step(alone) == Step(emptied=True)
+    done = alone.step(alone.leased)
+    assert payload_ids(done.batches) == put
+    assert alone.step(done.batches).settled.sent == ROWS
+    assert alone.step() == Step(emptied=True)
     assert not looks
     assert not locks
 
 
 def test_with_nothing_to_do_it_writes_nothing(alone: Worker, locks: list[Lane]) -> None:
-    step(alone, leased(alone))
+    alone.step(alone.leased)
     before = alone.row.version
-    assert step(alone) == Step(emptied=True)
+    assert alone.step() == Step(emptied=True)
     assert alone.row.version == before
     assert not locks
 
@@ -199,20 +172,20 @@ def test_a_look_in_vain_is_one_statement_and_now_and_then_asks_for_the_time(
     box.store.clock = None
     for _ in range(3):
         worker.put(ROWS)
-        step(worker, leased(worker))
-    step(worker, leased(worker), want=0)
+        worker.step(worker.leased)
+    worker.step(worker.leased, want=0)
     worker.put(ROWS)
-    [batch] = step(worker).batches
+    [batch] = worker.step().batches
     locks.clear()
     looks.clear()
-    assert step(worker) == Step(emptied=True)
+    assert worker.step() == Step(emptied=True)
     assert len(looks) == 1
     with monkeypatch.context() as patched:
         patched.setattr(store_optimistic, "FRESH_SECONDS", 0)
         box.store._optimistic._left[worker.lane].now -= 2 * box.store.policy.lease_us  # as after its host was suspended
-        assert step(worker) == Step(emptied=True)
+        assert worker.step() == Step(emptied=True)
     [[before]] = worker.rows(select(now_us()))
-    step(worker, [batch], want=0)
+    worker.step([batch], want=0)
     [[after]] = worker.rows(select(now_us()))
     assert not locks
     assert before - 30_000 <= worker.batch(batch.id).settled_at <= after + 30_000
@@ -223,11 +196,11 @@ def test_what_another_worker_claims_between_its_look_and_its_write_is_not_claime
 ) -> None:
     alone.policy(batch_max_rows=ROWS)
     another.policy(batch_max_rows=ROWS)
-    before, put = leased(alone), alone.put(2 * ROWS)
+    before, put = alone.leased, alone.put(2 * ROWS)
     theirs: list[Batch] = []
     with not_under_sqlites_lock(alone, lambda: theirs.append(another.must_claim()), monkeypatch):
-        done = step(alone, before)
-    assert ids([*theirs, *done.batches]) == put
+        done = alone.step(before)
+    assert payload_ids([*theirs, *done.batches]) == put
     assert done.settled.sent == ROWS
     assert len(locks) == 2, "theirs, and its own, as the lane was not as it had left it"
 
@@ -263,29 +236,29 @@ def test_beside_another_worker_each_takes_the_lock(
     monkeypatch.setattr(Database, "alone", lambda *a, **b: tried.append(a) or without_the_lock(*a, **b))
     for _ in range(3):
         for worker in (another, alone):
-            sent += ids(step(worker).batches)
+            sent += payload_ids(worker.step().batches)
     assert sent == put
     assert len(locks) == 6
     assert len(tried) == 1, "once, and from then on it knows that it is not alone"
 
 
 def test_a_lease_that_was_lost_settles_nothing_and_loses_nothing_else(alone: Worker, locks: list[Lane]) -> None:
-    lost = leased(alone)[0]
+    lost = alone.leased[0]
     alone.run(update(BATCH).where(BATCH.c.id == lost.id).values(lease_token=uuid4()))
     put = alone.put(ROWS)
-    done = step(alone, [lost])
+    done = alone.step([lost])
     assert bool(locks) is (alone.box.engine.name == "sqlite"), "there a trigger undoes all"
     assert (done.settled.lost, done.settled.batches, done.settled.sent) == ([lost.id], 0, 0)
-    assert ids(done.batches) == put
+    assert payload_ids(done.batches) == put
     assert alone.batch(lost.id).state == "leased"
 
 
 def test_one_lost_lease_does_not_lose_the_others_of_its_step(alone: Worker, locks: list[Lane]) -> None:
     alone.put(ROWS)
-    step(alone)
-    lost, kept = leased(alone)
+    alone.step()
+    lost, kept = alone.leased
     alone.run(update(BATCH).where(BATCH.c.id == lost.id).values(lease_token=uuid4()))
-    done = step(alone, [lost, kept])
+    done = alone.step([lost, kept])
     assert bool(locks) is (alone.box.engine.name == "sqlite"), "there a trigger undoes all"
     assert (done.settled.lost, done.settled.batches, done.settled.sent) == ([lost.id], 1, ROWS)
     assert alone.batch(kept.id).verdict == "delivered"
@@ -293,22 +266,22 @@ def test_one_lost_lease_does_not_lose_the_others_of_its_step(alone: Worker, lock
 
 @pytest.mark.parametrize("receipt", [UNAVAILABLE, INTERRUPTED], ids=["unavailable", "interrupted"])
 def test_what_did_not_arrive_is_settled_under_the_lock(alone: Worker, locks: list[Lane], receipt: Receipt) -> None:
-    batch = leased(alone)[0]
-    step(alone, [batch], receipt)
+    batch = alone.leased[0]
+    alone.step([batch], receipt)
     assert locks
     assert alone.batch(batch.id).state == "waiting"
 
 
 def test_what_a_delivery_says_of_the_lane_is_written_under_the_lock(alone: Worker, locks: list[Lane]) -> None:
     alone.put(1)
-    [refused] = step(alone, leased(alone)).batches
+    [refused] = alone.step(alone.leased).batches
     alone.put(ROWS)
-    arrived = step(alone, [refused], REFUSED).batches
+    arrived = alone.step([refused], REFUSED).batches
     assert alone.row.dead_streak == 1
     alone.put(ROWS)
-    step(alone)
+    alone.step()
     locks.clear()
-    step(alone, arrived)
+    alone.step(arrived)
     assert alone.row.dead_streak == 0
     assert locks
 
@@ -316,9 +289,9 @@ def test_what_a_delivery_says_of_the_lane_is_written_under_the_lock(alone: Worke
 def test_a_number_that_is_missing_is_looked_at_under_the_lock(alone: Worker, locks: list[Lane]) -> None:
     put = alone.put(ROWS)
     alone.run(delete(alone.log).where(alone.log.c.id == put[1]))
-    done = step(alone, leased(alone))
+    done = alone.step(alone.leased)
     assert locks
-    assert ids(done.batches) == [put[0], put[2]]
+    assert payload_ids(done.batches) == [put[0], put[2]]
     assert [(hole.lo, hole.hi) for hole in alone.holes()] == [(3 * ROWS - 1, 3 * ROWS - 1)]
 
 
@@ -331,9 +304,9 @@ def test_a_lane_that_was_stopped_meanwhile_leases_nothing(
         stopped = {"state": "paused", "reason": "its log contradicts its ledger", "version": LANE.c.version + 1}
         another.run(update(LANE).where(LANE.c.lane == str(alone.lane)).values(stopped))
 
-    batch = leased(alone)[0]
+    batch = alone.leased[0]
     with not_under_sqlites_lock(alone, stop, monkeypatch):
-        done = step(alone, [batch])
+        done = alone.step([batch])
     assert not done.batches
     assert done.settled.sent == ROWS
 
@@ -353,7 +326,7 @@ def test_a_post_under_a_lease_ends_before_it_wherever_the_step_stalls(
     for name, module in (("look", ReadAhead), ("settle", store_optimistic), ("_lease", store_claim)):
         stalling(monkeypatch, module, name, stall)
     began = boottime()
-    [batch] = step(alone, leased(alone)).batches
+    [batch] = alone.step(alone.leased).batches
     [[now]] = alone.rows(select(now_us()))
     at = boottime()
     left_to_post = batch.lease_deadline + policy.request_timeout - at
@@ -375,15 +348,15 @@ def stalling(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, stall: Call
 
 
 def test_its_writes_name_every_column_that_a_step_under_the_lock_writes(alone: Worker, locks: list[Lane]) -> None:
-    under_the_lock = leased(alone)[0]
+    under_the_lock = alone.leased[0]
     alone.box.store.step(alone.lane, [Settlement(under_the_lock, DELIVERED)], want=0, look_due=True)
     assert locks
     alone.put(ROWS)
-    step(alone)
+    alone.step()
     locks.clear()
     alone.put(ROWS)
-    [_, optimistic] = [*leased(alone)[1:], *step(alone).batches]
-    step(alone, [optimistic])
+    [_, optimistic] = [*alone.leased[1:], *alone.step().batches]
+    alone.step([optimistic])
     first, second = (alone.batch(batch.id)._asdict() for batch in (under_the_lock, optimistic))
     assert {name for name, value in first.items() if value is None} == {
         name for name, value in second.items() if value is None
@@ -409,8 +382,8 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_after_optimistic_steps_the_outlook_of_before_is_not_read_again(alone: Worker, looks: list[Any]) -> None:
-    [waits] = leased(alone)
-    assert step(alone, [waits], UNAVAILABLE).settled.failed == ROWS
+    [waits] = alone.leased
+    assert alone.step([waits], UNAVAILABLE).settled.failed == ROWS
     _alone_again(alone)
     store = alone.box.store
     before = store.outlook(alone.lane)
@@ -427,11 +400,11 @@ def test_after_optimistic_steps_the_outlook_of_before_is_not_read_again(alone: W
 
 
 def test_what_a_step_under_the_lock_left_waiting_is_told(alone: Worker) -> None:
-    step(alone, leased(alone))
+    alone.step(alone.leased)
     assert alone.box.store.outlook(alone.lane) == Outlook(False, None)
     alone.put(ROWS)
-    step(alone)
-    step(alone, leased(alone), UNAVAILABLE)
+    alone.step()
+    alone.step(alone.leased, UNAVAILABLE)
     _alone_again(alone)
     _deliver_one(alone)
     assert alone.box.store.outlook(alone.lane, stepped=True).next_seconds
@@ -439,11 +412,11 @@ def test_what_a_step_under_the_lock_left_waiting_is_told(alone: Worker) -> None:
 
 def test_entries_that_the_last_step_did_not_claim_are_told(alone: Worker) -> None:
     alone.policy(batch_max_rows=ROWS)
-    step(alone, leased(alone))
+    alone.step(alone.leased)
     assert not alone.box.store.outlook(alone.lane).ready
     alone.put(3 * ROWS)
-    step(alone)
-    step(alone, leased(alone))
+    alone.step()
+    alone.step(alone.leased)
     assert alone.box.store.outlook(alone.lane, stepped=True).ready
 
 
@@ -455,18 +428,18 @@ def _alone_again(worker: Worker) -> None:
 
 def _deliver_one(worker: Worker) -> None:
     worker.put(ROWS)
-    step(worker)
-    step(worker, leased(worker))
+    worker.step()
+    worker.step(worker.leased)
 
 
 # --- what only settles ----------------------------------------------------------------------------------------
 
 
 def test_what_only_settles_takes_no_lock_and_reads_nothing(alone: Worker, locks: list[Lane], looks: list[Any]) -> None:
-    [batch] = leased(alone)
+    [batch] = alone.leased
     alone.clock.advance(seconds=5)
     looks.clear()
-    assert step(alone, [batch], want=0).settled.sent == ROWS
+    assert alone.step([batch], want=0).settled.sent == ROWS
     assert not locks
     assert not looks
     assert alone.batch(batch.id).verdict == "delivered"
@@ -482,17 +455,17 @@ def test_its_clock_is_the_databases_and_is_asked_again(
     monkeypatch.setattr(store_optimistic, "FRESH_SECONDS", 0.05)
     for _ in range(3):
         worker.put(ROWS)
-        step(worker, leased(worker))
+        worker.step(worker.leased)
     worker.policy(batch_max_rows=1)
     worker.put(4)
-    step(worker, leased(worker), want=4)
+    worker.step(worker.leased, want=4)
     looks.clear()
-    for batch in leased(worker):
+    for batch in worker.leased:
         until = time.monotonic() + 0.04
         while time.monotonic() < until:
             pass
         [[before]] = worker.rows(select(now_us()))
-        step(worker, [batch], want=0)
+        worker.step([batch], want=0)
         [[after]] = worker.rows(select(now_us()))
         assert before - 30_000 <= worker.batch(batch.id).settled_at <= after + 30_000
     assert looks

@@ -15,10 +15,9 @@ from sqlalchemy.exc import OperationalError
 from outbox import DatabaseUnavailable, OutcomeUnknown
 from outbox.core.batch import Batch
 from outbox.core.lane import Lane
-from outbox.core.step import Settlement, Step
 from outbox.store.optimistic import OptimisticSteps
 from outbox.store.schema import BATCH, LANE
-from tests.store.driving import DELIVERED, Worker
+from tests.store.driving import Worker
 from tests.support.databases import Database as Place
 from tests.support.strike import Operator
 from tests.support.waiting import wait_until
@@ -27,23 +26,18 @@ ROWS = 3
 """Of a put, and so of a batch."""
 
 
-def step(worker: Worker, settled: Sequence[Batch]) -> Step:
-    settlements = [Settlement(batch, DELIVERED) for batch in settled]
-    return worker.box.store.step(worker.lane, settlements, want=1, look_due=False)
-
-
 @pytest.fixture
 def sent(worker: Worker) -> Batch:
     """What the second of two steps has leased: the next one takes no lock."""
     worker.put(ROWS)
-    first = step(worker, [])
+    first = worker.step()
     worker.put(ROWS)
-    [batch] = step(worker, first.batches).batches
+    [batch] = worker.step(first.batches).batches
     return batch
 
 
 def came_through(worker: Worker, batch: Batch, put: Sequence[object]) -> None:
-    done = step(worker, [batch])
+    done = worker.step([batch])
     assert done.settled.sent == ROWS
     assert [worker.ids(each) for each in done.batches] == [put]
 
@@ -95,7 +89,7 @@ def test_a_write_that_is_cut_off_before_it_arrives_may_hold_for_all_it_knows_and
         return pid
 
     with before_it_writes(monkeypatch, cut), pytest.raises(OutcomeUnknown, match="Run it again, as a worker does"):
-        step(worker, [sent])
+        worker.step([sent])
     operator.close()
     came_through(worker, sent, put)
 
@@ -115,7 +109,7 @@ def test_a_write_that_fails_anywhere_writes_nothing(
 
         try:
             with before_it_writes(monkeypatch, interrupt):
-                done = step(worker, [sent])
+                done = worker.step([sent])
         except OutcomeUnknown:
             assert interrupted
             assert (worker.row, worker.rows(select(BATCH))) == before
@@ -134,8 +128,8 @@ def test_a_write_whose_answer_is_lost_has_leased_what_is_sent_when_its_lease_end
     put = worker.put(ROWS)
     lost = write_raises(worker, monkeypatch, "the connection is lost", lambda pooled: pooled.driver_connection.close())
     with lost, pytest.raises(OutcomeUnknown):
-        step(worker, [sent])
-    done = step(worker, [sent])
+        worker.step([sent])
+    done = worker.step([sent])
     assert (done.settled.lost, done.batches) == ([sent.id], []), "it was settled, and the new entries are leased"
     assert worker.batch(sent.id).verdict == "delivered"
     worker.due_now()
@@ -159,7 +153,7 @@ def test_a_write_that_waits_for_somebody_else_on_the_lane_holds_only_if_they_cha
         transaction = other.begin()
         other.execute(update(LANE).where(LANE.c.lane == str(worker.lane)).values(version=LANE.c.version + 1))
         with ThreadPoolExecutor(1) as thread:
-            stepping = thread.submit(step, worker, [sent])
+            stepping = thread.submit(worker.step, [sent])
             wait_until(lambda: operator.execute(text(WAITING[database.name])).scalar(), message="nobody waits")
             assert not locks
             getattr(transaction, ends)()
@@ -176,7 +170,7 @@ def test_a_write_of_several_statements_that_breaks_between_two_of_them_writes_no
     put, before = worker.put(ROWS), (worker.row, worker.rows(select(BATCH)))
     gone = write_raises(worker, monkeypatch, "gone", lambda pooled: pooled.driver_connection.close())
     with gone, pytest.raises(DatabaseUnavailable, match="Nothing was written"):
-        step(worker, [sent])
+        worker.step([sent])
     assert (worker.row, worker.rows(select(BATCH))) == before
     came_through(worker, sent, put)
 
@@ -197,7 +191,7 @@ def test_a_commit_whose_answer_is_lost_may_hold_or_not_and_loses_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(dialect, "do_commit", break_off)
         with pytest.raises(OutcomeUnknown):
-            step(worker, [sent])
+            worker.step([sent])
     if not holds:
         came_through(worker, sent, put)
         return
@@ -239,4 +233,4 @@ def test_a_text_that_is_damaged_is_told_as_such(worker: Worker, sent: Batch) -> 
         )
     )
     with pytest.raises((DatabaseUnavailable, OperationalError), match="Could not decode to UTF-8"):
-        step(worker, [sent])
+        worker.step([sent])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
-from sqlalchemy import Connection, bindparam, event, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from outbox import Outbox
 from outbox.core.lane import Lane
@@ -15,6 +14,7 @@ from outbox.store.compiled import CompiledStatement
 from outbox.store.schema import LANE, LOGS
 from outbox.testing import drain
 from tests.support.intervals import interval, intervals
+from tests.support.listening import statements
 
 
 class Regretted(Exception):
@@ -27,20 +27,6 @@ def undone(box: Outbox) -> Iterator[Connection]:
     with suppress(Regretted), box.store.database.write() as connection:
         yield connection
         raise Regretted
-
-
-@contextmanager
-def listening(box: Outbox) -> Iterator[list[str]]:
-    said: list[str] = []
-
-    def hear(_connection: Any, _cursor: Any, sql: str, *_: Any) -> None:
-        said.append(sql)
-
-    event.listen(box.engine, "before_cursor_execute", hear)
-    try:
-        yield said
-    finally:
-        event.remove(box.engine, "before_cursor_execute", hear)
 
 
 def test_a_connection_that_has_put_one_message_still_rolls_back(box: Outbox) -> None:
@@ -58,7 +44,7 @@ def test_an_id_that_is_there_is_not_added_by_a_put_of_one(box: Outbox) -> None:
 
 
 def test_whoever_listens_to_the_engine_hears_every_statement(box: Outbox, beacon: Simulator) -> None:
-    with listening(box) as said:
+    with statements(box.engine) as said:
         box.put(interval())
         drain(box, beacon)
         assert not box.store.outlook(Lane.USAGE).ready
@@ -80,7 +66,7 @@ def test_rows_are_the_same_whether_somebody_listens_or_not(box: Outbox) -> None:
     )
     with box.store.database.write() as connection:
         alone = above.rows(connection, {"after": 1})
-    with listening(box) as said, box.store.database.write() as connection:
+    with statements(box.engine) as said, box.store.database.write() as connection:
         has_listeners = above.rows(connection, {"after": 1})
     assert said
     assert [tuple(row) for row in has_listeners] == [tuple(row) for row in alone]

@@ -1,14 +1,14 @@
-"""Secrets that cannot be mistaken for anything else, and the search for them in everything that a program leaves.
+"""Unmistakable secrets, and a search for them in everything that a program writes.
 
     watch = Watch()                      # every log record of every library from now on
     ...
     found = leaks(watch.told, "the log")
     assert found == []
 
-Each secret has a mark of 16 characters that occurs nowhere else. What counts as a leak is any 8 of them in a row, so
-that a secret cut short is found too: as they are, in whatever case, in base64 of either alphabet and at any offset, in
-hex, in UTF-16. Quoting as JSON, HTML, a URL or Python leaves a mark as it is, and the characters around the marks
-are those that such quoting changes.
+Each secret contains a mark of 16 characters that occurs nowhere else. Any 8 consecutive characters of a mark count as
+a leak, so that a truncated secret is found too: plain in either case, in base64 of either alphabet and at any offset,
+in hex, in UTF-16. Quoting as JSON, HTML, a URL or Python does not change a mark; the characters around the marks are
+those that such quoting changes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BELOW = ("httpcore.connection", "httpcore.http11", "sqlalchemy.engine", "sqlalc
 
 
 def spellings(part: str) -> dict[str, bytes]:
-    """How ``part`` may be written so that it is not seen at once."""
+    """The encodings of ``part`` that the search looks for."""
     raw = part.encode()
     return {
         "as it is": raw,
@@ -51,7 +51,8 @@ def spellings(part: str) -> dict[str, bytes]:
 
 
 def leaks(data: str | bytes, where: str) -> list[str]:
-    """A line for each secret and spelling of it that ``data`` holds, with what stands around it; empty: none."""
+    """A line for each secret and encoding of it that ``data`` holds, with the bytes around it. Empty if there is
+    none."""
     folded = (data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data).lower()
     found: dict[tuple[str, str], bytes] = {}
     for needle, spelling in _NEEDLES.items():
@@ -62,12 +63,13 @@ def leaks(data: str | bytes, where: str) -> list[str]:
 
 
 def leaks_of(error: BaseException, where: str, *, variables: bool = True) -> list[str]:
-    """What an exception gives away: printed, pickled, with its causes, in the ``variables`` of our frames."""
+    """The leaks of an exception: in its text, its traceback with all causes, its pickle, and the ``variables`` of the
+    outbox's frames."""
     name = f"{type(error).__name__} of {where}"
     try:
         pickled = pickle.dumps(error)
     except (TypeError, AttributeError, pickle.PicklingError):
-        pickled = b""  # a driver's connection hangs on some of them: nobody sends these anywhere
+        pickled = b""  # some hold a driver's connection and cannot be pickled, so no error reporter can send them
     told = "".join(traceback.format_exception(error))
     return [
         *leaks(f"{error!s} {error!r} {error.args!r} {vars(error)!r}", f"the text of {name}"),
@@ -84,7 +86,8 @@ def files_in(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 class Watch(logging.Handler):
-    """Keeps every record of every library, at every level, with what hangs on it. Begin before anything is built."""
+    """Keeps every log record of every library, at every level, with its arguments and its exception. Start it before
+    the objects under test are built."""
 
     def __init__(self) -> None:
         super().__init__(level=1)
@@ -104,13 +107,13 @@ class Watch(logging.Handler):
             self._told.write("".join(_variables(error)))
 
     def must_have_heard(self, *names: str) -> None:
-        """Proves that the loggers below each of ``names`` were on."""
+        """Fails unless a logger below each of ``names`` has written a record."""
         for name in names:
             assert any(each.startswith(name) for each in self.names), f"{name} said nothing, only {self.names}"
 
     @contextmanager
     def on(self) -> Iterator[Self]:
-        """Every logger at its lowest level while the block runs."""
+        """Sets every logger to its lowest level while the block runs."""
         loggers = [logging.getLogger(name) for name in (*_LOGGERS, *_BELOW)]
         before = [(logger, logger.level, logger.propagate, logger.disabled) for logger in loggers]
         root = logging.getLogger()
@@ -128,9 +131,10 @@ class Watch(logging.Handler):
 
 
 def _within_base64(raw: bytes, offset: int) -> bytes:
-    """The characters of base64 that ``raw`` alone decides, wherever it stands in what was encoded."""
+    """The base64 characters that depend on ``raw`` alone, when it begins ``offset`` bytes (mod 3) into the encoded
+    text."""
     encoded = base64.b64encode(bytes(offset) + raw)
-    begin = (offset * 8 + 5) // 6  # the first that shares no bit with what comes before
+    begin = (offset * 8 + 5) // 6  # the first character that shares no bit with the bytes before
     end = (offset + len(raw)) * 8 // 6
     return encoded[begin:end]
 
@@ -148,7 +152,8 @@ _NEEDLES = _needles()
 
 
 def _variables(error: BaseException) -> Iterator[str]:
-    """The variables of our own frames, as error reporters send them. A library's own are its own."""
+    """The local variables of the outbox's frames, which error reporters send along. Frames of libraries are left
+    out."""
     seen: list[BaseException] = []
     follow: BaseException | None = error
     while follow is not None and follow not in seen:
@@ -164,7 +169,7 @@ def _variables(error: BaseException) -> Iterator[str]:
 def _shown(value: object) -> str:
     try:
         return repr(value)
-    except AttributeError:  # not built to the end
+    except AttributeError:  # the object is not initialised yet
         return "?"
 
 

@@ -1,4 +1,4 @@
-"""A fresh database for each test, and proof at its end that nobody is still connected."""
+"""A fresh database for each test, and a check at its end that no connection is left open."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from tests.support.waiting import wait_until
 
 NAMES = ("sqlite", "postgresql", "mariadb")
 LEAK_GRACE = 5.0
-"""Seconds that a closed connection may take to disappear on the server's side."""
+"""Seconds until a closed connection must have disappeared from the server."""
 
 
 class Strangers:
-    """Whoever is connected to a test's database. After the test: nobody."""
+    """The connections to a test's database. There must be none after the test."""
 
     def found(self) -> list[str]:
         raise NotImplementedError
 
     def must_be_gone(self) -> None:
-        """Raises AssertionError naming each connection that is still there after a grace."""
+        """Raises AssertionError with each connection that is still open after ``LEAK_GRACE`` seconds."""
         wait_until(lambda: not self.found(), LEAK_GRACE, lambda: f"the test left connections open: {self.found()}")
 
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """An empty database of one test's own."""
+    """An empty database that belongs to one test."""
 
     name: str
     """"sqlite", "postgresql" or "mariadb"."""
@@ -46,7 +46,7 @@ class Database:
     label: str
     """The server's name and version, such as "PostgreSQL 18.6 (wheel)"."""
     strangers: Strangers
-    """Who is connected to it."""
+    """The connections to it."""
 
 
 @contextmanager
@@ -78,13 +78,13 @@ def mariadb(offer: Offer) -> Iterator[Database]:
         try:
             yield _on_server("mariadb", offer, name, sessions)
         finally:
-            sessions.end()  # an open transaction would hold DROP DATABASE up
+            sessions.end()  # an open transaction would block DROP DATABASE
             cursor.execute(f"DROP DATABASE {name}")
 
 
 @dataclass
 class _OpenFiles(Strangers):
-    """SQLite has no server to ask: a connection is an open file of this process."""
+    """For SQLite, which has no server to ask: a connection is an open file of this process."""
 
     path: Path
 
@@ -115,7 +115,7 @@ class _MariaDBSessions(Strangers):
 
     def end(self) -> None:
         for number, *_ in self._rows():
-            with suppress(pymysql.err.OperationalError):  # it has ended since
+            with suppress(pymysql.err.OperationalError):  # the session has ended since
                 self.cursor.execute("KILL %s", [number])
 
     def _rows(self) -> Sequence[Sequence[object]]:

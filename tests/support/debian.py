@@ -1,4 +1,4 @@
-"""A Debian package unpacked into a cache folder: no root, nothing installed, nothing of the machine changed."""
+"""Unpacks a Debian package into a cache folder. Needs no root, installs nothing and changes nothing of the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _COMPLETE = ".complete"
 
 
 def unpacked(package: str) -> Path:
-    """The root folder of ``package`` with the libraries it needs and the machine lacks. Downloads them once.
+    """The root folder of the unpacked ``package``, with the libraries that it needs and the machine lacks. Downloads
+    once.
 
     Raises ServerStartError with what apt said.
     """
@@ -68,7 +69,7 @@ def _download_and_unpack(package: str, cache: Path, tree: Path) -> None:
 
 
 class _Apt:
-    """``apt-get download`` with the machine's package lists, or, when those are empty or stale, lists of its own."""
+    """``apt-get download`` with the machine's package lists, or with its own where those are empty or stale."""
 
     def __init__(self, folder: Path, private: Path) -> None:
         self._folder = folder
@@ -97,7 +98,7 @@ class _Apt:
 
 
 def _libraries_of(deb: Path) -> list[str]:
-    """Names of the shared libraries a package depends on; of alternatives the first."""
+    """Names of the shared libraries that a package depends on, the first of each set of alternatives."""
     depends = _run(["dpkg-deb", "-f", str(deb), "Depends"])
     names = [re.split(r"[\s|:(]", part.strip(), maxsplit=1)[0] for part in depends.split(",")]
     return [name for name in names if name.startswith("lib")]

@@ -8,14 +8,14 @@
         ...
         assert proxy.fired[Fault.DROP] == 2
 
-It knows nothing of HTTP. A *turn* is what the client says until the server answers, and that answer until the client
-speaks again: one request and its answer, as long as nobody pipelines. A planted fault strikes one turn whose first
-bytes hold ``only``; faults strike in the order in which they were planted, each once.
+The proxy knows nothing of HTTP. A *turn* is the bytes of the client until the server answers, and that answer until
+the client sends again: one request and its answer, unless the client pipelines. A planted fault strikes one turn whose
+first bytes contain ``only``; faults strike once each, in the order in which they were planted.
 
-``latency`` and ``bytes_per_second`` are properties of the line, both ways, until they are changed. ``refuse()`` is
-one of the port.
+``latency`` and ``bytes_per_second`` apply to both directions of every connection until they are changed; ``refuse()``
+applies to the port.
 
-``fired`` counts what has really happened, and ``gave_up`` what the client did not wait for the end of.
+``fired`` counts the faults that have struck, ``gave_up`` those during which the client hung up.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ class Fault(StrEnum):
     RESET_AFTER = "reset after the request"
     """The server has the whole request and begins to answer; the client gets RST."""
     DROP = "drop after forwarding"
-    """The same, and the client sees the connection close."""
+    """As RESET_AFTER, and the connection to the client is closed."""
     SILENCE = "silence after forwarding"
-    """The same, and the client hears nothing until it gives up."""
+    """As RESET_AFTER, and the client receives nothing until it gives up."""
     CUT = "cut the answer"
-    """The first ``at`` bytes of the answer, then the connection closes."""
+    """The first ``at`` bytes of the answer are sent, then the connection is closed."""
     DRIP = "drip"
-    """The answer a byte at a time, one each ``every`` seconds."""
+    """The answer is sent one byte at a time, one every ``every`` seconds."""
     BLACKHOLE = "blackhole"
-    """The request is read and goes nowhere; nothing is ever answered."""
+    """The request is read and not forwarded; there is never an answer."""
     REFUSE = "refuse"
-    """Nobody listens. Not planted: see ``refuse()``."""
+    """The port does not listen. Not planted: see ``refuse()``."""
     LATENCY = "latency"
     """Not planted: see ``latency``."""
     SLOW = "slow"
@@ -73,7 +73,7 @@ class _Planted:
 
 
 class Broken(Exception):
-    """The turn is over by the fault's will; the connection is closed."""
+    """A fault has ended the turn and closed the connection."""
 
 
 class FaultProxy:
@@ -81,12 +81,12 @@ class FaultProxy:
 
     def __init__(self, port: int) -> None:
         self.latency = 0.0
-        """Seconds before each direction of a turn goes on."""
+        """Seconds by which each direction of a turn is delayed."""
         self.bytes_per_second: float | None = None
-        """How much passes the line, each way."""
+        """The rate of each direction; None: unlimited."""
         self.fired: Counter[Fault] = Counter()
         self.gave_up: Counter[Fault] = Counter()
-        """Faults that make a client wait, and how often it hung up meanwhile."""
+        """How often a client hung up during a fault that makes it wait."""
         self.ending = threading.Event()
         self._upstream = ("127.0.0.1", port)
         self._lock = threading.Lock()
@@ -109,20 +109,21 @@ class FaultProxy:
 
     @property
     def left(self) -> int:
-        """Planted faults that nothing has met yet."""
+        """The number of planted faults that have not struck yet."""
         return len(self._planted)
 
     def wait_for(self, fault: Fault, times: int = 1) -> None:
-        """Proves that ``fault`` has fired so often."""
+        """Wait until ``fault`` has fired ``times`` times."""
         wait_until(lambda: self.fired[fault] >= times, message=lambda: f"{fault} not {times} times: {self.fired}")
 
     def wait_for_hang_up(self, fault: Fault) -> None:
-        """Proves that the client did not wait for the end of ``fault``."""
+        """Wait until the client has hung up during ``fault``."""
         wait_until(lambda: self.gave_up[fault], message=lambda: f"nobody hung up on {fault}: {self.gave_up}")
 
     @contextmanager
     def refuse(self) -> Iterator[None]:
-        """While the block runs nobody listens and nothing is connected. Fires when a connection was refused."""
+        """While the block runs the port does not listen and all connections are closed. Fires after one connection of
+        its own was refused."""
         self._stop_listening()
         held = self._hold_port()
         try:
@@ -155,7 +156,8 @@ class FaultProxy:
             self.gave_up[fault] += 1
 
     def take(self, first: bytes | None) -> _Planted | None:
-        """The fault that strikes a turn with these first bytes; None: a connection that has said nothing yet."""
+        """The planted fault that strikes a turn that begins with ``first``, or None. ``first`` is None for a new
+        connection, before its first byte."""
         with self._lock:
             for number, planted in enumerate(self._planted):
                 if (first is None) == (planted.fault is Fault.RESET_AT_CONNECT) and planted.only in (first or b""):
@@ -180,7 +182,7 @@ class FaultProxy:
             self.pause(self.latency)
 
     def pause(self, seconds: float) -> None:
-        """Waits; raises Broken when the proxy ends meanwhile."""
+        """Wait ``seconds``; raises Broken when the proxy is closed meanwhile."""
         if self.ending.wait(seconds):
             raise Broken
 
@@ -226,7 +228,7 @@ class FaultProxy:
             assert not thread.is_alive(), f"{thread.name} hangs"
 
     def _hold_port(self) -> socket.socket:
-        """The port, bound and not listened on: nobody else gets it while nobody listens."""
+        """The port, bound but not listening, so that no other process can take it meanwhile."""
         held = socket.socket()
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         held.bind(("127.0.0.1", self._port))
@@ -234,7 +236,7 @@ class FaultProxy:
 
 
 class _Line:
-    """One connection of a client, and ours to the server."""
+    """One connection of a client, and the proxy's own connection to the server."""
 
     def __init__(self, proxy: FaultProxy, client: socket.socket, upstream: tuple[str, int]) -> None:
         self._proxy = proxy
@@ -243,19 +245,19 @@ class _Line:
         self._server: socket.socket | None = None
 
     def carry(self) -> None:
-        """Turns until either side closes or a fault ends it."""
+        """Forward turns until either side closes or a fault ends the connection."""
         try:
             if self._proxy.take(None):
                 self._reset(self._client, Fault.RESET_AT_CONNECT)
             with socket.create_connection(self._address) as self._server:
                 self._turns(self._server)
         except (OSError, Broken):
-            pass  # one end is gone: close the other
+            pass  # one side has closed: close the other
         finally:
             self._client.close()
 
     def hang_up(self) -> None:
-        """Ends it from another thread."""
+        """Close both connections from another thread."""
         for sock in (self._client, self._server):
             if sock is not None:
                 with suppress(OSError):
@@ -268,12 +270,12 @@ class _Line:
             self._answer(server, planted)
 
     def _first_bytes(self, server: socket.socket) -> bytes:
-        """What the client says next; nothing when either side has closed."""
+        """The next bytes from the client; empty when either side has closed."""
         ready, _, _ = select.select([self._client, server], [], [])
         return self._client.recv(CHUNK_BYTES) if self._client in ready else b""
 
     def _request(self, server: socket.socket, first: bytes, planted: _Planted | None) -> None:
-        """Forward what the client says until the server begins to answer."""
+        """Forward bytes from the client until the server begins to answer."""
         self._proxy.delay()
         match planted:
             case _Planted(Fault.RESET_BEFORE):
@@ -287,8 +289,8 @@ class _Line:
             self._proxy.pass_slowly(server, self._heard(self._client))
 
     def _answer(self, server: socket.socket, planted: _Planted | None) -> None:
-        """Forward what the server says until the client speaks again."""
-        answer = self._heard(server)  # so the server has the request: what happens now happens after it
+        """Forward bytes from the server until the client sends again."""
+        answer = self._heard(server)  # the server has the whole request, so this fault strikes after it
         self._proxy.delay()
         match planted:
             case _Planted(Fault.RESET_AFTER):
@@ -352,5 +354,5 @@ class _Line:
 
     @staticmethod
     def _linger(sock: socket.socket) -> None:
-        """Makes close() send RST in place of FIN."""
+        """Make close() send RST instead of FIN."""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)

@@ -1,10 +1,10 @@
-"""The process that keeps the shared servers: one PostgreSQL and one MariaDB for a whole test run.
+"""The process that owns the shared servers: one PostgreSQL and one MariaDB for a whole test run.
 
     pytest (controller) ──stdin pipe──▶ keeper ──▶ postgres, mariadbd
        └─ xdist workers ──unix socket──▶ "postgresql"?  ◀── Offer or a reason
 
-A server starts when the first test asks for it. The keeper stops them when its standard input ends, which
-the kernel sees to even when pytest is killed: no run leaves a server behind.
+A server starts when the first test asks for it. The keeper stops them when its standard input ends. The
+kernel closes that pipe even when pytest is killed, so no run leaves a server behind.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerS
 
 SERVERS: dict[str, Callable[[], Server]] = {"postgresql": PostgresServer, "mariadb": MariaDBServer}
 DRIVERS = {"postgresql": ("psycopg", "asyncpg", "psycopg"), "mariadb": ("pymysql", "asyncmy")}
-"""The driver of ``create_engine``, then those of ``create_async_engine``."""
+"""For each server, the driver of ``create_engine``, then those of ``create_async_engine``."""
 
 _ROOT = Path(__file__).resolve().parents[2]
 _STOP_TIMEOUT = 60.0
@@ -37,16 +37,16 @@ class Offer:
     label: str = ""
     """Such as "PostgreSQL 18.6 (wheel)"."""
     urls: Sequence[str] = ()
-    """Of the maintenance database, in the order of ``DRIVERS``."""
+    """URLs of the maintenance database, in the order of ``DRIVERS``."""
     reason: str = ""
 
 
 class Keeper:
-    """The controller's handle: starts the process, ends it by closing its standard input."""
+    """The pytest controller's handle of the keeper: starts the process, and ends it by closing its standard input."""
 
     def __init__(self) -> None:
         self.address = f"{tempfile.mkdtemp(prefix='outbox-keeper-', dir='/tmp')}/socket"
-        # Listening before the process runs: nobody has to wait for it, and who asks early queues in the backlog.
+        # Listens before the process runs: requests that come early queue in the backlog.
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self.address)
             listener.listen(64)
@@ -55,7 +55,7 @@ class Keeper:
                 cwd=_ROOT,
                 stdin=subprocess.PIPE,
                 pass_fds=[listener.fileno()],
-                start_new_session=True,  # a Ctrl-C is for pytest, whose fixtures still need the servers
+                start_new_session=True,  # Ctrl-C must reach pytest only: its fixtures still need the servers
             )
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class Keeper:
 
 
 def ask(address: str, name: str) -> Offer:
-    """The offer of the keeper at ``address`` for ``name``; starts the server if nobody asked before."""
+    """The offer of the keeper at ``address`` for the server ``name``, which the first request starts."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         with connection.makefile("rw") as stream:
@@ -78,7 +78,7 @@ def ask(address: str, name: str) -> Offer:
 
 
 class _Shelf:
-    """One server, started at most once, whoever asks first."""
+    """One server, which the first request starts, and no later one."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -100,7 +100,7 @@ class _Shelf:
         return Offer(self._server.label, [self._server.url(driver) for driver in DRIVERS[self._name]])
 
     def stop(self) -> None:
-        """Also waits for a start that is under way, so that it is not left behind."""
+        """Stop the server; waits for a start that is under way, so that it leaves no process behind."""
         with self._lock:
             self._offer = Offer(reason="the test run is over")
             if self._server is not None:

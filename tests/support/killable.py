@@ -1,6 +1,6 @@
-"""A producer, a worker or a migration as a process of its own, for tests that start several or kill them.
+"""A producer, a worker or a migration as a process of its own, for tests that start several of them or kill them.
 
-Run as a script with the name of a function below; settings come from the environment, as for any host.
+Run as a script, with the name of a function below as its argument; settings come from the environment.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def produce() -> None:
 
 
 def work() -> None:
-    """Deliver until SIGTERM."""
+    """Deliver until SIGTERM; prints ``ready`` first."""
     settings = Settings()
     with BeaconTransport(settings) as transport, Outbox(settings=settings) as box:
         worker = Worker(box, transport)
@@ -54,8 +54,8 @@ def put() -> None:
 def enqueue() -> None:
     """Enqueue one interval in a Session of the host's own, and end.
 
-    A Session tells the workers after its commit. A Connection tells just before: a worker that only waits for a wake
-    may then look too soon.
+    With a Session the workers are notified after the commit. With a Connection they are notified just before it, so a
+    worker that has no poll could look too early.
     """
     from tests.support.intervals import interval
 
@@ -69,7 +69,7 @@ def migrate() -> None:
 
 
 def start(what: str, out: IO[bytes] | int, errors: IO[bytes] | None = None, **settings: Any) -> subprocess.Popen[bytes]:
-    """The process that runs ``what``; its standard output goes to the file ``out``."""
+    """Starts the process that runs ``what``, with its standard output and error in the files ``out`` and ``errors``."""
     environment = {f"OUTBOX_{name.upper()}": str(value) for name, value in settings.items()}
     root = str(Path(__file__).parents[2])
     return subprocess.Popen(

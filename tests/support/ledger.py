@@ -1,8 +1,8 @@
-"""The ledger invariant, checked from outside: plain SQL and plain Python, nothing of ``outbox.store``.
+"""A check of the ledger invariant in plain SQL and plain Python, which uses nothing of ``outbox.store``.
 
-For each lane, every number in (floor, cursor] is exactly one of: a member of one batch that is not superseded,
-or inside a hole. A number that is neither is an entry nobody will look at again, and so is a row inside a hole
-that is forgotten; a number that is both, or in two batches, would be sent twice.
+For each lane, every number in (floor, cursor] is either a member of exactly one batch that is not superseded, or
+inside a hole. An entry whose number is neither is never claimed, and neither is a row inside a forgotten hole; a
+number that is both, or in two batches, would be sent twice.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _THERE = {
 }
 
 _TOLD = 20
-"""Problems spelled out in one message; a broken claim breaks hundreds."""
+"""The most problems in one message: a broken claim causes hundreds."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Span:
-    """Numbers lo..hi, inclusive, and who owns them."""
+    """The numbers lo..hi, inclusive, and the batch or hole that they belong to."""
 
     lo: int
     hi: int
@@ -41,7 +41,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """What the tables hold of one lane."""
+    """The rows of one lane in all tables."""
 
     lane: str
     floor: int
@@ -52,9 +52,9 @@ class Lane:
 
 
 def check(engine: sa.Engine) -> None:
-    """Raises AssertionError with an account of every number that breaks the invariant. No tables: nothing to check.
+    """Raises AssertionError that names each number that breaks the invariant. Does nothing where there are no tables.
 
-    Reads one snapshot, so it may also be called while workers run.
+    It reads one snapshot, so it may also be called while workers run.
     """
     with _snapshot(engine) as connection:
         if not connection.exec_driver_sql(_THERE[engine.dialect.name]).scalar():
@@ -69,12 +69,12 @@ def _snapshot(engine: sa.Engine) -> sa.Connection:
     connection = engine.connect()
     if engine.dialect.name != "sqlite":
         return connection.execution_options(isolation_level="REPEATABLE READ")
-    connection.exec_driver_sql("SAVEPOINT ledger_check")  # the driver opens no transaction for a SELECT
+    connection.exec_driver_sql("SAVEPOINT ledger_check")  # begins a transaction: the driver begins none for a SELECT
     return connection
 
 
 def _lanes(connection: sa.Connection) -> list[Lane]:
-    """Each statement is text: every test has engines of its own, which would compile it anew."""
+    """All lanes. The statements are text because each test has engines of its own, which would compile them again."""
     cursor = connection.dialect.identifier_preparer.quote("cursor")
     lanes = _all(connection, f"SELECT lane, floor, {cursor} FROM outbox_lane")
     batches = _all(
@@ -130,7 +130,7 @@ def _spans_of_holes(holes: Iterable[sa.Row[Any]]) -> Iterator[Span]:
 
 
 def _runs(members: str) -> list[tuple[int, int]]:
-    """``"1-900,905"`` as ``[(1, 900), (905, 905)]``; read here a second time so that a fault of the first shows."""
+    """``"1-900,905"`` as ``[(1, 900), (905, 905)]``. Parsed here independently of ``outbox``, to find its faults."""
     pairs = (part.partition("-")[::2] for part in members.split(",") if part)
     return [(int(lo), int(hi or lo)) for lo, hi in pairs]
 
@@ -155,7 +155,7 @@ def _beyond(spans: Iterable[Span], cursor: int) -> Iterator[str]:
 
 
 def _not_owned_once(spans: Iterable[Span], floor: int, cursor: int) -> Iterator[str]:
-    """Walk up from the floor: what the next span skips belongs to nobody, what it repeats to two."""
+    """Walk up from the floor: numbers that the next span skips have no owner, numbers that it repeats have two."""
     reached = Span(floor, floor, "the floor")
     for span in spans:
         if span.hi <= floor:

@@ -1,4 +1,4 @@
-"""Producers that never give up: each message is tried again, under its id, until its COMMIT was acknowledged."""
+"""Producers that repeat each message, under the same id, until its COMMIT is acknowledged."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from tests.support.waiting import wait_until
 PAUSE_SECONDS = 0.01
 ENTRIES_A_COMMIT = 3
 _OUTAGE = (DatabaseUnavailable, OutcomeUnknown, SQLAlchemyError, asyncpg.PostgresError, OSError)
-"""What an outage looks like to a producer. asyncpg tells of a refused connection by a plain OSError, and SQLAlchemy
-2.0 leaves what it raises while it connects as it is."""
+"""The errors that a producer may see in an outage. asyncpg raises a plain OSError for a refused connection, and
+SQLAlchemy 2.0 does not wrap errors that are raised while it connects."""
 
 Commit = Callable[[Sequence[UsageInterval]], EnqueueResult]
 
 
 class Producers:
-    """A thread for each way in: ``put``, a host's Session, a host's AsyncSession on asyncpg.
+    """One thread for each way to enqueue: ``put``, a host's Session, a host's AsyncSession on asyncpg.
 
-    They start with the block and stop at its end, which raises what no outage explains.
+    The threads run during the block. Its end raises the first error that is not of an outage.
     """
 
     def __init__(self, box: Outbox, url: str, async_url: str) -> None:
         self.tried: set[str] = set()
         self.acknowledged: set[str] = set()
         self.errors: Counter[str] = Counter()
-        """How often each way met which error."""
+        """The count of each error, by way and type."""
         self.held = 0
-        """Entries whose COMMIT raised and held all the same: they were there when they were tried again."""
+        """The number of entries whose COMMIT raised an error and was successful: the repetition found them stored."""
         self._commits: Counter[str] = Counter()
         self._surprises: list[Exception] = []
         self._lock = threading.Lock()
@@ -59,7 +59,7 @@ class Producers:
         self.stop()
 
     def stop(self) -> None:
-        """Begin nothing new; what is under way is tried until it is acknowledged."""
+        """Start no new message; messages under way are repeated until they are acknowledged."""
         self._stop.set()
         for thread in self._threads:
             thread.join(60)
@@ -68,7 +68,7 @@ class Producers:
         assert not any(thread.is_alive() for thread in self._threads), f"a producer does not come back: {self.errors}"
 
     def get_on(self, commits: int = 5, timeout: float = 30) -> None:
-        """Wait until each way in has committed that much more."""
+        """Wait until each way has made ``commits`` more commits."""
         goal = {way: self._commits[way] + commits for way in self._ways}
         wait_until(
             lambda: all(self._commits[way] >= enough for way, enough in goal.items()) or self._surprises,

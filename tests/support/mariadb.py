@@ -1,4 +1,5 @@
-"""MariaDB for the tests: the environment's, else the installed one, else Debian's packages in a cache folder."""
+"""MariaDB for the tests: the server that the environment names, else an installed one, else Debian's packages
+unpacked into a cache folder."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ class _Install:
     share: Path
     """Folder of error messages, character sets and the scripts that make the system tables."""
     libraries: str
-    """LD_LIBRARY_PATH of what was downloaded with it; empty for an installed server."""
+    """LD_LIBRARY_PATH of the downloaded libraries; empty for an installed server."""
 
     @classmethod
     def at(cls, program: Path, tree: Path | None = None) -> _Install:
@@ -50,8 +51,8 @@ class _Install:
 class MariaDBServer(Server):
     """See :class:`tests.support.processes.Server`. ``url("pymysql")``, ``url("asyncmy", "name")``.
 
-    The server's own defaults hold for what hosts feel: REPEATABLE READ, strict mode, and the character set
-    latin1 that upstream ships, so that a table that does not name utf8mb4 is found out.
+    Settings that hosts notice keep the server's defaults: REPEATABLE READ, strict mode, and the character set latin1,
+    so that a table that does not name utf8mb4 is found.
     """
 
     product = "MariaDB"
@@ -94,7 +95,7 @@ class MariaDBServer(Server):
 
     def url(self, driver: str, database: str | None = None) -> str:
         url = super().url(driver, database)
-        # Without TLS, which nothing here asks for: PyMySQL reads every authority for each connection, 50 ms.
+        # Without TLS: PyMySQL reads all certificate authorities for each connection, which takes 50 ms.
         return f"{url}?ssl_disabled=true" if driver == "pymysql" and "?" not in url else url
 
     def _own_url(self) -> URL:
@@ -125,12 +126,13 @@ class MariaDBServer(Server):
         share = self._install.share
         return [
             *(str(self._install.program), "--no-defaults", f"--datadir={self.home / 'data'}"),
-            f"--tmpdir={self.home / 'tmp'}",  # one that starts removes what others have in the same folder
+            f"--tmpdir={self.home / 'tmp'}",  # a server that starts deletes the files of others in the same folder
             *(f"--lc-messages-dir={share}", f"--character-sets-dir={share / 'charsets'}"),
         ]
 
     def _system_tables(self) -> str:
-        """What ``mariadb-install-db`` feeds to ``--bootstrap``, less the help texts; newer versions say mariadb_."""
+        """The SQL that ``mariadb-install-db`` feeds to ``--bootstrap``, without the help texts. Newer versions begin
+        the file names with ``mariadb_``."""
         share = self._install.share
         scripts = [next(share.glob(f"m[ya]*_{name}"), share / f"mysql_{name}") for name in _SYSTEM_TABLES]
         head = "CREATE DATABASE mysql;\nUSE mysql;\nSET @auth_root_socket=NULL;\n"
@@ -154,7 +156,7 @@ class MariaDBServer(Server):
     def _downloaded(self) -> _Install:
         tree = unpacked("mariadb-server-core")
         install = _Install.at(tree / "usr/sbin/mariadbd", tree)
-        if can_run(install.program, install.libraries):  # a cache below a folder that only root can enter
+        if can_run(install.program, install.libraries):  # the cache is below a folder that only root can enter
             tree = Path(shutil.copytree(tree, self.home / "mariadb", symlinks=True))
             install = _Install.at(tree / "usr/sbin/mariadbd", tree)
         reason = can_run(install.program, install.libraries)

@@ -1,4 +1,4 @@
-"""PgBouncer for the tests, in front of a PostgreSQL: the installed one, else Debian's package in a cache folder."""
+"""PgBouncer for the tests, in front of a PostgreSQL: an installed one, else Debian's package in a cache folder."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tests.support.processes import Server, ServerStartError, can_run
 
 
 class PgBouncer(Server):
-    """See :class:`tests.support.processes.Server`. Clients of ``behind``'s database share its few ``sessions``, one
-    transaction each at a time where ``mode`` is "transaction". Anybody may log in."""
+    """See :class:`tests.support.processes.Server`. Its clients share ``sessions`` connections to the database at
+    the URL ``behind``, for one transaction at a time where ``mode`` is "transaction". It asks for no password."""
 
     product = "PgBouncer"
     prefix = "outbox-pgbouncer-"
-    stop_signal = crash_signal = Signals.SIGTERM  # it keeps nothing
+    stop_signal = crash_signal = Signals.SIGTERM  # it stores nothing
 
     _not_ready = psycopg.Error
 
@@ -36,7 +36,7 @@ class PgBouncer(Server):
             self._program, self._folders, self.source = Path(installed), "", "installed"
         else:
             self._take(unpacked("pgbouncer"))
-            if can_run(self._program, self._folders):  # a cache below a folder that only root can enter
+            if can_run(self._program, self._folders):  # the cache is below a folder that only root can enter
                 self._take(Path(shutil.copytree(unpacked("pgbouncer"), self.home / "pgbouncer", symlinks=True)))
             if reason := can_run(self._program, self._folders):
                 raise ServerStartError(f"the downloaded pgbouncer does not run: {reason}")

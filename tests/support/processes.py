@@ -1,4 +1,4 @@
-"""A database server as a child process: which account runs it, where it lives, how it starts and ends."""
+"""A database server as a child process: its account, its folder, its start and its end."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ NOBODY = 65534
 
 
 class ServerStartError(RuntimeError):
-    """The server cannot be had on this machine; the text lists what was tried and what came of it."""
+    """The server cannot run on this machine; the text lists each attempt and why it failed."""
 
 
 def account() -> dict[str, Any]:
-    """Arguments of ``subprocess`` that drop root: neither server agrees to run as root."""
+    """Arguments of ``subprocess`` that drop root: the servers refuse to run as root."""
     if os.geteuid() != 0:
         return {}
     return {"user": NOBODY, "group": NOBODY, "extra_groups": []}
@@ -37,13 +37,13 @@ def account() -> dict[str, Any]:
 
 MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 4 * 1024**3
-"""Free in it for a server to live there: what its tests leave behind must find room."""
+"""Free bytes in ``MEMORY`` without which a server is kept on disk: the data of its tests must fit."""
 
 
 def new_home(prefix: str, *, durable: bool) -> Path:
-    """A folder of the account's own, with a path short enough for a unix socket.
+    """A new folder of the account, with a path short enough for a unix socket.
 
-    In memory, where there is plenty and nothing shall survive a power cut: MariaDB syncs each table that it makes.
+    It is in memory where there is room, unless ``durable``: MariaDB syncs each table that it creates to disk.
     """
     roomy = not durable and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > MEMORY_BYTES
     home = Path(tempfile.mkdtemp(prefix=prefix, dir=MEMORY if roomy else "/tmp"))
@@ -53,7 +53,7 @@ def new_home(prefix: str, *, durable: bool) -> Path:
 
 
 def can_run(program: Path, libraries: str = "") -> str:
-    """Empty when the account can run ``program --version``, else the reason why not."""
+    """Empty if the account can run ``program --version``, else the reason why it cannot."""
     command = [str(program), "--version"]
     try:
         done = subprocess.run(
@@ -65,7 +65,7 @@ def can_run(program: Path, libraries: str = "") -> str:
 
 
 def environment(libraries: str = "") -> dict[str, str]:
-    """A small, English environment, so that no setting of the developer's shell reaches a server."""
+    """A minimal environment in English, so that no setting of the developer's shell reaches a server."""
     variables = {"PATH": os.defpath, "LC_ALL": "C"}
     if libraries:
         variables["LD_LIBRARY_PATH"] = libraries
@@ -73,7 +73,7 @@ def environment(libraries: str = "") -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago: another process may take it first, so a start tries again."""
+    """A free port. Another process may take it first, so a start must try again."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -82,10 +82,10 @@ def free_port() -> int:
 class Server(ABC):
     """A server of the test suite: its own process on a loopback port, or one that an environment variable names.
 
-    ``start()`` after ``crash()`` comes back on the same data and port; ``stop()`` removes both. ``durable=True``
-    keeps the settings that survive a power cut, which ordinary tests do without to be quick. ``private=True``
-    never uses the environment's server, for a test that crashes or restarts it; durable servers are private.
-    ``options`` are further settings of the server, by their name in its configuration.
+    ``start()`` after ``crash()`` uses the same data and port; ``stop()`` deletes both. ``durable=True`` keeps the
+    settings that survive a power cut, which ordinary tests give up for speed. ``private=True`` never uses the
+    environment's server, for a test that crashes or restarts it; durable servers are private. ``options`` are further
+    settings of the server, by their names in its configuration.
     """
 
     product: ClassVar[str]
@@ -100,9 +100,9 @@ class Server(ABC):
         self.durable = durable
         self.options = dict(options or {})
         self.source = ""
-        """Where it comes from: "wheel", "Debian", "PATH" or the name of the environment variable."""
+        """The origin of the server: "wheel", "Debian", "PATH" or the name of the environment variable."""
         self.version = ""
-        """As the server tells it, such as "18.6"."""
+        """The version that the server reports, such as "18.6"."""
         self.port = 0
         self._external = "" if private or durable else os.environ.get(self.url_variable, "")
         self._home: Path | None = None
@@ -140,14 +140,14 @@ class Server(ABC):
         return self
 
     def stop(self) -> None:
-        """End the process and remove its data. Fine to call twice, and after a crash."""
+        """End the process and delete its data. May be called twice, and after a crash."""
         self._end(self.stop_signal)
         if self._home is not None:
             shutil.rmtree(self._home, ignore_errors=True)
             self._home = None
 
     def crash(self) -> None:
-        """End the process as a power cut would: at once, nothing tidied up. ``start()`` recovers."""
+        """End the process at once and without cleaning up, as a power cut would. ``start()`` recovers."""
         self._end(self.crash_signal)
 
     def restart(self) -> Self:
@@ -199,7 +199,7 @@ class Server(ABC):
                     stderr=log,
                     cwd=self.home,
                     env=environment(self._libraries),
-                    start_new_session=True,  # a Ctrl-C in the terminal is for pytest, which stops servers itself
+                    start_new_session=True,  # Ctrl-C must reach pytest only, which stops the servers itself
                     **account(),
                 )
             if self._becomes_ready():

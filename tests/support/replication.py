@@ -2,8 +2,8 @@
 
 with Pair() as pair:
     engine = create_engine(pair.url("psycopg", "postgres"))     # both hosts, target_session_attrs=read-write
-    pair.fail_over(kill=True)                                   # the primary dies, the standby takes over
-    pair.mend()                                                 # the dead one copies it and follows it
+    pair.fail_over(kill=True)                                   # the primary is killed, the standby takes over
+    pair.mend()                                                 # the killed one copies the new primary and follows it
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ import psycopg
 from sqlalchemy import URL, make_url
 
 from tests.support.postgres import PostgresServer
-from tests.support.processes import ServerStartError, account, environment
 from tests.support.waiting import wait_until
 
 _OPTIONS = {
     "max_connections": "50",
-    "synchronous_commit": "remote_apply",  # acknowledged: it is on both disks, and seen on both
+    "synchronous_commit": "remote_apply",  # an acknowledged commit is on both disks and visible on both
     "wal_keep_size": "64MB",
-    "dynamic_shared_memory_type": "mmap",  # goes with the data when the server was killed
+    "dynamic_shared_memory_type": "mmap",  # deleted with the data of a killed server
 }
 
 
 class Member(PostgresServer):
-    """One of the pair: a primary by ``initdb``, or a standby by a copy of ``upstream``."""
+    """One server of the pair: a primary made by ``initdb``, or a standby copied from ``upstream``."""
 
     def __init__(self, upstream: Member | None = None) -> None:
         super().__init__(durable=True, options=_OPTIONS)
@@ -54,10 +53,10 @@ class Member(PostgresServer):
                 connection.execute(statement)
 
     def kill(self) -> None:
-        """kill -9 of every process of the server at once: nobody says goodbye to anybody."""
+        """kill -9 of all processes of the server at once, so that none closes its connections in order."""
         process = self._process
         assert process is not None
-        kill(process.pid, SIGSTOP)  # else it would end the others in its own way, or start new ones
+        kill(process.pid, SIGSTOP)  # else the postmaster would end the other processes in order, or start new ones
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         for pid in [process.pid, *map(int, children)]:
             kill(pid, SIGKILL)
@@ -67,7 +66,7 @@ class Member(PostgresServer):
         self._free_shared_memory()
 
     def follow(self, upstream: Member) -> None:
-        """Come back as a standby of ``upstream``, on the same port."""
+        """Start again as a standby of ``upstream``, on the same port."""
         self._upstream = upstream
         shutil.rmtree(self._data)
         self._copy()
@@ -82,23 +81,11 @@ class Member(PostgresServer):
 
     def _copy(self) -> None:
         assert self._upstream is not None
-        done = subprocess.run(
-            [
-                *(str(self._bin / "pg_basebackup"), "-D", str(self._data), "-R", "-X", "fetch", "-c", "fast"),
-                *("-h", "127.0.0.1", "-p", str(self._upstream.port), "-U", "postgres", "--no-sync"),
-            ],
-            capture_output=True,
-            text=True,
-            cwd=self.home,
-            env=environment(),
-            check=False,
-            **account(),
-        )
-        if done.returncode != 0:
-            raise ServerStartError(f"pg_basebackup ({self.source}) failed:\n{done.stderr[-2000:]}")
+        upstream = ("-h", "127.0.0.1", "-p", str(self._upstream.port), "-U", "postgres")
+        self._run("pg_basebackup", "-D", str(self._data), "-R", "-X", "fetch", "-c", "fast", *upstream, "--no-sync")
 
     def _free_shared_memory(self) -> None:
-        """A postmaster that was killed leaves a System V segment, whose key and id its lock file tells."""
+        """Remove the System V segment that a killed postmaster leaves; its lock file has the segment's key and id."""
         line = next((line for line in (self._data / "postmaster.pid").read_text().splitlines()[6:7]), "")
         if line.split():
             subprocess.run(["ipcrm", "-m", line.split()[1]], check=False, capture_output=True)
@@ -109,7 +96,7 @@ class Member(PostgresServer):
 
 
 class Pair:
-    """Two servers on two ports that stay; which one is the primary changes."""
+    """Two servers on two fixed ports; which one is the primary changes."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -129,13 +116,13 @@ class Pair:
         self._stack.close()
 
     def url(self, driver: str, database: str) -> str:
-        """SQLAlchemy URL that names both hosts and wants the one that takes writes."""
+        """SQLAlchemy URL with both hosts and ``target_session_attrs=read-write``."""
         query = {"host": self._hosts, "target_session_attrs": "read-write"}
         url = URL.create(f"postgresql+{driver}", "postgres", database=database, query=query)
         return url.render_as_string(hide_password=False)
 
     def fail_over(self, *, kill: bool) -> None:
-        """The primary dies, by kill -9 or an immediate shutdown, and is seen dead; then the standby is promoted."""
+        """End the primary by kill -9 or an immediate shutdown, wait until it has ended, then promote the standby."""
         if kill:
             self.primary.kill()
         else:
@@ -145,14 +132,15 @@ class Pair:
         assert self.primary.ask("SELECT pg_promote(true, 30)"), "the standby was not promoted"
 
     def mend(self) -> None:
-        """Where a member died, it copies the new primary and follows it; commits wait for it again."""
+        """A member that was ended copies the new primary and follows it; commits wait for it again. Does nothing if
+        both run."""
         if not self.standby.running:
             self.standby.follow(self.primary)
             self._wait_for_copies()
 
     def _wait_for_copies(self) -> None:
-        """From here on nothing is acknowledged that only the primary has. The setting is copied to no standby:
-        it is made after the copy, and a server that was just promoted waits for nobody."""
+        """From here on no commit is acknowledged before the standby has it. The setting is made after the copy, so the
+        standby does not have it, and a server that was just promoted does not wait for a standby."""
         self.primary.do("ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()")
         state = "SELECT sync_state FROM pg_stat_replication"
         wait_until(lambda: self.primary.ask(state) == "sync", 30, lambda: f"no standby: {self.primary.ask(state)}")

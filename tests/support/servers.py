@@ -5,7 +5,7 @@
         server.crash()
         server.start()          # the same data, the same port
 
-Ordinary tests take the fixture ``database`` instead and share one server of each kind, which
+Ordinary tests use the fixture ``database`` instead, and share one server of each kind, which
 ``tests/support/keeper.py`` starts when the first test asks for it.
 """
 

@@ -1,4 +1,4 @@
-"""A disk of a few MiB: a tmpfs, for tests that fill it. Needs root, or ``sudo`` that asks nothing."""
+"""A disk of a few MiB, a tmpfs, for tests that fill it. Needs root, or ``sudo`` without a password."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class SmallDisk:
         self._filler = folder / "filler"
 
     def fill(self) -> None:
-        """Leave nothing."""
+        """Write until the disk is full."""
         with self._filler.open("wb", buffering=0) as filler:
             try:
                 while filler.write(bytes(4096)):
                     pass
-            except OSError:  # ENOSPC, which is what it was for
+            except OSError:  # ENOSPC: the disk is full
                 return
 
     def make_room(self) -> None:
@@ -33,7 +33,7 @@ class SmallDisk:
 
 @contextmanager
 def small_disk(folder: Path, mebibytes: int) -> Iterator[SmallDisk]:
-    """Mounted on ``folder``, where anybody may write; skips the test where nothing can be mounted."""
+    """A small disk mounted on ``folder``, writable by every user. Skips the test where it cannot be mounted."""
     folder.mkdir()
     options = f"size={mebibytes}m,mode=1777"
     mount = [*_SUDO, "mount", "-t", "tmpfs", "-o", options, "outbox-small-disk", str(folder)]

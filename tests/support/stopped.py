@@ -1,6 +1,6 @@
-"""A worker in a process of its own that stops, as by SIGSTOP, in the middle of its first claim.
+"""A worker in a process of its own, which sends itself SIGSTOP in the middle of its first claim.
 
-Run as a script; settings come from the environment. Its sessions are given up after a second, not after ten.
+Run as a script; settings come from the environment. The server ends its idle transactions after 1 s instead of 10 s.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Striking a PostgreSQL session at a chosen moment of a transaction."""
+"""An action on a PostgreSQL session at a chosen moment of a transaction."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import psycopg
 from sqlalchemy import Connection, Engine, event, make_url
 
 Moment = Literal["before", "after", "commit"]
-"""Of a statement; ``commit``: just before the COMMIT of the transaction that ran it."""
+"""Before or after a statement, or just before the COMMIT of the transaction that ran it."""
 
 
 @contextmanager
 def strike(engine: Engine, moment: Moment, statement: str, deed: Callable[[int], object]) -> Iterator[list[int]]:
-    """Once, at the ``moment`` of the first statement that contains ``statement``, do ``deed`` to its backend's pid.
+    """Calls ``deed`` once, with the backend's pid, at the ``moment`` of the first SQL that contains ``statement``.
 
-    Yields the pids that were struck: empty as long as the moment has not come.
+    Yields the list of pids for which it was called: empty until that moment.
     """
     struck: list[int] = []
     armed: list[Connection] = []
@@ -52,7 +52,7 @@ def strike(engine: Engine, moment: Moment, statement: str, deed: Callable[[int],
 
 
 class Operator:
-    """Somebody with a SQL prompt of their own on a database, opened before anything goes wrong."""
+    """A database operator: a connection of its own in autocommit mode, opened before the fault."""
 
     def __init__(self, url: str) -> None:
         address = make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
@@ -62,23 +62,23 @@ class Operator:
         self._connection.close()
 
     def do(self, *statements: str) -> list[tuple[Any, ...]]:
-        """The rows of the last one, if it has any."""
+        """Run the statements; returns the rows of the last one, empty if it returns none."""
         for statement in statements:
             cursor = self._connection.execute(statement)
         return [] if cursor.description is None else cursor.fetchall()
 
     def terminate(self, pid: int) -> None:
-        """End a session and wait until it is gone."""
+        """End a session and wait until it has ended."""
         assert self.do(f"SELECT pg_terminate_backend({pid}, 10000)") == [(True,)]
 
     def sessions(self, condition: str = "true") -> list[int]:
-        """The other sessions of this database for which a condition on ``pg_stat_activity`` holds."""
+        """The pids of the other sessions of this database for which a condition on ``pg_stat_activity`` holds."""
         others = "datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
         return [pid for (pid,) in self.do(f"SELECT pid FROM pg_stat_activity WHERE {others} AND {condition}")]
 
     def terminate_all(self, condition: str = "true") -> int:
-        """End the other sessions for which ``condition`` holds; how many there were."""
+        """End the other sessions for which ``condition`` holds; returns their number."""
         ended = self.sessions(condition)
-        for pid in ended:  # one may be gone by now
+        for pid in ended:  # one may have ended by now
             self.do(f"SELECT pg_terminate_backend({pid}, 10000)")
         return len(ended)

@@ -1,7 +1,7 @@
-"""The outbox's tables in a test's database, as ``migrate`` makes them, without its time: most tests need no upgrade.
+"""Creates the outbox's tables in a test's database faster than ``migrate`` does: most tests need no upgrade.
 
-SQLite: a copy of a file that was migrated once. Servers: the SQL script, which tests/test_migrate.py shows to make the
-same schema. Both are kept for each folder of revisions: some tests bring one of their own.
+On SQLite it copies a file that was migrated once. On servers it runs the SQL script, which tests/test_migrate.py shows
+to make the same schema. Both are cached by folder of revisions, since some tests have one of their own.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Counts the tests that really ran on each database, and tells at the end of the run.
+"""Counts the tests that really ran on each database, and prints the counts at the end of the run.
 
     databases: SQLite 3.40.1 (212 tests), PostgreSQL 18.6 (wheel) (198 tests), MariaDB 10.11.18 (190 tests)
 
-A run with OUTBOX_TEST_REQUIRE_ALL=1 fails when tests asked for a database and none ran on one of the three:
-a suite that quietly skips a database says nothing about it.
+A run with OUTBOX_TEST_REQUIRE_ALL=1 fails if database tests were collected and none ran on one of the three: a suite
+that skips a database proves nothing about it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import pytest
 from tests.support.databases import NAMES
 
 PROPERTY = "database"
-"""A test's user property: "sqlite", or "sqlite=SQLite 3.40.1" once it has one."""
+"""The name of a test's user property. Its value is "sqlite", or "sqlite=SQLite 3.40.1" once the database is there."""
 
 _TITLES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mariadb": "MariaDB"}
 
 
 class DatabaseTally:
-    """Plugin of the process that reports: the only one, or the xdist controller."""
+    """Plugin of the process that reports the results: the xdist controller, or the only process."""
 
     def __init__(self, *, require_all: bool) -> None:
         self._require_all = require_all

@@ -1,4 +1,4 @@
-"""The fixtures that every other test stands on."""
+"""Tests of the fixtures that all other tests use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check that audits every test's ledger sees each way in which a ledger can be wrong."""
+"""The ledger check that runs after every test finds each way in which a ledger can be wrong."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ LOG = Table("outbox_usage", metadata, Column("seq", BigInteger, primary_key=True
 
 
 class Tables:
-    """A ledger that holds: floor 2, cursor 12; batches of 3-4 (purged), 5-6 and 8, 10-12; holes at 7 and 9."""
+    """A correct ledger: floor 2, cursor 12; batches of 3-4 (purged), 5-6 and 8, 10-12; holes at 7 and 9."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine

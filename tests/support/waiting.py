@@ -1,4 +1,4 @@
-"""Waiting for a condition with a deadline: what tests do instead of sleeping."""
+"""Waiting for a condition with a deadline, which tests do instead of sleeping."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _LONGEST_PAUSE = 0.15
 
 
 def wait_until(predicate: Callable[[], T], timeout: float = 30, message: str | Callable[[], str] = "") -> T:
-    """The first truthy value of ``predicate``, asked again and again for at most ``timeout`` seconds.
+    """Poll ``predicate`` for at most ``timeout`` seconds and return its first truthy value.
 
-    Raises AssertionError with ``message`` (or what it returns, asked at the deadline) when time is over.
+    Raises AssertionError at the deadline, with ``message`` or with its return value if it is callable.
     An exception of ``predicate`` is not caught: a condition that can fail says so itself.
     """
     deadline = time.monotonic() + timeout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import httpx
 import pytest
@@ -184,14 +184,6 @@ def test_an_early_error_is_read_although_the_body_was_not(server: RawServer, tra
         receipt = transport.send(batch_of([envelope(Lane.TRACES, "x" * (4 << 20))], lane=Lane.TRACES))
     server.wait_for("refused unread")
     assert receipt.verdict is Verdict.TOO_LARGE
-
-
-@pytest.fixture
-def dead_port() -> Iterator[int]:
-    """A socket that is bound but not listening: every connection is refused."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        yield sock.getsockname()[1]
 
 
 def with_a_token(transport: BeaconTransport, server: RawServer, make: MakeTransport) -> BeaconTransport:

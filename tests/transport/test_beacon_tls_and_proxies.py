@@ -44,11 +44,6 @@ def certainly_not_sent(receipt: Receipt) -> bool:
     return receipt.verdict is Verdict.UNAVAILABLE and "nothing was sent" in receipt.reason
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    return Authority(tmp_path_factory.mktemp("tls") / "authority")
-
-
 @pytest.fixture
 def tls_server(authority: Authority) -> Iterator[RawServer]:
     with RawServer(tls=authority.server_context()) as server:
