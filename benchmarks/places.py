@@ -20,6 +20,7 @@ from benchmarks.rows import prepared
 from outbox import Outbox, Settings
 from outbox.core.lane import LANES, Lane
 from outbox.simulator import SimulatorClient
+from outbox.testing.draining import settings_of_tests
 from tests.support.servers import MariaDBServer, PostgresServer, Server
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
@@ -127,9 +128,9 @@ class Beacon:
 
 
 def settings(beacon: Beacon | None = None, **changes: Any) -> Settings:
-    """Settings with the URL and licence of ``beacon``, if given, and ``changes``."""
+    """Settings with the URL and licence of ``beacon``, if given, and ``changes``; not of this machine's environment."""
     wire = {} if beacon is None else {"beacon_url": beacon.url, "license_key": beacon.license}
-    return Settings(**(wire | changes))
+    return settings_of_tests(**(wire | changes))
 
 
 @contextmanager

@@ -14,9 +14,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
 from outbox import Outbox, TelemetryEnvelope
-from outbox.core.lane import Lane
 from outbox.errors import DatabaseUnavailable
-from tests.store.driving import span
+from tests.store.driving import Worker, span
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
 from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerStartError
@@ -69,8 +68,8 @@ def test_a_statement_that_takes_too_long_names_the_limit(box: Outbox, database: 
     with that_begins(database, "SET SESSION max_statement_time = 0.1") as hurried, engine.begin() as host:
         host.execute(LOCK_LANE)
         with refused(r"longer than max_statement_time allows: raise it"):
-            hurried.store.fold_totals(Lane.USAGE)
-    box.store.fold_totals(Lane.USAGE)
+            Worker(hurried).fold_totals()
+    Worker(box).fold_totals()
 
 
 @mariadb
@@ -171,8 +170,8 @@ def test_a_statement_that_takes_too_long_says_so(box: Outbox, database: Database
     with Outbox(hurried) as other, engine.begin() as host:
         host.execute(LOCK_LANE)
         with refused(r"due to statement timeout.*ALTER ROLE.*statement_timeout"):
-            other.store.fold_totals(Lane.USAGE)
-    box.store.fold_totals(Lane.USAGE)
+            Worker(other).fold_totals()
+    Worker(box).fold_totals()
 
 
 @postgresql
