@@ -12,24 +12,27 @@ to be kept in step, and a downgrade removes the landmark.
 
 Where DDL commits implicitly (MySQL, MariaDB) a migration that is interrupted, by another session's lock or a crash,
 leaves a partial state. Downgrades remove their landmark first and record the revision last, and every statement can be
-repeated. So the same downgrade, run again, completes; and an upgrade that finds a recorded revision without its
-landmark records the one below and creates again what is missing.
+repeated. So the same downgrade, run again, completes; and an upgrade, on any database, that finds a recorded revision
+without its landmark records the one below and creates again what is missing.
 """
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
+from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, inspect, text
 
 from outbox.core.entry import SchemaStatus
-from outbox.errors import NOTHING_WRITTEN, ConfigError, SchemaOutOfDate
+from outbox.errors import NOTHING_WRITTEN, ConfigError, OutboxError, SchemaOutOfDate
 from outbox.store.database import NO_TABLES, Database
 from outbox.store.dialects import dialect_of, view
+from outbox.store.schema import metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -51,6 +54,19 @@ They repeat the script directory (a test compares them), because every process c
 reading the scripts would import Alembic.
 """
 
+_ONE_MIGRATION = RLock()
+"""Not a Lock: a migration of the outbox may run within another one of the same thread."""
+
+
+def _begin_anew() -> None:
+    """In a child process, where the thread that holds the lock is not."""
+    global _ONE_MIGRATION  # noqa: PLW0603 - of the process, as what it guards
+    _ONE_MIGRATION = RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
 STEPS_KEPT = "This database keeps each step that was taken, and the same command may be run again."
 
 
@@ -66,14 +82,19 @@ def migrate(database: Database, revision: str = "head") -> None:
     Raises ``ConfigError`` for an unknown revision, where a host's history made the tables, and where no schema is there
     to hold them; ``SchemaOutOfDate`` where a newer version of outbox made them, ``DatabaseUnavailable`` where another
     session's lock is in the way for too long, ``OutboxError`` where a downgrade to base was interrupted and entries are
-    left.
+    left, or where a table is missing.
     """
     from alembic import command
 
     dialect = database.dialect
     kept = STEPS_KEPT if dialect.keeps_each_step else NOTHING_WRITTEN
     dialect.create_store(database.url)
-    with database.write() as connection, database.explained(kept), dialect.migration_lock(connection):
+    with (
+        _alembic_alone(),
+        database.write() as connection,
+        database.explained(kept),
+        dialect.migration_lock(connection),
+    ):
         dialect.require_place(connection, database.safe_url)
         if _made_by_host(connection):
             raise ConfigError(
@@ -89,10 +110,11 @@ def migrate(database: Database, revision: str = "head") -> None:
                     command.stamp(config, head())
                 command.downgrade(config, revision)
             else:
-                whole = _whole(connection, current) if dialect.keeps_each_step else current
+                whole = _whole(connection, current)
                 if whole != current:
                     command.stamp(config, whole or "base")
                 command.upgrade(config, revision)
+                _require_tables(connection, database.safe_url)
 
 
 def removes_tables(database: Database, revision: str) -> bool:
@@ -124,7 +146,7 @@ def script(database: Database, revision: str = "head") -> str:
 
     out = io.StringIO()
     config = _config(dialect=database.url.get_backend_name(), buffer=out)
-    with _script_directory(config, revision):
+    with _alembic_alone(), _script_directory(config, revision):
         command.upgrade(config, revision, sql=True)
     return out.getvalue()
 
@@ -157,6 +179,14 @@ def configure(context: Any) -> None:
         context.configure(
             dialect_name=attributes["dialect"], output_buffer=attributes["buffer"], literal_binds=True, **options
         )
+
+
+@contextmanager
+def _alembic_alone() -> Iterator[None]:
+    """Alembic's commands work through ``alembic.context`` and ``alembic.op``, which stand for one migration in a
+    process: two at once would run the one's statements on the other's connection."""
+    with _ONE_MIGRATION:
+        yield
 
 
 def _config(**attributes: Any) -> Config:
@@ -194,6 +224,18 @@ def _whole(connection: Connection, recorded: str | None) -> str | None:
             break
         whole = revision
     return whole
+
+
+def _require_tables(connection: Connection, where: str) -> None:
+    """Raise ``OutboxError`` where the newest revision is recorded and a table of it is missing."""
+    found = inspect(connection)
+    missing = [table for table in metadata.tables if not found.has_table(table)]
+    if missing and _own_revision(connection) == head():
+        raise OutboxError(
+            f"{where}: the schema is recorded at {head()}, but there is no {' and no '.join(missing)}, and what was in"
+            " there is gone. Restore a backup, or begin anew without any entry: outbox migrate --revision base --yes,"
+            " then outbox migrate"
+        )
 
 
 def _stands(connection: Connection, landmark: str) -> bool:
