@@ -8,11 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, event, inspect
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, create_engine, event, inspect
 
 from outbox import Outbox, Settings
 from outbox.errors import OutboxError
 from outbox.store.schema import metadata
+from tests.support.databases import Database
 from tests.support.intervals import interval
 
 THREADS = 4
@@ -68,6 +71,59 @@ def test_a_child_that_is_forked_amid_a_migration_of_another_thread_migrates_too(
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     takes_an_entry(ours)
     takes_an_entry(childs)
+
+
+# --- a host's own Alembic -----------------------------------------------------------------------------------
+
+MIGRATES = """
+    with Outbox(context.config.attributes["outbox"], settings=Settings()) as box:
+        box.migrate()
+"""
+ENV = """
+from alembic import context
+from outbox import Outbox, Settings
+if {migrates_first}:
+{migrates}
+with context.config.attributes["engine"].connect() as connection:
+    context.configure(connection=connection)
+    with context.begin_transaction():
+        context.run_migrations()
+"""
+REVISION = """
+import sqlalchemy as sa
+from alembic import context, op
+from outbox import Outbox, Settings
+
+revision = "host_1"
+down_revision = None
+
+
+def upgrade():
+    op.create_table("orders", sa.Column("id", sa.Integer, primary_key=True))
+    if {migrates_inside}:
+    {migrates}
+    op.create_table("customers", sa.Column("id", sa.Integer, primary_key=True))
+"""
+
+
+@pytest.mark.parametrize("where", ["in its env.py", "in a revision"])
+def test_a_host_may_migrate_the_outbox_within_a_migration_of_its_own(
+    database: Database, tmp_path: Path, where: str
+) -> None:
+    host = create_engine(f"sqlite:///{tmp_path}/host.db")
+    (tmp_path / "host" / "versions").mkdir(parents=True)
+    (tmp_path / "host" / "env.py").write_text(ENV.format(migrates_first=where == "in its env.py", migrates=MIGRATES))
+    inside = REVISION.format(migrates_inside=where == "in a revision", migrates=MIGRATES.replace("\n", "\n    "))
+    (tmp_path / "host" / "versions" / "host_1.py").write_text(inside)
+    config = Config()
+    config.set_main_option("script_location", str(tmp_path / "host"))
+    config.attributes.update(engine=host, outbox=database.url)
+
+    command.upgrade(config, "head")
+
+    assert set(inspect(host).get_table_names()) == {"alembic_version", "orders", "customers"}
+    host.dispose()
+    takes_an_entry(database.url)
 
 
 # --- a revision that is recorded and was never made ---------------------------------------------------------

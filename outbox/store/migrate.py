@@ -184,9 +184,18 @@ def configure(context: Any) -> None:
 @contextmanager
 def _alembic_alone() -> Iterator[None]:
     """Alembic's commands work through ``alembic.context`` and ``alembic.op``, which stand for one migration in a
-    process: two at once would run the one's statements on the other's connection."""
+    process: two at once would run the one's statements on the other's connection. At the end they stand for what they
+    stood for before: a host may call :func:`migrate` in its own ``env.py``, or in a revision."""
+    from alembic import context, op
+
     with _ONE_MIGRATION:
-        yield
+        hosts = [getattr(module, "_proxy", None) for module in (context, op)]
+        try:
+            yield
+        finally:
+            for proxy in hosts:
+                if proxy is not None:
+                    proxy._install_proxy()
 
 
 def _config(**attributes: Any) -> Config:
