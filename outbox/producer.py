@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
@@ -252,10 +253,14 @@ class Outbox:
         inserted = 0
         try:
             self._require_room(connection, len(rows.get(Lane.USAGE, ())))
-            for lane, fresh in rows.items():
-                for start in range(0, len(fresh), CHUNK_ROWS):
-                    chunk = fresh[start : start + CHUNK_ROWS]
-                    inserted += dialect.insert(connection, LANES[lane].table, chunk)
+            chunks = [
+                (LANES[lane].table, fresh[start : start + CHUNK_ROWS])
+                for lane, fresh in rows.items()
+                for start in range(0, len(fresh), CHUNK_ROWS)
+            ]
+            with nullcontext() if len(chunks) < 2 else dialect.all_or_none(connection, "outbox_enqueue"):
+                for table, chunk in chunks:
+                    inserted += dialect.insert(connection, table, chunk)
         except DBAPIError as error:
             if dialect.is_missing_table(error):
                 raise self.store.database.explain(error) from error

@@ -47,15 +47,16 @@ Look = Callable[[Event], Iterable[str]]
 
 
 @contextmanager
-def all_or_none(connection: Connection, savepoint: str, *, alone: bool) -> Iterator[None]:
+def all_or_none(connection: Connection, savepoint: str, *, alone: str | None) -> Iterator[None]:
     """Undo what the block did when it raises, and nothing else of the caller's transaction. ``alone``: no transaction
-    is open, as the connection is in autocommit."""
+    is open, as the connection is in autocommit, and this statement begins one."""
     begin, end, undo = f"SAVEPOINT {savepoint}", f"RELEASE SAVEPOINT {savepoint}", f"ROLLBACK TO SAVEPOINT {savepoint}"
     if alone:
-        begin, end, undo = "START TRANSACTION", "COMMIT", "ROLLBACK"  # BEGIN is another thing in sql_mode ORACLE
-    connection.exec_driver_sql(begin)
+        begin, end, undo = alone, "COMMIT", "ROLLBACK"
     try:
+        connection.exec_driver_sql(begin)
         yield
+        connection.exec_driver_sql(end)
     except BaseException:
         if not connection.invalidated:
             try:
@@ -64,7 +65,6 @@ def all_or_none(connection: Connection, savepoint: str, *, alone: bool) -> Itera
                 if connection.invalidated:
                     raise  # otherwise the first error says more
         raise
-    connection.exec_driver_sql(end)
 
 
 class Dialect(ABC):
@@ -90,6 +90,8 @@ class Dialect(ABC):
     """The single statement of an optimistic step can read the entries too."""
     aggregates_slowly: ClassVar[bool] = False
     """Aggregating payloads (``lines_of``) takes longer than reading a few rows one by one."""
+    begins: ClassVar[str] = "START TRANSACTION"
+    """What begins a transaction: BEGIN is another thing in MariaDB's sql_mode ORACLE."""
     inserted_at_once: ClassVar[int] = 1
     inserted_at_once_bytes: ClassVar[int] = 0
     """Bounds of one INSERT of several rows: how many, and the bytes of their payloads. One row has no bound."""
@@ -187,6 +189,16 @@ class Dialect(ABC):
     @abstractmethod
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         """Insert the rows whose id is not there yet, on the caller's connection. Returns how many."""
+
+    @abstractmethod
+    def commits_each(self, connection: Connection) -> bool:
+        """Whether the caller's connection commits each statement, and nobody has begun a transaction on it."""
+
+    def all_or_none(self, connection: Connection, savepoint: str) -> AbstractContextManager[None]:
+        """See :func:`all_or_none`. Of two, one in the other, each has its own name: MySQL would forget the first."""
+        if not connection.in_transaction():
+            connection.begin()  # as the next statement would: a host's listener may say BEGIN then
+        return all_or_none(connection, savepoint, alone=self.begins if self.commits_each(connection) else None)
 
     def delete_runs(self, connection: Connection, table: str, members: Runs) -> None:
         """Delete the rows of the log whose numbers are in ``members``."""

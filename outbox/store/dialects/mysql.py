@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 from sqlalchemy import Connection, PoolProxiedConnection, text
@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from outbox.core.runs import Runs
 from outbox.errors import NOTHING_WRITTEN, DatabaseUnavailable
-from outbox.store.dialects.base import Dialect, Row, all_or_none, first_of
+from outbox.store.dialects.base import Dialect, Row, first_of
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects.mysql.base import MySQLDialect
@@ -42,13 +42,6 @@ _TOO_LONG = (
 )
 _IN_TRANSACTION, _COMMITS_EACH = 1, 2
 """The protocol's status flags SERVER_STATUS_IN_TRANS and SERVER_STATUS_AUTOCOMMIT."""
-
-
-def _all_or_none(connection: Connection) -> AbstractContextManager[None]:
-    driver_connection: Any = connection.connection.driver_connection
-    status: int = driver_connection.server_status  # from the last answer, however a transaction was begun
-    alone = status & (_IN_TRANSACTION | _COMMITS_EACH) == _COMMITS_EACH
-    return all_or_none(connection, "outbox_insert", alone=alone)
 
 
 class MySQL(Dialect):
@@ -111,12 +104,17 @@ class MySQL(Dialect):
         sql = f"INSERT INTO {table} (id, payload, size) VALUES {marks}"  # noqa: S608 - our name
         return sql, tuple([value for row in rows for value in row]) if self.at_once(rows) else list(rows)
 
+    def commits_each(self, connection: Connection) -> bool:
+        driver_connection: Any = connection.connection.driver_connection
+        status: int = driver_connection.server_status  # from the last answer, however a transaction was begun
+        return status & (_IN_TRANSACTION | _COMMITS_EACH) == _COMMITS_EACH
+
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         fresh = list(rows)
         while fresh:  # fewer each time, until no concurrent insert adds another of the ids
             try:
                 # InnoDB undoes a failed statement; drivers split many rows into several statements.
-                with nullcontext() if self.at_once(fresh) else _all_or_none(connection):
+                with nullcontext() if self.at_once(fresh) else self.all_or_none(connection, "outbox_insert"):
                     connection.exec_driver_sql(*self.insertion(table, fresh, connection.dialect.driver))
             except IntegrityError as error:
                 if self.error_code(error) != self.duplicate_key:

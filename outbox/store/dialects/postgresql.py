@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from outbox.core.lane import LANES
 from outbox.errors import ConfigError
-from outbox.store.dialects.base import Announce, Dialect, Inserted, Look, Row, all_or_none, first_of
+from outbox.store.dialects.base import Announce, Dialect, Inserted, Look, Row, first_of
 
 logger = logging.getLogger("outbox.store")
 
@@ -63,15 +63,6 @@ def _indexes(log: str) -> Sequence[str]:
     """The indexes of a log. They grow at their end, as numbers and ids (UUIDv7) ascend: free space in their pages would
     stay unused."""
     return f"{log}_pkey", f"uq_{log}_id"
-
-
-def _alone(connection: Connection) -> bool:
-    """Whether no transaction is open and statements autocommit, by the server's last answer: however one was begun."""
-    from psycopg.pq import TransactionStatus
-
-    driver_connection: Any = connection.connection.driver_connection
-    idle = driver_connection.info.transaction_status == TransactionStatus.IDLE
-    return bool(driver_connection.autocommit and idle)
 
 
 class PostgreSQL(Dialect):
@@ -173,6 +164,18 @@ class PostgreSQL(Dialect):
         )
         return sql, ([id.hex() for id, _, _ in rows], [payload for _, payload, _ in rows], [size for *_, size in rows])
 
+    def commits_each(self, connection: Connection) -> bool:
+        from psycopg.pq import TransactionStatus
+
+        begins: Any = connection.connection.dbapi_connection
+        driver_connection: Any = connection.connection.driver_connection
+        if not begins.autocommit:
+            return False
+        if connection.dialect.driver == "asyncpg":
+            return not driver_connection.is_in_transaction()
+        # As the server said with its last answer, whoever began a transaction.
+        return bool(driver_connection.info.transaction_status == TransactionStatus.IDLE)
+
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         """Many rows by COPY on the caller's own connection. When it fails, an id is already there, or the INSERT that
         follows fails too and raises SQLAlchemy's error instead of the driver's."""
@@ -181,7 +184,7 @@ class PostgreSQL(Dialect):
             from psycopg import Error
 
             with suppress(Error):
-                with all_or_none(connection, "outbox_copy", alone=_alone(connection)):
+                with self.all_or_none(connection, "outbox_copy"):
                     self._copy(connection.connection, table, rows)
                 return len(rows)
         return connection.exec_driver_sql(*self.insertion(table, rows, driver)).rowcount

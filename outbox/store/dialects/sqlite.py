@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ class SQLite(Dialect):
     single_writer = autocommits = True
     optimistic_write = "triggered"
     reads_ahead = "before"
+    begins = "BEGIN"
     inserted_at_once, inserted_at_once_bytes = 50, 32 * 1024
     """One statement takes two thirds of the time that one for each row takes. The driver caches a statement for each
     number of rows, with the parameters it was given last."""
@@ -89,7 +90,19 @@ class SQLite(Dialect):
 
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         statements = (self.insertion(table, some, connection.dialect.driver) for some in self._chunks(rows))
-        return sum(connection.exec_driver_sql(sql, values).rowcount for sql, values in statements)
+        with nullcontext() if self.at_once(rows) else self.all_or_none(connection, "outbox_insert"):
+            return sum(connection.exec_driver_sql(sql, values).rowcount for sql, values in statements)
+
+    def commits_each(self, connection: Connection) -> bool:
+        driver_connection: Any = connection.connection.driver_connection
+        each = driver_connection.isolation_level is None or getattr(driver_connection, "autocommit", None) is True
+        return each and not driver_connection.in_transaction
+
+    def all_or_none(self, connection: Connection, savepoint: str) -> AbstractContextManager[None]:
+        # An open transaction is the caller's to undo: a savepoint keeps copies of pages, which costs 30 % for each row.
+        block = super().all_or_none(connection, savepoint)
+        return block if self.commits_each(connection) else nullcontext()
+
 
     def put(
         self, pooled: PoolProxiedConnection, table: str, rows: Sequence[Row], by: Driver, *, numbered: bool = False
