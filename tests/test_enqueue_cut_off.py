@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, event, text
 
 from outbox import Outbox, TelemetryEnvelope
 from outbox.messages import Message
 from tests.messages.documents import example
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
+from tests.support.waiting import wait_until
 
 CHUNK_ROWS = 120
 """On each database more than one statement inserts at once, but for PostgreSQL."""
@@ -120,3 +123,45 @@ def test_a_host_whose_listener_begins_each_transaction_has_only_that(
         box.enqueue_many(connection, messages)
         connection.commit()
     assert entries(engine) == len(messages)
+
+
+@pytest.mark.parametrize("database", ["mariadb", "postgresql"], indirect=True)
+def test_what_a_signals_handler_raises_while_the_server_is_at_work_comes_out(
+    box: Outbox, database: Database, engine: Engine
+) -> None:
+    """The INSERT waits for another transaction, which has one of its ids."""
+    messages = intervals(2000)
+    waiting = {
+        "mariadb": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
+        "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        " AND wait_event_type = 'Lock'",
+    }[database.name]
+    observer = create_engine(database.url, isolation_level="AUTOCOMMIT")
+
+    def waits() -> bool:
+        with observer.connect() as connection:
+            return bool(connection.execute(text(waiting)).scalar())
+
+    def end_the_time() -> None:
+        wait_until(waits)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+
+    def handler(*_: object) -> None:
+        raise TimeIsOver
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    clock = threading.Thread(target=end_the_time)
+    try:
+        with engine.connect() as other:
+            box.enqueue(other, messages[-1])
+            clock.start()
+            with engine.connect() as connection:
+                with pytest.raises(TimeIsOver):
+                    box.enqueue_many(connection, messages)
+                connection.invalidate()  # the drivers cannot go on: an answer is on its way
+            other.rollback()
+    finally:
+        clock.join()
+        signal.signal(signal.SIGUSR1, before)
+        observer.dispose()
+    assert entries(engine) == 0

@@ -57,12 +57,12 @@ def all_or_none(connection: Connection, savepoint: str, *, alone: str | None) ->
         connection.exec_driver_sql(begin)
         yield
         connection.exec_driver_sql(end)
-    except BaseException:
+    except BaseException as raised:
         if not connection.invalidated:
             try:
                 connection.exec_driver_sql(undo)
             except DBAPIError:
-                if connection.invalidated:
+                if connection.invalidated and isinstance(raised, DBAPIError):
                     raise  # otherwise the first error says more
         raise
 

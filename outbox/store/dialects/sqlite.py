@@ -103,7 +103,6 @@ class SQLite(Dialect):
         block = super().all_or_none(connection, savepoint)
         return block if self.commits_each(connection) else nullcontext()
 
-
     def put(
         self, pooled: PoolProxiedConnection, table: str, rows: Sequence[Row], by: Driver, *, numbered: bool = False
     ) -> Inserted:
