@@ -11,7 +11,7 @@
                  └─ bench      the benchmarks of a source checkout
 
 Data goes to stdout, everything else to stderr. Exit codes: 0 ok, 1 failure, 2 usage, 3 not found or work remains,
-4 licence refused, 6 schema out of date, 75 transient, 130 interrupted.
+4 licence refused, 6 schema out of date, 75 transient, 130 interrupted, 143 ended by SIGTERM.
 """
 
 from __future__ import annotations
@@ -28,15 +28,9 @@ from typer.core import TyperGroup
 
 from outbox import __version__
 from outbox.cli import bench, dead, demo, dispatch, doctor, enqueue, inspect, preview, simulate
-from outbox.cli.context import INTERRUPTED, Globals
+from outbox.cli.context import Globals, Interrupted
 from outbox.cli.output import write
 from outbox.errors import OutboxError
-
-
-class Interrupted(OutboxError):
-    """Ctrl-C."""
-
-    exit_code = INTERRUPTED
 
 
 class _Commands(TyperGroup):

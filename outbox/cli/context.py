@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from outbox import wiring
+from outbox.errors import OutboxError
 
 if TYPE_CHECKING:
     from outbox.producer import Outbox
@@ -20,6 +21,14 @@ FAILURE = 1
 NOT_FOUND = 3
 WORK_REMAINS = 3
 INTERRUPTED = 130
+
+
+class Interrupted(OutboxError):
+    """By Ctrl-C, or by another signal: the exit code is what a shell makes of it."""
+
+    def __init__(self, told: str, by: int | None = None) -> None:
+        super().__init__(told)
+        self.exit_code = INTERRUPTED if by is None else 128 + by
 
 
 @dataclass(slots=True)

@@ -1,7 +1,7 @@
 """``outbox enqueue``: JSON Lines in, one message a line, a transaction for every so many lines.
 
 After each commit one line says what is durable now. A producer that is cut off sends everything after the last such
-line again; rows that carry an ``id`` are not added twice.
+line again; rows that carry an ``id`` are not added twice. A signal does not come between a commit and its line.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum, auto
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from outbox.cli.context import box_of
+from outbox.cli.context import Interrupted, box_of
+from outbox.cli.lines import MAX_BYTES, Noted, Numbered, Stopped, TooLong, lines_of, signals_noted
 from outbox.cli.output import tell, write
 from outbox.core.lane import Lane, Signal
 from outbox.errors import ConfigError, InvalidMessage, OutboxError
@@ -25,11 +28,8 @@ if TYPE_CHECKING:
     from outbox.producer import Outbox
 
 STDIN = Path("-")
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_TOO_LONG = f"is more than {MAX_BYTES} bytes: split it"
 _ROWS_KEY = b'"trace_transactions"'
-
-Numbered = tuple[int, bytes]
-"""A line's number, from 1, and its bytes."""
 
 
 def register(app: typer.Typer) -> None:
@@ -78,40 +78,76 @@ class Intake:
         """Number of the last line that is committed."""
 
     def take(self, source: BinaryIO) -> None:
-        """Everything. Raises OutboxError with the number of a bad line, whose transaction is not kept."""
-        lines = _lines(source)
+        """Everything. Raises OutboxError with the number of a bad line, whose transaction is not kept, and
+        ``Interrupted`` at a signal: both say what is committed."""
+        with signals_noted() as noted:
+            try:
+                self._take(lines_of(source, noted), noted)
+            except TooLong as error:
+                flaw = f"{self._name}, line {error.number}: {_TOO_LONG}"
+                raise OutboxError(f"{flaw}; {self._way_on('mend it and ')}") from None
+            except Stopped:
+                raise Interrupted(f"{self._name}: interrupted; {self._way_on()}", noted.signal) from None
+
+    def _take(self, lines: Iterator[Numbered], noted: Noted) -> None:
         first = next(lines, None)
         if first is None:
             tell(f"{self._name} is empty; nothing was enqueued")
-        elif _goes_on(first[1]):
-            self._commit(self._document(first[1] + source.read()))
+        elif _state(first[1]) is State.GOES_ON:
+            self._commit(self._document(first, lines))
         else:
-            self._take_lines(first, lines)
+            self._take_lines(chain([first], lines), noted)
 
-    def _take_lines(self, first: Numbered, rest: Iterator[Numbered]) -> None:
-        waiting = self._line(*first)
-        last, held = first[0], 1
-        for number, line in rest:
+    def _take_lines(self, lines: Iterator[Numbered], noted: Noted) -> None:
+        waiting: list[Message] = []
+        held = last = 0
+        for number, line in lines:
+            waiting += self._line(number, line)
+            last, held = number, held + 1
             if held == self._lines_at_once:
                 self._commit(waiting)
                 self._kept, waiting, held = last, [], 0
-            waiting += self._line(number, line)
-            last, held = number, held + 1
-        self._commit(waiting)
+                noted.look()
+        if held:
+            self._commit(waiting)
 
     def _line(self, number: int, line: bytes) -> list[Message]:
         try:
             return messages_of(self._lane, line)
         except InvalidMessage as error:
-            kept = f"lines 1 to {self._kept} are committed" if self._kept else "nothing was committed"
-            raise OutboxError(
-                f"{self._name}, line {number}: {_flaw(error)}; {kept}: mend it and go on from line {self._kept + 1}"
-            ) from error
+            told = f"{self._name}, line {number}: {_flaw(error)}; {self._way_on('mend it and ')}"
+            raise OutboxError(told) from error
 
-    def _document(self, text: bytes) -> list[Message]:
+    def _way_on(self, mend: str = "") -> str:
+        kept = f"lines 1 to {self._kept} are committed" if self._kept else "nothing was committed"
+        return f"{kept}: {mend}go on from line {self._kept + 1}"
+
+    def _document(self, first: Numbered, rest: Iterator[Numbered]) -> list[Message]:
+        """The messages of one document over several lines. A stream of messages whose first line is cut off looks like
+        one: it is not read further than to the line that shows it."""
+        last, line = first
+        text = bytearray(b"\n" * (last - 1) + line)
+        looked_at, state = 0, State.GOES_ON
+        complete: list[bool] = []
+        """Of each line after the first: whether it is a JSON object by itself."""
+        for number, line in rest:
+            after_colon = not complete and text.rstrip().endswith(b":")
+            text += b"\n" * (number - last) + line
+            last = number
+            complete.append(line.lstrip().startswith(b"{") and _state(line) is State.COMPLETE)
+            if len(text) > MAX_BYTES or state is State.COMPLETE:
+                break
+            if len(text) > 2 * looked_at:  # so all looks together take as long as twice the last one
+                looked_at, state = len(text), _state(text)
+            if state is State.WRONG or complete[-2:] == [True, True] or (after_colon and complete[-1]):
+                break
         try:
-            return messages_of(self._lane, text)
+            if len(text) > MAX_BYTES:
+                raise InvalidMessage("(document)", _TOO_LONG)
+            return messages_of(self._lane, bytes(text))
         except InvalidMessage as error:
+            if complete and all(complete):
+                self._line(*first)  # raises: what follows are messages, so the first one was to be one
             raise OutboxError(f"{self._name}: {error}; nothing was committed: mend it and run this again") from error
 
     def _commit(self, messages: list[Message]) -> None:
@@ -137,24 +173,22 @@ def _flaw(error: InvalidMessage) -> str:
     return reason if error.field.startswith("(") else f"{error.field}: {reason}"
 
 
-def _lines(source: BinaryIO) -> Iterator[Numbered]:
-    """The lines that hold something."""
-    for number, line in enumerate(source, start=1):
-        text = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
-        if text.strip():
-            yield number, text
+class State(Enum):
+    """Of a text, as JSON."""
+
+    COMPLETE = auto()
+    GOES_ON = auto()
+    """It breaks off in the middle, as the first line of an indented document does."""
+    WRONG = auto()
+    """In itself: the rest of a stream that may never end is not read for it."""
 
 
-def _goes_on(line: bytes) -> bool:
-    """Whether the line breaks off in the middle of a JSON text, as the first line of an indented document does.
-
-    A line that is wrong in itself does not: the rest of a stream that may never end is not read for it.
-    """
+def _state(text: bytes | bytearray) -> State:
     try:
-        text = line.decode().rstrip()
-        json.loads(text)
+        plain = text.decode().rstrip()
+        json.loads(plain)
     except json.JSONDecodeError as error:
-        return error.pos >= len(text)
+        return State.GOES_ON if error.pos >= len(plain) else State.WRONG
     except (ValueError, RecursionError):
-        return False  # the message's own parser says what is wrong
-    return False
+        return State.WRONG  # the message's own parser says what it is
+    return State.COMPLETE
