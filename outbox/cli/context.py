@@ -24,10 +24,10 @@ INTERRUPTED = 130
 
 
 class Interrupted(OutboxError):
-    """By Ctrl-C, or by another signal: the exit code is what a shell makes of it."""
+    """Ended by Ctrl-C, or by the signal ``by``. The exit code is the shell's convention, 128 + the signal's number."""
 
-    def __init__(self, told: str, by: int | None = None) -> None:
-        super().__init__(told)
+    def __init__(self, message: str, by: int | None = None) -> None:
+        super().__init__(message)
         self.exit_code = INTERRUPTED if by is None else 128 + by
 
 

@@ -1,7 +1,7 @@
 """``outbox enqueue``: JSON Lines in, one message a line, a transaction for every so many lines.
 
 After each commit one line says what is durable now. A producer that is cut off sends everything after the last such
-line again; rows that carry an ``id`` are not added twice. A signal does not come between a commit and its line.
+line again; rows with an ``id`` are not added twice. A signal cannot end the command between a commit and its line.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class Intake:
         """Number of the last line that is committed."""
 
     def take(self, source: BinaryIO) -> None:
-        """Everything. Raises OutboxError with the number of a bad line, whose transaction is not kept, and
-        ``Interrupted`` at a signal: both say what is committed."""
+        """Enqueue all of ``source``. Raises OutboxError with the number of a bad line, whose transaction is undone,
+        and ``Interrupted`` at a signal; both messages say which lines are committed."""
         with signals_noted() as noted:
             try:
                 self._take(lines_of(source, noted), noted)
@@ -123,13 +123,13 @@ class Intake:
         return f"{kept}: {mend}go on from line {self._kept + 1}"
 
     def _document(self, first: Numbered, rest: Iterator[Numbered]) -> list[Message]:
-        """The messages of one document over several lines. A stream of messages whose first line is cut off looks like
-        one: it is not read further than to the line that shows it."""
+        """The messages of one document that spans several lines. A stream of messages with a broken first line begins
+        like one; it is read only as far as the line that shows the difference."""
         last, line = first
         text = bytearray(b"\n" * (last - 1) + line)
         looked_at, state = 0, State.GOES_ON
         complete: list[bool] = []
-        """Of each line after the first: whether it is a JSON object by itself."""
+        """For each line after the first: whether it is a complete JSON object."""
         for number, line in rest:
             after_colon = not complete and text.rstrip().endswith(b":")
             text += b"\n" * (number - last) + line
@@ -137,7 +137,7 @@ class Intake:
             complete.append(line.lstrip().startswith(b"{") and _state(line) is State.COMPLETE)
             if len(text) > MAX_BYTES or state is State.COMPLETE:
                 break
-            if len(text) > 2 * looked_at:  # so all looks together take as long as twice the last one
+            if len(text) > 2 * looked_at:  # doubling: all checks together cost at most twice the last one
                 looked_at, state = len(text), _state(text)
             if state is State.WRONG or complete[-2:] == [True, True] or (after_colon and complete[-1]):
                 break
@@ -147,7 +147,7 @@ class Intake:
             return messages_of(self._lane, bytes(text))
         except InvalidMessage as error:
             if complete and all(complete):
-                self._line(*first)  # raises: what follows are messages, so the first one was to be one
+                self._line(*first)  # raises: the other lines are messages, so the first line is a broken one
             raise OutboxError(f"{self._name}: {error}; nothing was committed: mend it and run this again") from error
 
     def _commit(self, messages: list[Message]) -> None:
@@ -174,13 +174,13 @@ def _flaw(error: InvalidMessage) -> str:
 
 
 class State(Enum):
-    """Of a text, as JSON."""
+    """The state of a text as JSON."""
 
     COMPLETE = auto()
     GOES_ON = auto()
-    """It breaks off in the middle, as the first line of an indented document does."""
+    """It breaks off in the middle, as the first line of an indented document does: more lines may complete it."""
     WRONG = auto()
-    """In itself: the rest of a stream that may never end is not read for it."""
+    """No continuation can make it valid, so the rest of a possibly endless stream is not read."""
 
 
 def _state(text: bytes | bytearray) -> State:

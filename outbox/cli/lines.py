@@ -1,7 +1,7 @@
-"""Lines of a stream as they come: none is read beyond a bound, and a signal ends the wait for the next one.
+"""The lines of a stream as they arrive: each is bounded, and a signal ends the wait for the next one.
 
-The first SIGINT or SIGTERM is noted: whoever reads finishes what cannot be left half done, and says how far it came.
-The second one does what it would have done without us.
+The first SIGINT or SIGTERM is only recorded, so that the command can finish a commit and say how far it came. A second
+one has its usual effect.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from io import UnsupportedOperation
 from typing import Any, BinaryIO
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Of a line, and of a document over several lines."""
+"""Upper bound of a line, and of a document that spans several lines."""
 _READ_BYTES = 64 * 1024
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
@@ -25,11 +25,11 @@ Numbered = tuple[int, bytes]
 
 
 class Stopped(Exception):
-    """By the signal that was noted."""
+    """A signal was recorded."""
 
 
 class TooLong(Exception):
-    """The line of this number has more than MAX_BYTES."""
+    """Line ``number`` has more than MAX_BYTES."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -37,20 +37,20 @@ class TooLong(Exception):
 
 
 class Noted:
-    """``signal``: the one that came, or None."""
+    """The recorded signal. ``signal``: its number, or None."""
 
     def __init__(self, wakes: socket.socket) -> None:
         self.signal: int | None = None
         self._wakes = wakes
-        """Readable once a signal came, also one that came just before the wait."""
+        """Readable once a signal has arrived, even if it arrived just before the wait."""
 
     def look(self) -> None:
-        """Raise ``Stopped`` when a signal came."""
+        """Raise ``Stopped`` if a signal has arrived."""
         if self.signal is not None:
             raise Stopped
 
     def wait(self, readable: int | None) -> None:
-        """Until the descriptor has something to read, if there is one. Raises ``Stopped``."""
+        """Block until the descriptor is readable; None: do not block. Raises ``Stopped``."""
         self.look()
         if readable is not None:
             select.select([readable, self._wakes.fileno()], [], [])
@@ -59,7 +59,7 @@ class Noted:
 
 @contextmanager
 def signals_noted() -> Iterator[Noted]:
-    """The first SIGINT or SIGTERM in the block; what is ignored, as in a shell's background job, stays ignored."""
+    """Record the first SIGINT or SIGTERM of the block. An ignored signal (a shell's background job) stays ignored."""
     ours, pythons = socket.socketpair()
     noted, before = Noted(ours), dict[int, Any]()
 
@@ -88,7 +88,7 @@ def signals_noted() -> Iterator[Noted]:
 
 
 def lines_of(source: BinaryIO, noted: Noted) -> Iterator[Numbered]:
-    """The lines that hold something. Raises ``TooLong`` and, while it waits, ``Stopped``."""
+    """The lines that are not blank. Raises ``TooLong`` and, while it waits, ``Stopped``."""
     for number, line in _all_lines(source, noted):
         text = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
         if text and not text.isspace():
@@ -114,7 +114,7 @@ def _all_lines(source: BinaryIO, noted: Noted) -> Iterator[Numbered]:
 
 def _parts(source: BinaryIO, noted: Noted) -> Iterator[bytes]:
     descriptor = _descriptor(source)
-    read: Callable[[int], bytes] = source.read1  # type: ignore[attr-defined]  # what is there, and no wait for more
+    read: Callable[[int], bytes] = source.read1  # type: ignore[attr-defined]  # returns what has arrived, without waiting for more
     noted.wait(descriptor)
     while part := read(_READ_BYTES):
         yield part
@@ -122,7 +122,7 @@ def _parts(source: BinaryIO, noted: Noted) -> Iterator[bytes]:
 
 
 def _descriptor(source: BinaryIO) -> int | None:
-    """To wait at; None: there is nothing to wait for."""
+    """The file descriptor to wait for; None: a source in memory, which never blocks."""
     try:
         return source.fileno()
     except UnsupportedOperation:

@@ -55,12 +55,12 @@ reading the scripts would import Alembic.
 """
 
 _ONE_MIGRATION = RLock()
-"""Not a Lock: a migration of the outbox may run within another one of the same thread."""
+"""Alembic's proxies are global to the process. Reentrant: one migration may run inside another in the same thread."""
 
 
 def _begin_anew() -> None:
-    """In a child process, where the thread that holds the lock is not."""
-    global _ONE_MIGRATION  # noqa: PLW0603 - of the process, as what it guards
+    """Renew the lock in a child process: the thread that held it does not exist there."""
+    global _ONE_MIGRATION  # noqa: PLW0603 - global like the proxies it guards
     _ONE_MIGRATION = RLock()
 
 

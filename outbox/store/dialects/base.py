@@ -48,8 +48,8 @@ Look = Callable[[Event], Iterable[str]]
 
 @contextmanager
 def all_or_none(connection: Connection, savepoint: str, *, alone: str | None) -> Iterator[None]:
-    """Undo what the block did when it raises, and nothing else of the caller's transaction. ``alone``: no transaction
-    is open, as the connection is in autocommit, and this statement begins one."""
+    """Undo what the block did when it raises, and nothing else of the caller's transaction. ``alone``: the connection
+    is in autocommit without an open transaction, and this statement begins one; None: use a savepoint."""
     begin, end, undo = f"SAVEPOINT {savepoint}", f"RELEASE SAVEPOINT {savepoint}", f"ROLLBACK TO SAVEPOINT {savepoint}"
     if alone:
         begin, end, undo = alone, "COMMIT", "ROLLBACK"
@@ -91,7 +91,7 @@ class Dialect(ABC):
     aggregates_slowly: ClassVar[bool] = False
     """Aggregating payloads (``lines_of``) takes longer than reading a few rows one by one."""
     begins: ClassVar[str] = "START TRANSACTION"
-    """What begins a transaction: BEGIN is another thing in MariaDB's sql_mode ORACLE."""
+    """The statement that begins a transaction. In MariaDB's sql_mode ORACLE, BEGIN means something else."""
     inserted_at_once: ClassVar[int] = 1
     inserted_at_once_bytes: ClassVar[int] = 0
     """Bounds of one INSERT of several rows: how many, and the bytes of their payloads. One row has no bound."""
@@ -192,10 +192,10 @@ class Dialect(ABC):
 
     @abstractmethod
     def commits_each(self, connection: Connection) -> bool:
-        """Whether the caller's connection commits each statement, and nobody has begun a transaction on it."""
+        """Whether the caller's connection is in autocommit and has no open transaction."""
 
     def all_or_none(self, connection: Connection, savepoint: str) -> AbstractContextManager[None]:
-        """See :func:`all_or_none`. Of two, one in the other, each has its own name: MySQL would forget the first."""
+        """See :func:`all_or_none`. Nested blocks need different names: MySQL replaces a savepoint of the same name."""
         if not connection.in_transaction():
             connection.begin()  # as the next statement would: a host's listener may say BEGIN then
         return all_or_none(connection, savepoint, alone=self.begins if self.commits_each(connection) else None)

@@ -173,7 +173,7 @@ class PostgreSQL(Dialect):
             return False
         if connection.dialect.driver == "asyncpg":
             return not driver_connection.is_in_transaction()
-        # As the server said with its last answer, whoever began a transaction.
+        # By the server's last answer, however a transaction was begun.
         return bool(driver_connection.info.transaction_status == TransactionStatus.IDLE)
 
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:

@@ -99,7 +99,7 @@ class SQLite(Dialect):
         return each and not driver_connection.in_transaction
 
     def all_or_none(self, connection: Connection, savepoint: str) -> AbstractContextManager[None]:
-        # An open transaction is the caller's to undo: a savepoint keeps copies of pages, which costs 30 % for each row.
+        # In an open transaction the caller rolls back: a savepoint copies pages, which costs 30 % more for each row.
         block = super().all_or_none(connection, savepoint)
         return block if self.commits_each(connection) else nullcontext()
 
