@@ -143,6 +143,7 @@ class Outbox:
         where = joined(where)
         result, rows = self._prepared(messages)  # before the connection: the iterable may use the same session
         connection = where if isinstance(where, Connection) else where.connection()
+        self.store.database.require_file(connection)
         self._insert(connection, result, rows)
         if rows:
             self.wake.after_commit(where, set(rows))

@@ -17,6 +17,7 @@ from outbox.doctor.finding import Finding, ok, problem, skipped, warning
 from outbox.doctor.patient import DATABASE_SECONDS, Check, Need, Patient
 from outbox.settings_values import human_bytes
 from outbox.store.database import Database
+from outbox.store.dialects.open_files import holders
 
 Version = tuple[int, ...]
 
@@ -75,6 +76,14 @@ def _files(patient: Patient) -> Iterator[Finding]:
         return
     yield from files.modes([path.with_name(path.name + suffix) for suffix in ("", "-wal", "-shm")])
     yield from files.folder(path.absolute().parent)
+
+
+def _removed(patient: Patient) -> Iterator[Finding]:
+    for holder in holders(str(path_of(patient.database))):
+        yield problem(
+            f"still open in {holder}, though removed or replaced: {', '.join(holder.names)}",
+            f"end process {holder.pid}, then start it again; stop all that uses the file before you move or restore it",
+        )
 
 
 def _disk(patient: Patient) -> Iterator[Finding]:
@@ -140,6 +149,7 @@ def _sql(patient: Patient, statement: str) -> str:
 
 CHECKS = (
     Check("files", Need.SETTINGS, _files),
+    Check("removed", Need.SETTINGS, _removed),
     Check("disk", Need.SETTINGS, _disk),
     Check("version", Need.SETTINGS, _version),
     Check("durability", Need.DATABASE, _durability),

@@ -28,6 +28,7 @@ The database:
     connections       which of the pool's connections are used again, and two kept at hand
     compiled          statements of the hot path, run by the driver's cursor
     forks             a child process starts without its parent's connections
+    same_file         SQLite: notices that the file was removed or replaced while it is open
     migrate           Alembic in code
     wake              wake-ups after a commit of this process
     watch             notifications of commits by other processes

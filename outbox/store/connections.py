@@ -12,10 +12,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Engine, Pool, PoolProxiedConnection, QueuePool, event
 from sqlalchemy.exc import InvalidatePoolError
+
+if TYPE_CHECKING:
+    from outbox.store.same_file import SameFile
 
 IDLE_SECONDS = 1.0
 """A connection that was idle for longer is pinged before use: the server may have closed it meanwhile."""
@@ -46,6 +49,8 @@ class Connections:
         self._engine = engine
         self._served = served
         self._switch = switch
+        self.file: SameFile | None = None
+        """The file of a SQLite database."""
         self._suspect = Event()
         """Set: the pool's connections must not be used again."""
         self._at_hand = AtHand()
@@ -79,6 +84,8 @@ class Connections:
     def take(self) -> tuple[PoolProxiedConnection, AtHand]:
         """A driver connection, and the cache it came from. The caller passes both to :meth:`keep`, or closes the
         connection."""
+        if self.file is not None:
+            self.file.look()
         at_hand = self._at_hand
         try:
             pooled = at_hand.pop()
@@ -142,6 +149,8 @@ class Connections:
         """Start with no connection: one must not be shared with the parent process."""
         self.pid = os.getpid()
         self._forking = False
+        if self.file is not None:
+            self.file.renew_lock()
         _LEFT_ALONE.append(self._engine.pool)
         self._engine.dispose(close=False)
 

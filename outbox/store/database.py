@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 from weakref import finalize
 
-from sqlalchemy import Connection, Engine, PoolProxiedConnection
+from sqlalchemy import Connection, Engine, PoolProxiedConnection, event
 from sqlalchemy.engine import URL
 from sqlalchemy.engine import Dialect as Driver
 from sqlalchemy.exc import (
@@ -35,6 +35,7 @@ from outbox.store.dialects.sqlite_lock import LOCK_PAUSE_SECONDS, READS, when_fr
 from outbox.store.engines import dialect_for, engine_for, parsed
 from outbox.store.forks import ForkGuard, call_around_forks
 from outbox.store.ledger import Inside
+from outbox.store.same_file import SameFile, note_file, require_same
 from outbox.uninstrumented import uninstrumented
 
 T = TypeVar("T")
@@ -66,6 +67,10 @@ class Database:
         self._connections = Connections(self.engine, served=not one_writer, switch=switch)
         self._guard = ForkGuard(self.engine, str(self.url.database), self._connections) if one_writer else None
         call_around_forks(self._guard or self._connections)
+        if self._guard is not None:
+            self._connections.file = SameFile(self.engine, str(self.url.database), self.safe_url, self._guard)
+            if isinstance(bind, Engine):
+                event.listen(bind, "connect", note_file)
         # SQLAlchemy holds checked-out connections in a global list: kept-at-hand ones would keep the engine alive, and
         # the engine them, after the last reference to this object is gone.
         finalize(self, self._connections.let_go).atexit = False
@@ -75,6 +80,17 @@ class Database:
     def safe_url(self) -> str:
         """The URL without its password, for people."""
         return self.url.render_as_string(hide_password=True)
+
+    @property
+    def file_changes(self) -> int:
+        """How often a SQLite file was found replaced: what was remembered before the last time no longer holds."""
+        file = self._connections.file
+        return 0 if file is None else file.changes
+
+    def require_file(self, connection: Connection) -> None:
+        """Raise ``DatabaseUnavailable`` where the host's connection has a SQLite file open that was removed."""
+        if self._connections.file is not None:
+            require_same(connection)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -98,6 +98,11 @@ class ForkGuard:
         self._former.append(ref(pool))
         self._close_returned()
 
+    @property
+    def has_open(self) -> bool:
+        """Whether the engine has a connection open."""
+        return bool(self._open)
+
     def _close_returned(self) -> None:
         for one in list(self._former):  # no lock: garbage collection may dispose of another pool right here
             if (pool := one()) is not None:

@@ -17,6 +17,8 @@ from outbox.errors import ConfigError, DatabaseUnavailable, SchemaOutOfDate
 from outbox.store.dialects.base import Dialect, Inserted, Look, Row
 from outbox.store.dialects.sqlite_watch import watching
 
+_SHORT_READ = "SQLITE_IOERR_SHORT_READ"
+
 
 class SQLite(Dialect):
     name = "sqlite"
@@ -42,7 +44,11 @@ class SQLite(Dialect):
 
     def create_store(self, url: URL) -> None:
         # Created readable by its owner alone; SQLite gives -wal and -shm the mode of the database file.
+        path = Path(os.path.realpath(self._path(url)))
         try:
+            if not path.exists():  # SQLite deletes a log beside an empty file, but another process may have opened it
+                for suffix in ("-wal", "-shm"):
+                    path.with_name(path.name + suffix).unlink(missing_ok=True)
             os.close(os.open(self._path(url), os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as error:
             raise DatabaseUnavailable(
@@ -169,10 +175,18 @@ class SQLite(Dialect):
     def error_code(self, error: DBAPIError) -> Any:
         """SQLite's primary error name: SQLITE_IOERR also for SQLITE_IOERR_FSYNC."""
         name = getattr(error.orig, "sqlite_errorname", None)
+        if name == _SHORT_READ:
+            return name
         return name and "_".join(name.split("_")[:2])
 
     def may_hold(self, error: DBAPIError) -> bool:
-        return self.error_code(error) in ("SQLITE_IOERR", "SQLITE_FULL", "SQLITE_NOMEM", "SQLITE_INTERRUPT")
+        return self.error_code(error) in (
+            "SQLITE_IOERR",
+            _SHORT_READ,
+            "SQLITE_FULL",
+            "SQLITE_NOMEM",
+            "SQLITE_INTERRUPT",
+        )
 
     def is_missing_table(self, error: DBAPIError) -> bool:
         return "no such table" in str(error.orig)
@@ -188,6 +202,9 @@ class SQLite(Dialect):
         "SQLITE_READONLY": "Let this account write the file and its folder, then try again.",
         "SQLITE_CANTOPEN": "Let this account read and write the file and its folder, then try again.",
         "SQLITE_IOERR": "The disk failed, the kernel's log says how; try again when it is well.",
+        _SHORT_READ: "The file, or its log, is shorter than SQLite knows it to be: its -wal or -shm file was perhaps"
+        " removed while it was in use. Stop every process that uses the file, then start them again: the last one to"
+        " end writes what the log holds into the file.",
         "SQLITE_NOTADB": "It is damaged or another program's: check OUTBOX_DATABASE_URL, or restore a backup.",
         "SQLITE_CORRUPT": "The file is damaged. Keep it, its -wal file too; restore a backup, or save what can be read:"
         " sqlite3 FILE .recover",
