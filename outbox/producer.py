@@ -35,7 +35,7 @@ from outbox.store.database import PUT_AGAIN, Database
 from outbox.store.dialects import Inserted, Row, dialect_of
 from outbox.store.ledger import Clock
 from outbox.store.operate import Window
-from outbox.store.read_ahead import at_once
+from outbox.store.read_ahead import fits_one_read
 from outbox.store.store import Store
 from outbox.store.wake import Announcer, Wake
 
@@ -209,7 +209,7 @@ class Outbox:
         if len(rows) != 1 or len(result) > CHUNK_ROWS or self.settings.usage_max_entries is not None:
             return None
         [(lane, fresh)] = rows.items()
-        taken = self.wake.hands_over and at_once(lane, self.store.policy)
+        taken = self.wake.hands_over and fits_one_read(lane, self.store.policy)
         handed_over = taken and sum([size for *_, size in fresh]) <= HANDED_OVER_BYTES
         inserted = self.store.database.insert(LANES[lane].table, fresh, numbered=handed_over)
         if inserted is not None:

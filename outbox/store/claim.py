@@ -36,7 +36,7 @@ from outbox.store.ledger import (
     overdue,
     waiting_of,
 )
-from outbox.store.read_ahead import RUN, at_once, is_complete
+from outbox.store.read_ahead import RUN, fits_one_read, is_complete
 from outbox.store.schema import BATCH, LOGS
 from outbox.store.settle import halve
 
@@ -235,7 +235,7 @@ def _neighbours(lane: LockedLane, policy: Policy) -> Entries | None:
     """The entries of the next batch by one query, if no number is missing and they fit. None: ``_above_cursor``
     has to look row by row, unless the query found nothing above the cursor."""
     limit, most = policy.max_batch_bytes(lane.lane), policy.batch_max_rows
-    if not at_once(lane.lane, policy):
+    if not fits_one_read(lane.lane, policy):
         return None
     first = lane.cursor + 1
     row = lane.ahead.get(first)

@@ -33,7 +33,7 @@ from outbox.store.claim import Entries, claim, lease_columns, new_batch, newest_
 from outbox.store.compiled import has_listeners
 from outbox.store.database import Database
 from outbox.store.ledger import Clock, LockedLane, NeedsLock, new_columns, saving
-from outbox.store.read_ahead import BATCHES_AHEAD, FRESH_SECONDS, RUN, ReadAhead, at_once
+from outbox.store.read_ahead import BATCHES_AHEAD, FRESH_SECONDS, RUN, ReadAhead, fits_one_read
 from outbox.store.settle import settle
 
 LOCKED_STEPS = 10
@@ -212,7 +212,7 @@ class OptimisticSteps:
             self._since[row.lane], self._clock_read_at[row.lane] = row.version, row.at
         lane, locked_steps = row.lane, self._locked_steps.pop(row.lane, 0)
         alone = self._ahead.plan(row, policy) and self._database.dialect.optimistic_write is not None
-        if alone and at_once(lane, policy) and not locked_steps and row.health.state is LaneState.OPEN:
+        if alone and fits_one_read(lane, policy) and not locked_steps and row.health.state is LaneState.OPEN:
             row.connection, row.look, row.ahead, row.leases, row.arrivals = _NO_CONNECTION, None, {}, [], []
             self._left[lane] = row
         else:

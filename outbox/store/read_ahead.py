@@ -62,7 +62,7 @@ _FEW = {lane: CompiledStatement(_few_of(log)) for lane, log in LOGS.items()}
 _NOW = CompiledStatement(select(now_us().label("now")))
 
 
-def at_once(lane: Lane, policy: Policy) -> bool:
+def fits_one_read(lane: Lane, policy: Policy) -> bool:
     """Whether a batch of the lane may be read by ``RUN``, whose size is known only after it was fetched."""
     return policy.batch_max_rows * LANES[lane].max_payload_bytes <= _READ_AT_ONCE_BYTES
 
@@ -138,7 +138,7 @@ class ReadAhead:
         if left.newest == left.cursor and not before:
             return alone
         kept = {first: read for first, read in before.items() if alone and first > left.cursor and read.fresh}
-        if alone and left.newest is not None and self._database.dialect.reads_ahead and at_once(lane, policy):
+        if alone and left.newest is not None and self._database.dialect.reads_ahead and fits_one_read(lane, policy):
             rows = policy.batch_max_rows
             batches = min(BATCHES_AHEAD, (left.newest - left.cursor) // rows)
             firsts = [left.cursor + 1 + number * rows for number in range(batches)]
