@@ -59,15 +59,20 @@ MANY = {
 }
 
 
-@pytest.fixture(params=MANY)
-def messages(request: pytest.FixtureRequest, database: Database, monkeypatch: pytest.MonkeyPatch) -> list[Message]:
-    if request.param == "more than a statement takes" and database.name != "sqlite":
-        pytest.skip("one statement, or COPY")
+def of_many(*databases: str) -> pytest.MarkDecorator:
+    """The databases, each with what it does not insert by one statement: servers take a chunk by one, or by COPY."""
+    cases = [(each, many) for each in databases for many in MANY if each == "sqlite" or "statement" not in many]
+    return pytest.mark.parametrize(("database", "messages"), cases, indirect=True)
+
+
+@pytest.fixture
+def messages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> list[Message]:
     monkeypatch.setattr("outbox.producer.CHUNK_ROWS", CHUNK_ROWS)
     made: list[Message] = MANY[request.param]()
     return made
 
 
+@of_many("sqlite", "postgresql", "mariadb")
 def test_a_connection_that_commits_each_statement_has_all_or_none(
     box: Outbox, engine: Engine, messages: list[Message]
 ) -> None:
@@ -81,7 +86,7 @@ def test_a_connection_that_commits_each_statement_has_all_or_none(
     assert entries(engine) == len(messages) + 1
 
 
-@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+@of_many("postgresql", "mariadb")
 def test_a_transaction_that_goes_on_has_what_it_had(box: Outbox, engine: Engine, messages: list[Message]) -> None:
     with engine.begin() as connection:
         box.enqueue(connection, interval())
@@ -91,6 +96,7 @@ def test_a_transaction_that_goes_on_has_what_it_had(box: Outbox, engine: Engine,
     assert entries(engine) == 2
 
 
+@of_many("sqlite", "postgresql", "mariadb")
 def test_what_is_rolled_back_was_never_there(box: Outbox, engine: Engine, messages: list[Message]) -> None:
     """Also as the first of its transaction: the driver of SQLite has not begun one yet."""
     with engine.connect() as connection:
@@ -102,7 +108,7 @@ def test_what_is_rolled_back_was_never_there(box: Outbox, engine: Engine, messag
     assert entries(engine) == len(messages)
 
 
-@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+@of_many("sqlite")
 def test_a_host_whose_listener_begins_each_transaction_has_only_that(
     box: Outbox, engine: Engine, messages: list[Message]
 ) -> None:

@@ -58,12 +58,13 @@ def all_or_none(connection: Connection, savepoint: str, *, alone: str | None) ->
         yield
         connection.exec_driver_sql(end)
     except BaseException as raised:
+        by_database = isinstance(raised, (DBAPIError, connection.dialect.loaded_dbapi.Error))
         if not connection.invalidated:
             try:
                 connection.exec_driver_sql(undo)
             except DBAPIError:
-                if connection.invalidated and isinstance(raised, DBAPIError):
-                    raise  # otherwise the first error says more
+                if connection.invalidated and by_database:
+                    raise  # SQLAlchemy's own error for a broken connection; otherwise the first error says more
         raise
 
 
