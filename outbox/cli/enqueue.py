@@ -131,7 +131,6 @@ class Intake:
         complete: list[bool] = []
         """For each line after the first: whether it is a complete JSON object."""
         for number, line in rest:
-            after_colon = not complete and text.rstrip().endswith(b":")
             text += b"\n" * (number - last) + line
             last = number
             complete.append(line.lstrip().startswith(b"{") and _state(line) is State.COMPLETE)
@@ -139,7 +138,7 @@ class Intake:
                 break
             if len(text) > 2 * looked_at:  # doubling: all checks together cost at most twice the last one
                 looked_at, state = len(text), _state(text)
-            if state is State.WRONG or complete[-2:] == [True, True] or (after_colon and complete[-1]):
+            if state is State.WRONG or complete[-2:] == [True, True]:
                 break
         try:
             if len(text) > MAX_BYTES:

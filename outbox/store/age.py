@@ -34,8 +34,9 @@ class AgeClock:
         before, self._steady = self._steady, self._steady.after(Reading(now, began, boottime()))
         if self._steady.ahead and not before.ahead:
             logger.warning(
-                "%s: the clock of the database went %.0f s ahead. Purge and shedding judge age as if it had not, for"
-                " %.0f minutes: if it is wrong, set it right before they are over; if it is right, do nothing",
+                "%s: the clock of the database is %.0f s ahead of what it was when it was last read (at start: of this"
+                " host's). Purge and shedding judge age without that lead until it has stood for %.0f minutes: if the"
+                " database's clock is wrong, set it right before; if it is right, do nothing",
                 self._where,
                 self._steady.ahead / MICROSECONDS,
                 STANDS_SECONDS / 60,

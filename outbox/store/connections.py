@@ -85,7 +85,7 @@ class Connections:
         """A driver connection, and the cache it came from. The caller passes both to :meth:`keep`, or closes the
         connection."""
         if self.file is not None:
-            self.file.look()
+            self.file.require_lately()
         at_hand = self._at_hand
         try:
             pooled = at_hand.pop()
@@ -149,8 +149,6 @@ class Connections:
         """Start with no connection: one must not be shared with the parent process."""
         self.pid = os.getpid()
         self._forking = False
-        if self.file is not None:
-            self.file.renew_lock()
         _LEFT_ALONE.append(self._engine.pool)
         self._engine.dispose(close=False)
 

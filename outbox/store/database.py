@@ -81,12 +81,6 @@ class Database:
         """The URL without its password, for people."""
         return self.url.render_as_string(hide_password=True)
 
-    @property
-    def file_changes(self) -> int:
-        """How often a SQLite file was found replaced: what was remembered before the last time no longer holds."""
-        file = self._connections.file
-        return 0 if file is None else file.changes
-
     def require_file(self, connection: Connection) -> None:
         """Raise ``DatabaseUnavailable`` where the host's connection has a SQLite file open that was removed."""
         if self._connections.file is not None:

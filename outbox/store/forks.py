@@ -99,9 +99,9 @@ class ForkGuard:
         self._close_returned()
 
     @property
-    def has_open(self) -> bool:
-        """Whether the engine has a connection open."""
-        return bool(self._open)
+    def open_connections(self) -> int:
+        """How many connections the engine has open."""
+        return len(self._open)
 
     def _close_returned(self) -> None:
         for one in list(self._former):  # no lock: garbage collection may dispose of another pool right here

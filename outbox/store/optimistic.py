@@ -192,10 +192,6 @@ class OptimisticSteps:
         if left is not None and (left.version, left.cursor) != (version, cursor):
             self._left.pop(lane, None)
 
-    def forget(self) -> None:
-        """Remember no lane: the database is another one."""
-        self._left.clear()
-
     def is_alone(self, lane: Lane) -> bool:
         """Whether the next step may be optimistic."""
         return lane in self._left

@@ -172,10 +172,6 @@ class ReadAhead:
         lines = "\n".join([row.payload for row in found]) if found else None
         return RUN[lane].record((len(found), last, sum(row.size for row in found), lines, last, now))
 
-    def forget(self) -> None:
-        """Drop what was read: the database is another one."""
-        self._reads, self._versions = {}, {}
-
     def close(self) -> None:
         """Wait for the running read; cancel the others."""
         self._reads = {}

@@ -47,7 +47,8 @@ class _Undone(Inside):
 
 @dataclass(frozen=True, slots=True)
 class _Timer:
-    """When, by ``_timer_clock``, the first batch or hole of an open lane of this ``version`` is due; None: never."""
+    """When the first batch or hole is due in an open lane with this ``version``, in seconds of ``_timer_clock``; None:
+    none waits."""
 
     version: int
     at: float | None
@@ -67,7 +68,6 @@ class Store:
         self._ahead = ReadAhead(database)
         self._optimistic = OptimisticSteps(database, self._ahead)
         self._timers: dict[Lane, _Timer] = {}
-        self._file_changes = database.file_changes
         self.notified_here: dict[str, int] = {}
         """By table, the last number that a producer of this process has committed and handed over to its worker."""
 
@@ -92,7 +92,6 @@ class Store:
         If the claim is lost to another worker, the settlements are committed alone. ``look_due``, ``eager``: see
         ``claim``. ``committed``: all entries that the caller knows to be above the cursor, which need not be read.
         """
-        self._forget_replaced_file()
         if not look_due:
             request = Request(self.policy, settlements, want, self.clock, committed)
             unlocked = self._optimistic.step(lane, request)
@@ -139,10 +138,10 @@ class Store:
         """Whether a step would find something to do, and when the next timer ends. Only reads: an idle worker writes
         nothing.
 
-        ``stepped``: the caller has just stepped until nothing was left, and settled all batches of those steps. If the
-        steps were optimistic and the last one left no known entry, the previous answer still holds: nothing is read.
+        ``stepped``: the caller has just stepped until nothing was left, and all batches of those steps are settled. If
+        the steps were optimistic and the last one left no known entry, the previous answer still holds, and nothing is
+        read.
         """
-        self._forget_replaced_file()
         remembered = self._remembered_outlook(lane) if stepped else None
         if remembered is not None:
             return remembered
@@ -155,14 +154,6 @@ class Store:
             left = outlook.next_seconds
             self._timers[lane] = _Timer(row.version, None if left is None else self._timer_clock() + left)
         return outlook
-
-    def _forget_replaced_file(self) -> None:
-        """Forget what was remembered of lanes when SQLite's file is another one."""
-        if (changes := self.database.file_changes) != self._file_changes:
-            self._file_changes = changes
-            self._timers.clear()
-            self._ahead.forget()
-            self._optimistic.forget()
 
     def _remembered_outlook(self, lane: Lane) -> Outlook | None:
         """The previous answer, less the time since: nothing to do until its timer. None: it may not hold any more."""
@@ -197,7 +188,8 @@ class Store:
         return self.database.dialect.notifies
 
     def watch(self, tell: Listener, early: Listener | None = None) -> Callable[[], None]:
-        """Call ``tell`` after another process's commit of entries, ``early`` just before it. Returns what ends that."""
+        """Start a thread that calls ``tell`` when another process has committed entries, and ``early`` just before its
+        commit. Returns the function that ends it."""
         watch = Watch(self.database, tell, early or tell, self.notified_here)
         watch.start()
         return watch.close
@@ -222,7 +214,8 @@ class Store:
         )
 
     def keep_within(self, lane: Lane, limits: Bounds) -> int:
-        """Shed what a lane holds beyond its bounds, in chunks; entries shed. Raises ``ValueError`` for usage."""
+        """Shed what a telemetry lane holds beyond its bounds, in chunks; entries shed. Raises ``ValueError`` for
+        usage."""
         if lane is Lane.USAGE:
             raise ValueError("usage is billing: it is never shed")
         with self.database.read(snapshot=True) as connection:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.cli.command import EXAMPLES, Command, usage_line
 from tests.cli.test_cli_worker import running
+from tests.messages.documents import example
 from tests.support.waiting import wait_until
 
 ENDS_WITH = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -154,7 +155,7 @@ def test_what_a_shells_background_job_ignores_it_goes_on_ignoring(outbox: Comman
 # --- a first line that is cut off ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", [b",", b":", b"{"], ids=["comma", "colon", "brace"])
+@pytest.mark.parametrize("after", [b",", b"{"], ids=["comma", "brace"])
 def test_a_first_line_that_is_cut_off_is_told_while_the_stream_goes_on(outbox: Command, after: bytes) -> None:
     whole = usage_line()
     cut = whole[: whole.index(after) + 1] + b"\n"
@@ -166,9 +167,12 @@ def test_a_first_line_that_is_cut_off_is_told_while_the_stream_goes_on(outbox: C
     assert "nothing was committed: mend it and go on from line 1" in said
 
 
-def test_one_that_is_cut_off_where_rows_begin_is_told_at_the_next_but_one(outbox: Command) -> None:
+@pytest.mark.parametrize("cut", [b'{"trace_transactions": [\n', b'{"tenant_id":\n'], ids=["bracket", "colon"])
+def test_one_that_is_cut_off_where_an_object_may_follow_is_told_at_the_next_but_one(
+    outbox: Command, cut: bytes
+) -> None:
     with running(outbox, "enqueue", "usage") as process:
-        feed(process, b'{"trace_transactions": [\n', usage_line(), usage_line())
+        feed(process, cut, usage_line(), usage_line())
         code, said = ends(process)
     assert code == 1
     assert "standard input, line 1: is not JSON" in said
@@ -190,6 +194,14 @@ ROW = usage_line().rstrip()
 def test_a_document_may_have_its_rows_on_lines_of_their_own(outbox: Command, text: bytes, rows: int) -> None:
     [committed] = outbox("enqueue", "usage", stdin=text).lines()
     assert committed["committed"] == rows
+
+
+def test_a_document_may_have_an_object_on_a_line_of_its_own(outbox: Command) -> None:
+    [resource_spans] = json.loads(example("traces"))["resourceSpans"]
+    resource, scopes = (json.dumps(resource_spans[key]) for key in ("resource", "scopeSpans"))
+    text = f'{{"resourceSpans": [{{"resource":\n{resource}\n, "scopeSpans": {scopes}}}]}}\n'
+    [committed] = outbox("enqueue", "traces", stdin=text.encode()).lines()
+    assert committed["committed"] == 1
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_a_jump_is_told_once_and_its_end_too(
     clock.ahead = MONTH
     for _ in range(3):
         worker.purge(KEEP_A_MONTH)
-    assert told("the clock of the database went 2678400 s ahead") == 1
+    assert told("the clock of the database is 2678400 s ahead") == 1
     clock.ahead = 0
     for _ in range(3):
         worker.purge(KEEP_A_MONTH)

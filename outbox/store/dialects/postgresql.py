@@ -25,6 +25,8 @@ COPIED_AT_ONCE = 100
 
 _TAKEN, _ANOTHERS = "23505 of a log's number", "08P01 of a prepared statement"
 """Error codes of our own, for SQLSTATEs that mean this only together with the constraint or the message."""
+_IDLE = 0
+"""libpq's PQTRANS_IDLE: no transaction is open."""
 _CROWDED = ("too many clients already", "connection slots are reserved", "too many connections for")
 """Messages of a server that refuses a connection beyond its limit: libpq reports no SQLSTATE for them."""
 _POOLED = (
@@ -165,8 +167,6 @@ class PostgreSQL(Dialect):
         return sql, ([id.hex() for id, _, _ in rows], [payload for _, payload, _ in rows], [size for *_, size in rows])
 
     def commits_each(self, connection: Connection) -> bool:
-        from psycopg.pq import TransactionStatus
-
         begins: Any = connection.connection.dbapi_connection
         driver_connection: Any = connection.connection.driver_connection
         if not begins.autocommit:
@@ -174,7 +174,7 @@ class PostgreSQL(Dialect):
         if connection.dialect.driver == "asyncpg":
             return not driver_connection.is_in_transaction()
         # By the server's last answer, however a transaction was begun.
-        return bool(driver_connection.info.transaction_status == TransactionStatus.IDLE)
+        return bool(driver_connection.info.transaction_status == _IDLE)
 
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
         """Many rows by COPY on the caller's own connection. When it fails, an id is already there, or the INSERT that

@@ -44,11 +44,7 @@ class SQLite(Dialect):
 
     def create_store(self, url: URL) -> None:
         # Created readable by its owner alone; SQLite gives -wal and -shm the mode of the database file.
-        path = Path(os.path.realpath(self._path(url)))
         try:
-            if not path.exists():  # SQLite deletes a log beside an empty file, but another process may have opened it
-                for suffix in ("-wal", "-shm"):
-                    path.with_name(path.name + suffix).unlink(missing_ok=True)
             os.close(os.open(self._path(url), os.O_CREAT | os.O_RDWR, 0o600))
         except OSError as error:
             raise DatabaseUnavailable(

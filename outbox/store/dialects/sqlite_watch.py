@@ -19,7 +19,6 @@ from sqlalchemy import Engine
 
 from outbox.store.dialects.base import Look
 from outbox.store.dialects.inotify import Written, writes_to
-from outbox.store.dialects.open_files import id_of
 
 MILLISECOND = 0.001
 LISTEN_SECONDS = 0.05
@@ -41,8 +40,8 @@ def watching(engine: Engine, lanes: Mapping[str, str], here: Mapping[str, int], 
     pooled.detach()
     with closing(pooled) as connection, closing(connection.cursor()) as cursor:
         cursor.execute(f"PRAGMA busy_timeout = {waits_ms}")  # a producer's connection leaves it at 0
+        watcher = _CommitWatcher(cursor, lanes, here)
         [path] = [path for _, name, path in cursor.execute("PRAGMA database_list").fetchall() if name == "main"]
-        watcher = _CommitWatcher(cursor, path, lanes, here)
         with writes_to(f"{path}-wal") as watcher.written:
             yield watcher.look
 
@@ -50,9 +49,8 @@ def watching(engine: Engine, lanes: Mapping[str, str], here: Mapping[str, int], 
 class _CommitWatcher:
     """The state of the file at the last look. Not thread-safe."""
 
-    def __init__(self, cursor: Any, path: str, lanes: Mapping[str, str], here: Mapping[str, int]) -> None:
+    def __init__(self, cursor: Any, lanes: Mapping[str, str], here: Mapping[str, int]) -> None:
         self._cursor = cursor
-        self._path, self._file = path, id_of(path)
         self._lanes = lanes
         self._here = here
         cursor_of = "(SELECT cursor FROM outbox_lane WHERE lane = ?)"
@@ -64,10 +62,7 @@ class _CommitWatcher:
         self._version, self._newest = self._data_version(), self._newest_unclaimed()
 
     def look(self, stop: Event) -> list[str]:
-        """Wait for a commit of another connection; the tables in which it added rows. Empty once ``stop`` is set.
-
-        Raises ``FileNotFoundError`` when the file was removed or replaced.
-        """
+        """Wait for a commit of another connection; the tables in which it added rows. Empty once ``stop`` is set."""
         stop.wait(self._rest)  # the worker's own work on the last commit writes to the file too
         if not self._committed(stop):
             return []
@@ -87,8 +82,6 @@ class _CommitWatcher:
         while self._data_version() == self._version:
             if stop.is_set():
                 return False
-            if pause >= LISTEN_SECONDS and id_of(self._path) != self._file:
-                raise FileNotFoundError(f"{self._path} was removed or replaced")
             if self.written is None:
                 stop.wait(CLOSE_LOOK_SECONDS if busy else LOOK_SECONDS)
             elif pause < MILLISECOND:  # shorter than poll(2) can wait
