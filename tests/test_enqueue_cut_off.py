@@ -52,6 +52,16 @@ def entries(engine: Engine) -> int:
         return sum(connection.execute(text(f"SELECT count(*) FROM {table}")).scalar_one() for table in tables)
 
 
+def only_what_commits_is_there(box: Outbox, engine: Engine, messages: list[Message]) -> None:
+    with engine.connect() as connection:
+        box.enqueue_many(connection, messages)
+        connection.rollback()
+        assert entries(engine) == 0
+        box.enqueue_many(connection, messages)
+        connection.commit()
+    assert entries(engine) == len(messages)
+
+
 MANY = {
     "more than a statement takes": lambda: intervals(CHUNK_ROWS),
     "more than a chunk takes": lambda: intervals(3 * CHUNK_ROWS),
@@ -99,13 +109,7 @@ def test_a_transaction_that_goes_on_has_what_it_had(box: Outbox, engine: Engine,
 @of_many("sqlite", "postgresql", "mariadb")
 def test_what_is_rolled_back_was_never_there(box: Outbox, engine: Engine, messages: list[Message]) -> None:
     """Also as the first of its transaction: the driver of SQLite has not begun one yet."""
-    with engine.connect() as connection:
-        box.enqueue_many(connection, messages)
-        connection.rollback()
-        assert entries(engine) == 0
-        box.enqueue_many(connection, messages)
-        connection.commit()
-    assert entries(engine) == len(messages)
+    only_what_commits_is_there(box, engine, messages)
 
 
 @of_many("sqlite")
@@ -122,13 +126,7 @@ def test_a_host_whose_listener_begins_each_transaction_has_only_that(
     def begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN")
 
-    with engine.connect() as connection:
-        box.enqueue_many(connection, messages)
-        connection.rollback()
-        assert entries(engine) == 0
-        box.enqueue_many(connection, messages)
-        connection.commit()
-    assert entries(engine) == len(messages)
+    only_what_commits_is_there(box, engine, messages)
 
 
 @pytest.mark.parametrize("database", ["mariadb", "postgresql"], indirect=True)

@@ -4,9 +4,12 @@ watch for secrets."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from outbox.simulator import Simulator
 from tests.faults.hostile import serving_well
 from tests.faults.own_server import started
 from tests.support.canary import Watch
@@ -48,3 +51,26 @@ def watch() -> Iterator[Watch]:
     """Records what every logger writes, at the lowest level, until the test ends."""
     with Watch().on() as watch:
         yield watch
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Where the outbox lives: alone in its folder."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return folder / "outbox.db"
+
+
+@pytest.fixture
+def settings(file: Path, beacon: Simulator) -> dict[str, Any]:
+    """Settings of an outbox on SQLite with short waits: a lease ends after two seconds."""
+    return {
+        "database_url": f"sqlite:///{file}",
+        "beacon_url": beacon.url,
+        "license_key": beacon.license,
+        "lease_seconds": 2,
+        "request_timeout": 1,
+        "poll_seconds": 0.05,
+        "backoff_base": 0.01,
+        "backoff_max": 0.05,
+    }

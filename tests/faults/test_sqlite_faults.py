@@ -45,28 +45,6 @@ SMALL_DISK = 2 * 1024 * 1024
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """Where the outbox lives: alone in its folder."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    return folder / "outbox.db"
-
-
-@pytest.fixture
-def settings(file: Path, beacon: Simulator) -> dict[str, Any]:
-    return {
-        "database_url": f"sqlite:///{file}",
-        "beacon_url": beacon.url,
-        "license_key": beacon.license,
-        "lease_seconds": 2,  # what was answered while nobody could note it is sent again after so long
-        "request_timeout": 1,
-        "poll_seconds": 0.05,
-        "backoff_base": 0.01,
-        "backoff_max": 0.05,
-    }
-
-
-@pytest.fixture
 def box(settings: dict[str, Any], file: Path) -> Iterator[Outbox]:
     with Outbox(settings=Settings(**settings)) as box:
         box.migrate()

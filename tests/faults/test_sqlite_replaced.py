@@ -43,28 +43,6 @@ def each_put_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> Path:
-    """Where the outbox lives: alone in its folder."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    return folder / "outbox.db"
-
-
-@pytest.fixture
-def settings(file: Path, beacon: Simulator) -> dict[str, Any]:
-    return {
-        "database_url": f"sqlite:///{file}",
-        "beacon_url": beacon.url,
-        "license_key": beacon.license,
-        "lease_seconds": 2,
-        "request_timeout": 1,
-        "poll_seconds": 0.05,
-        "backoff_base": 0.01,
-        "backoff_max": 0.05,
-    }
-
-
-@pytest.fixture
 def box(settings: dict[str, Any]) -> Iterator[Outbox]:
     """A producer, which has put before and keeps its connections."""
     with Outbox(settings=Settings(**settings)) as box:
