@@ -12,7 +12,8 @@ import math
 import os
 import time
 from contextlib import closing, suppress
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, Engine, event
 
@@ -68,9 +69,11 @@ class SameFile:
 # --- connections of the host ---------------------------------------------------------------------------------
 
 
-class _HostsFile(NamedTuple):
+@dataclass(slots=True)
+class _HostsFile:
     path: str
     id: FileId | None
+    looked_at: float = -math.inf
 
 
 def note_file(driver_connection: Any, record: Any) -> None:
@@ -88,13 +91,16 @@ def require_same(connection: Connection) -> None:
     if _HOSTS not in info:
         info[_HOSTS] = _opened_by(connection.connection)
     opened: _HostsFile | None = info[_HOSTS]
+    if opened is None or (now := time.monotonic()) - opened.looked_at < LOOK_SECONDS:
+        return
     with suppress(OSError):
-        if opened is not None and id_of(opened.path) != opened.id:
+        if id_of(opened.path) != opened.id:
             raise DatabaseUnavailable(
                 f"{opened.path}: {_CHANGED} {NOTHING_WRITTEN} Roll back. Put the former file back; or stop every"
                 " process that uses it, move the -wal and -shm files away with it, and start again. Then enqueue the"
                 " same messages again."
             )
+    opened.looked_at = now
 
 
 def _opened_by(driver_connection: Any) -> _HostsFile | None:
