@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from outbox.cli.context import Interrupted, box_of
-from outbox.cli.lines import MAX_BYTES, Noted, Numbered, Stopped, TooLong, lines_of, signals_noted
+from outbox.cli.lines import MAX_BYTES, Numbered, RecordedSignal, Stopped, TooLong, lines_of, recording_first_signal
 from outbox.cli.output import tell, write
 from outbox.core.lane import Lane, Signal
 from outbox.errors import ConfigError, InvalidMessage, OutboxError
@@ -80,25 +80,25 @@ class Intake:
     def take(self, source: BinaryIO) -> None:
         """Enqueue all of ``source``. Raises OutboxError with the number of a bad line, whose transaction is undone,
         and ``Interrupted`` at a signal; both messages say which lines are committed."""
-        with signals_noted() as noted:
+        with recording_first_signal() as recorded:
             try:
-                self._take(lines_of(source, noted), noted)
+                self._take(lines_of(source, recorded), recorded)
             except TooLong as error:
                 flaw = f"{self._name}, line {error.number}: {_TOO_LONG}"
                 raise OutboxError(f"{flaw}; {self._way_on('mend it and ')}") from None
             except Stopped:
-                raise Interrupted(f"{self._name}: interrupted; {self._way_on()}", noted.signal) from None
+                raise Interrupted(f"{self._name}: interrupted; {self._way_on()}", recorded.signal) from None
 
-    def _take(self, lines: Iterator[Numbered], noted: Noted) -> None:
+    def _take(self, lines: Iterator[Numbered], recorded: RecordedSignal) -> None:
         first = next(lines, None)
         if first is None:
             tell(f"{self._name} is empty; nothing was enqueued")
         elif _state(first[1]) is State.GOES_ON:
             self._commit(self._document(first, lines))
         else:
-            self._take_lines(chain([first], lines), noted)
+            self._take_lines(chain([first], lines), recorded)
 
-    def _take_lines(self, lines: Iterator[Numbered], noted: Noted) -> None:
+    def _take_lines(self, lines: Iterator[Numbered], recorded: RecordedSignal) -> None:
         waiting: list[Message] = []
         held = last = 0
         for number, line in lines:
@@ -107,7 +107,7 @@ class Intake:
             if held == self._lines_at_once:
                 self._commit(waiting)
                 self._kept, waiting, held = last, [], 0
-                noted.look()
+                recorded.look()
         if held:
             self._commit(waiting)
 

@@ -36,7 +36,7 @@ class TooLong(Exception):
         self.number = number
 
 
-class Noted:
+class RecordedSignal:
     """The recorded signal. ``signal``: its number, or None."""
 
     def __init__(self, wakes: socket.socket) -> None:
@@ -58,22 +58,22 @@ class Noted:
 
 
 @contextmanager
-def signals_noted() -> Iterator[Noted]:
+def recording_first_signal() -> Iterator[RecordedSignal]:
     """Record the first SIGINT or SIGTERM of the block. An ignored signal (a shell's background job) stays ignored."""
     ours, pythons = socket.socketpair()
-    noted, before = Noted(ours), dict[int, Any]()
+    recorded, before = RecordedSignal(ours), dict[int, Any]()
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def note(number: int, _frame: object) -> None:
-        noted.signal = number
+        recorded.signal = number
         restore()
 
     with ours, pythons:
         if threading.current_thread() is not threading.main_thread():  # where Python takes no handlers
-            yield noted
+            yield recorded
             return
         pythons.setblocking(False)
         wakeup = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
@@ -81,23 +81,23 @@ def signals_noted() -> Iterator[Noted]:
             for number in (signal.SIGINT, signal.SIGTERM):
                 if signal.getsignal(number) not in (signal.SIG_IGN, None):
                     before[number] = signal.signal(number, note)
-            yield noted
+            yield recorded
         finally:
             restore()
             signal.set_wakeup_fd(wakeup)
 
 
-def lines_of(source: BinaryIO, noted: Noted) -> Iterator[Numbered]:
+def lines_of(source: BinaryIO, recorded: RecordedSignal) -> Iterator[Numbered]:
     """The lines that are not blank. Raises ``TooLong`` and, while it waits, ``Stopped``."""
-    for number, line in _all_lines(source, noted):
+    for number, line in _all_lines(source, recorded):
         text = line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line
         if text and not text.isspace():
             yield number, text
 
 
-def _all_lines(source: BinaryIO, noted: Noted) -> Iterator[Numbered]:
+def _all_lines(source: BinaryIO, recorded: RecordedSignal) -> Iterator[Numbered]:
     number, begun, size = 1, list[bytes](), 0
-    for part in _parts(source, noted):
+    for part in _parts(source, recorded):
         end, *others = part.split(b"\n")
         begun.append(end)
         size += len(end)
@@ -112,13 +112,13 @@ def _all_lines(source: BinaryIO, noted: Noted) -> Iterator[Numbered]:
     yield number, b"".join(begun)
 
 
-def _parts(source: BinaryIO, noted: Noted) -> Iterator[bytes]:
+def _parts(source: BinaryIO, recorded: RecordedSignal) -> Iterator[bytes]:
     descriptor = _descriptor(source)
     read: Callable[[int], bytes] = source.read1  # type: ignore[attr-defined]  # returns what has arrived, without waiting for more
-    noted.wait(descriptor)
+    recorded.wait(descriptor)
     while part := read(_READ_BYTES):
         yield part
-        noted.wait(descriptor)
+        recorded.wait(descriptor)
 
 
 def _descriptor(source: BinaryIO) -> int | None:

@@ -71,6 +71,8 @@ class SameFile:
 
 @dataclass(slots=True)
 class _HostsFile:
+    """The file of a host's connection. ``looked_at``: when it was last compared, by ``time.monotonic``."""
+
     path: str
     id: FileId | None
     looked_at: float = -math.inf

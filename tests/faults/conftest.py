@@ -23,13 +23,15 @@ def server() -> Iterator[PostgresServer]:
     """A PostgreSQL that survives a power cut, with few connections. A session that asks for it by its
     ``synchronous_commit`` waits at COMMIT for a standby that does not exist."""
     options = {"max_connections": "30", "synchronous_standby_names": "nobody", "synchronous_commit": "local"}
-    yield from started(PostgresServer(durable=True, options=options), "PostgreSQL")
+    with started(PostgresServer(durable=True, options=options), "PostgreSQL") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
     """A primary and its synchronous standby. Ask for it whole: ``pair.mend()``."""
-    yield from started(Pair(), "PostgreSQL")
+    with started(Pair(), "PostgreSQL") as running:
+        yield running
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 import pytest
@@ -14,8 +14,9 @@ from tests.support.processes import ServerStartError
 T = TypeVar("T")
 
 
+@contextmanager
 def started(server: AbstractContextManager[T], product: str) -> Iterator[T]:
-    """Yields ``server``, running. Skips the test where this machine has none, unless OUTBOX_TEST_REQUIRE_ALL=1."""
+    """``server``, running. Skips the test where this machine has none, unless OUTBOX_TEST_REQUIRE_ALL=1."""
     try:
         running = server.__enter__()
     except ServerStartError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 
@@ -15,10 +14,11 @@ from sqlalchemy.pool import NullPool
 
 from outbox import Outbox, TelemetryEnvelope
 from outbox.errors import DatabaseUnavailable
+from tests.faults.own_server import started
 from tests.store.driving import Worker, span
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
-from tests.support.servers import MariaDBServer, PostgresServer, Server, ServerStartError
+from tests.support.servers import MariaDBServer, PostgresServer, Server
 
 mariadb = pytest.mark.parametrize("database", ["mariadb"], indirect=True)
 postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
@@ -105,22 +105,8 @@ def tight() -> Iterator[Server]:
         "innodb-data-file-path": "ibdata1:12M:autoextend:max:24M",
         "max-allowed-packet": "65536",
     }
-    with own(MariaDBServer(private=True, options=options)) as server:
+    with started(MariaDBServer(private=True, options=options), "MariaDB") as server:
         yield server
-
-
-@contextmanager
-def own(server: Server) -> Iterator[Server]:
-    try:
-        server.start()
-    except ServerStartError as error:
-        if os.environ.get("OUTBOX_TEST_REQUIRE_ALL") == "1":
-            raise
-        pytest.skip(f"no {server.product} of our own: {error}")
-    try:
-        yield server
-    finally:
-        server.stop()
 
 
 @pytest.fixture
@@ -190,7 +176,10 @@ def test_an_account_with_all_its_connections_taken_says_so(box: Outbox, database
 
 def test_a_server_with_all_its_connections_taken_says_so() -> None:
     few = {"max_connections": "4", "superuser_reserved_connections": "0", "autovacuum": "off"}
-    with own(PostgresServer(private=True, options=few)) as server, Outbox(server.url("psycopg")) as box:
+    with (
+        started(PostgresServer(private=True, options=few), "PostgreSQL") as server,
+        Outbox(server.url("psycopg")) as box,
+    ):
         advice = r"too many clients already\..*raise max_connections"
         many = create_engine(server.url("psycopg"), poolclass=NullPool)
         with all_taken(many), refused(advice):

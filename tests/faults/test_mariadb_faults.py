@@ -215,7 +215,8 @@ def test_a_lock_wait_of_a_host_reaches_it_as_sqlalchemys_error_and_a_retry_is_sa
 @pytest.fixture
 def server() -> Iterator[MariaDBServer]:
     """A MariaDB of the test's own that survives a power cut."""
-    yield from started(MariaDBServer(durable=True), "MariaDB")
+    with started(MariaDBServer(durable=True), "MariaDB") as running:
+        yield running
 
 
 class Producer:
