@@ -1,7 +1,7 @@
 """Everything outbox raises on purpose.
 
     OutboxError
-    ├── InvalidMessage        a message breaks its contract; names the field (also a ValueError)
+    ├── InvalidMessage        a message, or an id, lane or time of a call, is not valid; names it (also a ValueError)
     ├── OutboxFull            a bound set by the operator is reached; nothing was written
     ├── SchemaOutOfDate       the tables are missing, older or newer than this code
     ├── ConfigError           a setting is unknown, malformed or contradicts another
@@ -30,7 +30,8 @@ class OutboxError(Exception):
 
 
 class InvalidMessage(OutboxError, ValueError):
-    """A message breaks its contract. ``field`` is the name of, or the path to, the offending field."""
+    """A message, or an argument that selects entries, is not valid. ``field`` is the name of the argument, or the path
+    to the offending field."""
 
     exit_code = 1
 

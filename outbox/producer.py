@@ -20,14 +20,15 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from outbox.boottime import boottime
-from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LicenseStatus, OutboxStatus, micros
+from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LicenseStatus, OutboxStatus
 from outbox.core.lane import LANES, Lane
 from outbox.core.policy import Policy
 from outbox.core.privacy import Removed
 from outbox.core.step import Committed
 from outbox.errors import OutboxError, OutboxFull
 from outbox.messages import Message
-from outbox.producer_arguments import joined, joined_async, not_all_messages
+from outbox.messages.message import to_uuid
+from outbox.producer_arguments import ids_given, joined, joined_async, lanes_given, not_all_messages, time_given
 from outbox.producer_privacy import Door
 from outbox.store import bounds, migrate
 from outbox.store.audit import AuditReport
@@ -59,9 +60,9 @@ PUT_TRIES = 5
 _ROOM_POLL_SECONDS = 0.05
 
 # Filters of dead letters, combined with AND; None: no filter.
-Ids = Iterable[UUID | str] | None
+Ids = Iterable[UUID | str] | UUID | str | None
 AnyLane = Lane | str | None
-Time = datetime | None
+Time = datetime | str | None
 
 
 class EnqueueResult(list[UUID]):
@@ -281,7 +282,7 @@ class Outbox:
 
     def find(self, id: UUID | str) -> EntryView | None:
         """The entry with this id, or None (never enqueued, rolled back, or purged after delivery)."""
-        return self.store.find(UUID(str(id)))
+        return self.store.find(to_uuid("id", id))
 
     def status(self) -> OutboxStatus:
         """The state of every lane; raises ``SchemaOutOfDate`` without tables."""
@@ -313,8 +314,8 @@ class Outbox:
     def requeue(self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None) -> int:
         """Make dead entries pending again, with no failed attempts. Returns how many. In chunks, safe to run again.
 
-        ``since`` and ``until`` (aware) bound the time of death. Entries that died together are one batch and return
-        together. Entries that die during the call are left.
+        ``since`` and ``until`` (aware, or ISO 8601) bound the time of death. Entries that died together are one batch
+        and return together. Entries that die during the call are left.
         """
         try:
             return self.store.requeue(*self._windows(ids, lane, since, until))
@@ -338,17 +339,16 @@ class Outbox:
 
     def _windows(self, ids: Ids, lane: AnyLane, since: Time, until: Time) -> Sequence[tuple[Lane, Window]]:
         """For each lane the window to search, which ends at its current version: later deaths are not in it."""
-        batches = None if ids is None else self.store.dead_batches(UUID(str(each)) for each in ids)
-        window = Window(batches, None if since is None else micros(since), None if until is None else micros(until))
-        lanes = [Lane(lane)] if lane is not None else list(Lane)
-        return [(each, replace(window, version=self.store.version(each))) for each in lanes]
+        batches = None if ids is None else self.store.dead_batches(ids_given(ids))
+        window = Window(batches, time_given("since", since), time_given("until", until))
+        return [(each, replace(window, version=self.store.version(each))) for each in lanes_given(lane)]
 
     # --- audit -------------------------------------------------------------------------------------------
 
     def audit(self, lane: Lane | str | None = None, *, mend: bool = False) -> list[AuditReport]:
         """Compare the log with the ledger and make stray entries deliverable; ``mend`` also resolves what stops a
         lane."""
-        reports = [self.store.audit(each, mend=mend) for each in ([Lane(lane)] if lane is not None else list(Lane))]
+        reports = [self.store.audit(each, mend=mend) for each in lanes_given(lane)]
         self.wake.set(set(Lane))
         return reports
 

@@ -1,15 +1,20 @@
-"""Checks on the arguments of ``enqueue`` and ``put``: the caller's transaction, and messages. Errors name a wrong
-type."""
+"""Checks on the arguments of ``Outbox``: the caller's transaction, messages, and what selects entries. Errors name a
+wrong type."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from sqlalchemy import Connection
 
+from outbox.core.entry import micros
+from outbox.core.lane import Lane
 from outbox.errors import InvalidMessage
-from outbox.messages.message import type_name
+from outbox.messages.message import to_uuid, type_name
+from outbox.messages.usage import read_time
 
 _LACKS = "{} needs the Session or Connection of your transaction, got {}; box.put(*messages) needs none"
 _ASYNC = "enqueue: {} is asynchronous: await box.enqueue_async(...) takes it"
@@ -46,3 +51,23 @@ def _in_scope(where: Any) -> Any:
 def not_all_messages(given: Sequence[Any]) -> InvalidMessage:
     other = next(each for each in given if not all(hasattr(each, name) for name in ("id", "lane", "payload")))
     return InvalidMessage("message", f"expected a UsageInterval or TelemetryEnvelope, got {type_name(other)}")
+
+
+def ids_given(ids: Iterable[UUID | str] | UUID | str) -> Iterator[UUID]:
+    """The ids; a single one may be given by itself. Raises ``InvalidMessage``."""
+    return (to_uuid("ids", each) for each in ([ids] if isinstance(ids, str | UUID) else ids))
+
+
+def lanes_given(lane: Lane | str | None) -> Sequence[Lane]:
+    """The lane, or all of them for None. Raises ``InvalidMessage``."""
+    if lane is None:
+        return list(Lane)
+    try:
+        return [Lane(lane)]
+    except ValueError:
+        raise InvalidMessage("lane", f"{lane!r} is none of {', '.join(Lane)}") from None
+
+
+def time_given(name: str, when: datetime | str | None) -> int | None:
+    """Microseconds since the epoch of the argument ``name``; None for None. Raises ``InvalidMessage``."""
+    return None if when is None else micros(read_time(name, when))

@@ -20,9 +20,10 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -30,6 +31,8 @@ from outbox.core.lane import SIGNALS
 from outbox.errors import ConfigError
 
 PREFIX = "OUTBOX_"
+_SWITCH_KEYS = ("config", "telemetry", *SIGNALS)
+"""The keys that lead to a switch in langsmith_config.yaml."""
 FAMILIAR = {
     "LANGSMITH_LICENSE_KEY": "license_key",
     "BEACON_ENDPOINT": "beacon_url",
@@ -174,7 +177,8 @@ def _pyproject(path: Path, known: Sequence[str]) -> Layer | None:
 
 
 def _yaml(path: Path) -> Layer:
-    """The switches of ``config.telemetry``. The file belongs to another product: every other key is ignored.
+    """The switches of ``config.telemetry``. The file belongs to another product: other keys are ignored, except one
+    that looks like a misspelt switch, which would leave on what was to be off.
 
     ``null`` counts as unset, ``false`` does not.
     """
@@ -185,7 +189,12 @@ def _yaml(path: Path) -> Layer:
             f"telemetry_{signal}": Found(telemetry[signal], str(path), f"{path}: config.telemetry.{signal}")
             for signal in SIGNALS
             if telemetry.get(signal) is not None
-        }
+        },
+        [
+            f"{path}: config.telemetry.{key}: no such switch; the nearest is {near[0]}"
+            for key in telemetry
+            if key not in SIGNALS and (near := difflib.get_close_matches(str(key).lower(), SIGNALS, n=1, cutoff=0.75))
+        ],
     )
 
 
@@ -208,12 +217,28 @@ def _parse_toml(path: Path) -> dict[str, object]:
 
 def _parse_yaml(path: Path) -> object:
     try:
-        return yaml.safe_load(_read(path))
+        return yaml.load(_read(path), _UniqueKeys)  # noqa: S506 - it is a SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        twice = ": the same key twice" if isinstance(error, _KeyTwice) else ""
     # PyYAML's own message quotes the line, and a deployment keeps its licence in this file.
-    raise ConfigError(f"{path} is not valid YAML{where}; mend it, or give --config another file")
+    raise ConfigError(f"{path} is not valid YAML{where}{twice}; mend it, or give --config another file")
+
+
+class _KeyTwice(yaml.MarkedYAMLError):
+    pass
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key on the way to a switch that is there twice: PyYAML takes the last, and a switch would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [key for key, _ in node.value if key.value in _SWITCH_KEYS]
+        for place, key in enumerate(keys):
+            if key.value in [earlier.value for earlier in keys[:place]]:
+                raise _KeyTwice(problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def _read(path: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -355,3 +356,30 @@ def test_a_bound_is_looked_up_where_the_outbox_is_whatever_map_the_caller_has(
             with pytest.raises(OutboxFull):
                 box.enqueue(mapped, interval())
     assert stored(engine) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda box: box.find("nope"), "id"),
+        (lambda box: box.find(None), "id"),
+        (lambda box: box.requeue(ids=["nope"]), "ids"),
+        (lambda box: box.dead(lane="profiles"), "lane"),
+        (lambda box: box.audit("profiles"), "lane"),
+        (lambda box: box.discard(since="yesterday"), "since"),
+        (lambda box: box.dead_counts(until=datetime(2025, 1, 6)), "until"),
+    ],
+)
+def test_an_argument_that_selects_nothing_is_named(box: Outbox, call: Callable[[Outbox], object], field: str) -> None:
+    with pytest.raises(InvalidMessage) as caught:
+        call(box)
+    assert caught.value.field == field
+
+
+def test_one_id_and_iso_times_select_dead_letters(box: Outbox, beacon: Simulator) -> None:
+    beacon.faults.patch({"status": 422})
+    [id] = box.put(interval())
+    drain(box, beacon)
+    [letter] = box.dead(ids=str(id), since="2025-01-06T10:00:00Z")
+    assert letter.id == id
+    assert box.dead(ids=id, until="2025-01-06T10:00:00Z") == []

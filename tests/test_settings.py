@@ -177,6 +177,11 @@ class TestConfigFile:
             ("list.yaml", "[1, 2]", r"list.yaml: the document must be a mapping"),
             ("text.yaml", "config: yes please", r"text.yaml: config must be a mapping"),
             ("flat.yaml", "config: {telemetry: false}", r"flat.yaml: config.telemetry must be a mapping"),
+            (
+                "twice.yaml",
+                f"config: {{telemetry: {{logs: false}}}}\nconfig: {CANARY}",
+                r"at line 2, .* key twice; mend",
+            ),
             ("pyproject.toml", "tool.outbox = 3", r"pyproject.toml: tool.outbox must be a table"),
         ],
     )
@@ -221,6 +226,16 @@ class TestUnknownNames:
         (directory / "outbox.toml").unlink()
         (directory / "pyproject.toml").write_text("[tool.outbox]\nOUTBOX_MAX_SENDERS = 3\n")
         assert refusal().startswith("pyproject.toml [tool.outbox]: OUTBOX_MAX_SENDERS: no such setting; the nearest is")
+
+    @pytest.mark.parametrize(
+        ("written", "meant"), [("metric", "metrics"), ("Traces", "traces"), ("trace", "traces"), ("log", "logs")]
+    )
+    def test_a_misspelt_switch_of_the_yaml_is_refused_and_keys_of_the_product_are_not(
+        self, directory: Path, written: str, meant: str
+    ) -> None:
+        (directory / "langsmith_config.yaml").write_text(telemetry_yaml(f"{{interval: 5, {written}: false}}"))
+        complaint = f"config.telemetry.{written}: no such switch; the nearest is {meant}"
+        assert refusal() == f"langsmith_config.yaml: {complaint}"
 
     def test_an_unknown_argument_is_refused_with_the_nearest_name(self) -> None:
         assert refusal(lease=CANARY) == "argument lease: no such setting; the nearest is lease_seconds"

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Sequence
 from functools import cache
 from io import TextIOWrapper
 from pathlib import Path
@@ -32,13 +33,38 @@ from outbox.cli.context import Globals, Interrupted
 from outbox.cli.output import write
 from outbox.errors import OutboxError
 
+_GLOBAL = ("--database-url", "--config")
+"""The global options that take a value."""
+
 
 class _Commands(TyperGroup):
+    def parse_args(self, context: Any, args: list[str]) -> list[str]:
+        return super().parse_args(context, _globals_first(args))
+
     def invoke(self, context: Any) -> Any:
         try:
             return super().invoke(context)
         except KeyboardInterrupt:  # typer would exit with 130 without a message
             raise Interrupted("interrupted; what is there by now: outbox status") from None
+
+
+def _globals_first(arguments: Sequence[str]) -> list[str]:
+    """The arguments with the global options in front, where typer expects them: a person may write them anywhere."""
+    first: list[str] = []
+    others: list[str] = []
+    rest = iter(arguments)
+    for each in rest:
+        if each == "--":
+            others += [each, *rest]
+        elif each in _GLOBAL:
+            if (value := next(rest, None)) is None:
+                return [*first, each]  # alone, so that typer says what it lacks
+            first += [each, value]
+        elif each == "--debug" or each.startswith(tuple(f"{name}=" for name in _GLOBAL)):
+            first.append(each)
+        else:
+            others.append(each)
+    return first + others
 
 
 app = typer.Typer(

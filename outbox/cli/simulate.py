@@ -20,10 +20,14 @@ def beacon(
     license: Annotated[str | None, typer.Option(help="The one licence to accept; by default any.")] = None,
     journal: Annotated[Path | None, typer.Option(help="A file that gets a line for each accepted request.")] = None,
     record_bodies: Annotated[int, typer.Option(min=0, help="Keep so many requests of each lane, to be asked for.")] = 0,
-    status: Annotated[int | None, typer.Option(min=200, max=599, help="Answer this to every request.")] = None,
+    status: Annotated[
+        int | None, typer.Option(min=200, max=599, help="Answer this to every request but verify.")
+    ] = None,
     fail: Annotated[list[int] | None, typer.Option(help="Answer this once; repeatable, in turn.")] = None,
     retry_after: Annotated[str | None, typer.Option(help="The Retry-After of every 429 and 503.")] = None,
-    rate_limit: Annotated[float | None, typer.Option(help="Requests a second; more is answered 429.")] = None,
+    rate_limit: Annotated[
+        float | None, typer.Option(help="Requests a second, verify aside; more is answered 429.")
+    ] = None,
     latency_ms: Annotated[float, typer.Option(min=0, help="Between taking a request and answering it.")] = 0.0,
     lose_answers: Annotated[float, typer.Option(min=0, max=1, help="Share of requests taken, never answered.")] = 0.0,
     refuse_every: Annotated[int, typer.Option(min=0, help="Refuse about one usage row in so many.")] = 0,

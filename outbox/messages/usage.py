@@ -275,7 +275,8 @@ def _read_count(field: str, value: object) -> int:
     return int(value)
 
 
-def _read_time(field: str, value: object) -> datetime:
+def read_time(field: str, value: object) -> datetime:
+    """The time in UTC, from an aware datetime or ISO 8601 text. Raises ``InvalidMessage`` for anything else."""
     moment = _parse_time(field, value) if isinstance(value, str) else value
     if not isinstance(moment, datetime):
         raise InvalidMessage(field, f"expected an aware datetime or ISO 8601 text, got {type_name(value)}")
@@ -304,10 +305,10 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "tenant_id": to_uuid,
     "session_id": to_uuid,
     "trace_count": _read_count,
-    "start_insertion_time": _read_time,
-    "end_insertion_time": _read_time,
-    "start_interval_time": _read_time,
-    "end_interval_time": _read_time,
+    "start_insertion_time": read_time,
+    "end_insertion_time": read_time,
+    "start_interval_time": read_time,
+    "end_interval_time": read_time,
     "status": _read_text,
     "transaction_type": _read_text,
     "organization_id": to_uuid,

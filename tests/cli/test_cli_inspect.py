@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from outbox.simulator import Simulator
 from tests.cli.command import ENTRY, EXAMPLES, Command
 
@@ -86,6 +88,20 @@ def test_a_configuration_file_is_read_where_it_is_named(unmigrated: Command) -> 
     rows = unmigrated("--config", path, "config", "show", "--output", "jsonl").lines()
     [row] = [row for row in rows if row["name"] == "batch_max_rows"]
     assert (row["value"], row["source"]) == ("7", str(path))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "config show --database-url {url} --output jsonl --config {path}",
+        "config --config={path} --database-url={url} show -o jsonl",
+    ],
+)
+def test_the_global_options_may_follow_the_command(unmigrated: Command, arguments: str) -> None:
+    (unmigrated.directory / "mine.toml").write_text("batch_max_rows = 7\n")
+    rows = unmigrated(*arguments.format(url="sqlite:///other.db", path="mine.toml").split()).lines()
+    shown = {row["name"]: row["value"] for row in rows}
+    assert (shown["database_url"], shown["batch_max_rows"]) == ("sqlite:///other.db", "7")
 
 
 def test_help_names_every_command_in_a_whole_sentence(unmigrated: Command) -> None:

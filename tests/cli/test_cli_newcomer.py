@@ -174,6 +174,11 @@ def test_a_wrong_word_is_2_and_the_last_line_says_which(outbox: Command, argumen
     assert what in error
 
 
+def test_a_global_option_without_its_value_is_told(outbox: Command) -> None:
+    done = outbox("status", "--config")
+    assert (done.code, done.out, done.err) == (2, "", "Error: Option '--config' requires an argument.\n")
+
+
 def test_an_unknown_revision_is_told_with_the_known_ones(unmigrated: Command) -> None:
     for more in ([], ["--sql"]):
         says(unmigrated("migrate", "--revision", "summer", *more), 2, "--revision summer", "Known: head, base")
