@@ -7,6 +7,7 @@ batching      where a batch is cut, what a gap in the log means
 batch         a leased batch, as the worker holds it until it is settled
 receipt       an answer or a failure of a request, and the verdict on it
 answer_body   what the body and the headers of an answer say
+duplicate     whether a 409 says that beacon already has the batch
 verdict       what an answer of beacon means: the published table
 backoff       how long to wait before the next attempt
 transition    the moves of a leased batch, decided from its receipt

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from enum import StrEnum
 
+from outbox.core.duplicate import says_duplicate
 from outbox.core.lane import LANES, Lane
 from outbox.core.policy import MAX_RETRY_AFTER_SECONDS
 from outbox.core.receipt import Answer
@@ -20,9 +20,6 @@ _MOST_REJECTED = 2**31 - 1
 summed in BIGINT columns."""
 
 _REJECTED_KEYS = ("rejectedSpans", "rejectedDataPoints", "rejectedLogRecords")
-_DUPLICATE = re.compile(rb"(?<![a-z])duplicate", re.IGNORECASE)
-# "Duplicate request in progress": the key is locked, the rows are not stored, and the first request may still fail.
-_UNDECIDED = re.compile(rb"progress|processing", re.IGNORECASE)
 
 
 class Body(StrEnum):
@@ -139,10 +136,7 @@ def _int64(value: object) -> int | None:
 
 
 def _says_duplicate(answer: Answer) -> bool:
-    """Whether a 409 is about rows that beacon already has.
-
-    In doubt False: a wrong False costs one more attempt, a wrong True loses a row that is never billed.
-    """
+    """Whether a 409 is about a batch that beacon already has; in doubt False."""
     if answer.truncated or "html" in answer.headers.get("content-type", "").lower():
         return False
-    return bool(_DUPLICATE.search(answer.body)) and not _UNDECIDED.search(answer.body)
+    return says_duplicate(answer.body)

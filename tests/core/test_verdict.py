@@ -295,6 +295,8 @@ def test_a_409_that_says_duplicate_delivers_usage(said: bytes) -> None:
         ({}, b"this batch is still processing, duplicate refused"),
         ({"content-type": "text/html"}, b"duplicate header"),
         ({}, b"nonduplicate"),
+        (JSON, b'{"duplicate": false}'),
+        ({}, b"row 2 is a duplicate"),
     ],
 )
 def test_a_409_that_says_anything_else_is_retried(headers: dict[str, str], said: bytes) -> None:
