@@ -192,11 +192,34 @@ def test_a_derived_id_names_the_part_that_is_wrong(field: str) -> None:
     assert caught.value.field == field
 
 
+def test_a_derived_id_of_an_interval_that_ends_before_it_starts_is_refused_as_the_interval_is() -> None:
+    backwards = {
+        **ROW,
+        "start_interval_time": ROW["end_interval_time"],
+        "end_interval_time": ROW["start_interval_time"],
+    }
+    with pytest.raises(InvalidMessage) as caught:
+        UsageInterval.derived_id(*(backwards[name] for name in DERIVED_FROM))
+    told = refusal(**{name: backwards[name] for name in DERIVED_FROM})
+    assert (caught.value.field, caught.value.reason) == (told.field, told.reason)
+
+
+@given(st.text("0123456789", max_size=12), st.sampled_from(["Z", "+00:00", "-05:30", "+0200"]))
+def test_a_time_is_read_as_python_reads_it_however_fine_it_is(digits: str, zone: str) -> None:
+    text = f"2025-01-06T09:59:59{'.' if digits else ''}{digits}{zone}"
+    made = interval(**dict.fromkeys(TIMES, text))
+    assert made.end_interval_time == datetime.fromisoformat(text)
+
+
 # -- times ---------------------------------------------------------------------------------------------
 
 
 class FrozenTime(datetime):
     """As freezegun and pandas make them: a subclass of datetime."""
+
+
+class StrOfHost(str):
+    __slots__ = ()
 
 
 @pytest.mark.parametrize("field", TIMES)
@@ -213,6 +236,11 @@ class FrozenTime(datetime):
         ("2025-01-06T04:30:00-05:30", "2025-01-06T10:00:00Z"),
         ("2025-01-06T10:00Z", "2025-01-06T10:00:00Z"),
         ("20250106T100000+0000", "2025-01-06T10:00:00Z"),
+        ("2025-01-06T09:59:59.9999999Z", "2025-01-06T09:59:59.999999Z"),
+        (StrOfHost("2025-01-06T09:59:59.9999999Z"), "2025-01-06T09:59:59.999999Z"),
+        ("2025-01-06T09:59:59.123456789Z", "2025-01-06T09:59:59.123456Z"),
+        ("2025-01-06T11:59:59.9999996+02:00", "2025-01-06T09:59:59.999999Z"),
+        ("2025-01-06 11:59:59,9999996+0200", "2025-01-06T09:59:59.999999Z"),
     ],
 )
 def test_times_are_written_in_utc(field: str, given: Any, written: str) -> None:
