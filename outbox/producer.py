@@ -254,7 +254,7 @@ class Outbox:
         dialect = dialect_of(connection)
         inserted = 0
         try:
-            self._require_room(connection, len(rows.get(Lane.USAGE, ())))
+            self._require_room(connection, len(rows.get(Lane.USAGE, ())), rows.get(Lane.USAGE, ()))
             chunks = [
                 (LANES[lane].table, fresh[start : start + CHUNK_ROWS])
                 for lane, fresh in rows.items()
@@ -273,10 +273,10 @@ class Outbox:
         with self.store.database.read() as connection:
             self._require_room(connection, entries)
 
-    def _require_room(self, connection: Connection, entries: int) -> None:
+    def _require_room(self, connection: Connection, entries: int, rows: Sequence[Row] = ()) -> None:
         bound = self.settings.usage_max_entries
         if bound is not None and entries:
-            bounds.require_room(connection, Lane.USAGE, entries, bound)
+            bounds.require_room(connection, Lane.USAGE, entries, bound, rows)
 
     # --- what became of it -------------------------------------------------------------------------------
 

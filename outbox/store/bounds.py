@@ -5,8 +5,10 @@ Only pending entries are shed, never those of a live batch. Shed entries become 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
+from uuid import UUID
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
@@ -16,9 +18,10 @@ from outbox.core.lifecycle import LIVE, BatchState, Ending
 from outbox.core.policy import MICROSECONDS, Bounds
 from outbox.errors import OutboxFull
 from outbox.store.age import Steadied
+from outbox.store.dialects import Row as LogRow
 from outbox.store.dialects import now_us
 from outbox.store.ledger import LockedLane
-from outbox.store.operate import end_pending, oldest_pending
+from outbox.store.operate import chunks, end_pending, oldest_pending
 from outbox.store.schema import BATCH, LANE, LOGS, UNTRANSLATED
 
 SHED_AT_ONCE = 5_000
@@ -104,11 +107,13 @@ def shed(lane: LockedLane, beyond: Surplus) -> int:
     return end_pending(lane, oldest[:count], Ending.SHED, beyond.reason)
 
 
-def require_room(connection: Connection, lane: Lane, entries: int, bound: int) -> None:
-    """Raise ``OutboxFull`` unless ``entries`` more fit below ``bound``.
+def require_room(connection: Connection, lane: Lane, entries: int, bound: int, rows: Sequence[LogRow] = ()) -> None:
+    """Raise ``OutboxFull`` unless ``entries`` more fit below ``bound``. ``rows``: the entries, where they are known;
+    those whose id is there already take no room.
 
     First by the distance between the highest number and the cursor, which is never too low but includes numbers that
-    were rolled back. Only if that exceeds the bound the rows are counted, up to the bound.
+    were rolled back. Only if that exceeds the bound the waiting entries are counted, up to the bound, and only if they
+    do the ids are looked up.
     """
     log = LOGS[lane]
     live = (
@@ -129,10 +134,25 @@ def require_room(connection: Connection, lane: Lane, entries: int, bound: int) -
     above = select(log.c.seq).where(log.c.seq > row.cursor).order_by(log.c.seq).limit(bound + 1).subquery()
     counted = connection.execute(select(func.count()).select_from(above), execution_options=UNTRANSLATED)
     held = counted.scalar_one() + int(row.live)
-    if held + entries > bound:
-        why = state_and_reason(row.state, row.reason)
-        raise OutboxFull(
-            f"{held} entries wait in lane {lane} and {entries} more would pass OUTBOX_{lane.upper()}_MAX_ENTRIES"
-            f" ({bound}); none was written. The lane is {why}. Let a worker deliver (outbox status says what it waits"
-            " for), or raise the bound."
-        )
+    beyond = min(held + entries - bound, entries)
+    there = _there(connection, lane, rows, beyond)
+    if there >= beyond:
+        return
+    why = state_and_reason(row.state, row.reason)
+    raise OutboxFull(
+        f"{held} entries wait in lane {lane} and {entries - there} more would pass OUTBOX_{lane.upper()}_MAX_ENTRIES"
+        f" ({bound}); none was written. The lane is {why}. Let a worker deliver (outbox status says what it waits"
+        " for), or raise the bound."
+    )
+
+
+def _there(connection: Connection, lane: Lane, rows: Sequence[LogRow], wanted: int) -> int:
+    """How many of the ``rows`` are in the log by their ids; counted only while ``wanted`` of them may be."""
+    log, found, left = LOGS[lane], 0, len(rows)
+    for some in chunks(rows):
+        if found >= wanted or found + left < wanted:
+            break
+        there = select(func.count()).select_from(log).where(log.c.id.in_([UUID(bytes=id) for id, _, _ in some]))
+        found += connection.execute(there, execution_options=UNTRANSLATED).scalar_one()
+        left -= len(some)
+    return found

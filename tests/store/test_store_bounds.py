@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, update
 
-from outbox import Outbox, OutboxFull, Settings
+from outbox import Outbox, OutboxFull, Settings, UsageInterval
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
 from outbox.core.policy import Bounds
@@ -20,6 +20,7 @@ from outbox.store.ledger import LostClaim, locked
 from tests.store.driving import DELIVERED, KEEP_NOTHING, Worker
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
+from tests.support.listening import statements
 
 WIDE = Bounds(entries=1_000_000, size=1_000_000_000, age_seconds=86_400)
 
@@ -225,6 +226,50 @@ def test_numbers_that_were_rolled_back_take_no_room(full: Outbox, engine: Engine
         full.enqueue_many(connection, intervals(3))
         connection.rollback()
         full.put(*intervals(3))
+
+
+def test_what_is_there_already_takes_no_room(full: Outbox, engine: Engine) -> None:
+    with full:
+        batch = Worker(full).must_claim()
+        there = [UsageInterval.from_json(payload) for payload in batch.payloads]
+        again = full.put(*there)
+        assert (list(again), again.duplicates) == ([message.id for message in there], 3)
+        with engine.begin() as connection:
+            assert full.enqueue(connection, there[0]).duplicates == 1
+        with pytest.raises(OutboxFull, match=r"3 entries wait in lane usage and 1 more would pass"):
+            full.put(*there, interval())
+        Worker(full).settle(batch, DELIVERED)
+        more = full.put(*there, *intervals(3))
+        assert (more.duplicates, full.status().lanes["usage"].pending) == (3, 3)
+
+
+def test_more_of_what_is_there_than_one_query_looks_up_takes_no_room(
+    database: Database, box: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.store.operate.CHUNK", 2)
+    there = intervals(5)
+    with Outbox(database.url, settings=Settings(usage_max_entries=6)) as bounded:
+        bounded.put(*there)
+        assert bounded.put(*there, interval()).duplicates == 5
+        assert bounded.put(*there).duplicates == 5
+
+
+def test_a_bound_that_was_lowered_below_what_waits_still_knows_what_is_there(database: Database, box: Outbox) -> None:
+    there = intervals(3)
+    box.put(*there)
+    with Outbox(database.url, settings=Settings(usage_max_entries=1)) as bounded:
+        assert bounded.put(*there).duplicates == 3
+        with pytest.raises(OutboxFull, match="1 more would pass"):
+            bounded.put(there[0], interval())
+
+
+def test_ids_are_looked_up_only_where_there_is_no_room(database: Database, box: Outbox) -> None:
+    with Outbox(database.url, settings=Settings(usage_max_entries=3)) as bounded, statements(bounded.engine) as seen:
+        bounded.put(*intervals(3))
+        assert not [sql for sql in seen if ".id IN (" in sql]
+        with pytest.raises(OutboxFull):
+            bounded.put(interval())
+        assert len([sql for sql in seen if ".id IN (" in sql]) == 1
 
 
 def _is_usable(connection: Connection) -> bool:
