@@ -8,9 +8,9 @@
     off: switched off by configuration
 
 While a lane is paused, one batch is in flight as a probe, and only its answer changes the state: the requests that
-left before the pause carry no new information. So an outage of a day costs a few hundred requests, a short failure
-with many requests in flight pauses the lane no longer than a single failed request, and no attempt is counted for
-entries that were not sent.
+left before the pause carry no new information, except that an endpoint which accepts one does not refuse everything.
+So an outage of a day costs a few hundred requests, a short failure with many requests in flight pauses the lane no
+longer than a single failed request, and no attempt is counted for entries that were not sent.
 
     beacon answered, or may have      ──▶ the wait doubles, from OUTBOX_BACKOFF_BASE
     beacon was not reached at all     ──▶ it grows by a seventh, from an eighth of that, unless attempts are limited
@@ -68,6 +68,11 @@ class Health:
         return self.state is LaneState.PAUSED and self.dead_streak >= DEAD_IN_A_ROW
 
     @property
+    def one_death_short(self) -> bool:
+        """One more death would mean that the endpoint refuses everything."""
+        return self.dead_streak + 1 >= DEAD_IN_A_ROW
+
+    @property
     def fresh_first(self) -> bool:
         """Whether the next probe takes new entries.
 
@@ -93,10 +98,15 @@ def probing(health: Health, now: int, lease: int) -> Health:
 
 
 def after(health: Health, receipt: Receipt, *, died: bool, probe: bool, now: int, backoff: Backoff) -> Health:
-    """Health after one answer. ``died``: the answer made a batch of one dead; ``probe``: the request was the probe of a
-    paused lane."""
+    """Health after one answer. ``probe``: the request was the probe of a paused lane.
+
+    ``died``: the answer made a batch of one dead. A lane that is ``one_death_short`` does not count the death if the
+    endpoint accepted another part of the batch that was halved.
+    """
     if health.state is LaneState.OFF or health.stopped:
         return health
+    if health.refusing and receipt.verdict is Verdict.DELIVERED:
+        return Health()
     if health.state is LaneState.PAUSED and not probe:
         return _held(health, now, receipt.retry_after_seconds)
     match receipt.verdict:
@@ -117,7 +127,7 @@ def after(health: Health, receipt: Receipt, *, died: bool, probe: bool, now: int
 
 
 def _held(health: Health, now: int, retry_after_seconds: float | None) -> Health:
-    """Health after the answer to a request from before the pause: only its Retry-After counts."""
+    """Health after the answer to a request from before the pause: only its Retry-After counts, unless ``refusing``."""
     if retry_after_seconds is None or health.next_probe_at is None:
         return health
     return replace(health, next_probe_at=max(health.next_probe_at, now + _micros(retry_after_seconds)))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, func, or_, select, update
+from sqlalchemy import Row, and_, func, or_, select, update
 
 from outbox.core import runs
 from outbox.core.batch import Batch
@@ -66,10 +66,27 @@ def _settle_one(lane: LockedLane, policy: Policy, one: Settlement, done: Settled
     elif transition.move is Move.RETRY and receipt.counted:
         done.failed += batch.rows
     add_to_totals(lane, failed_attempts=transition.attempts - batch.attempts)
+    if died and lane.health.one_death_short:
+        died = not _taken_beside(lane, batch)
     was_open = lane.health.state is LaneState.OPEN
     lane.health = after(lane.health, receipt, died=died, probe=_is_probe(lane, batch), now=lane.now, backoff=jitter)
     if not was_open and lane.health.state is LaneState.OPEN:
         _due_now(lane)
+
+
+def _taken_beside(lane: LockedLane, batch: Batch) -> bool:
+    """Whether beacon took another part of the batch that this one was halved from: then it does not refuse everything.
+    The parts are found by their numbers, which are within those of the first batch."""
+    root, part = BATCH.alias("root"), BATCH.alias("part")
+    taken = (
+        select(part.c.id)
+        .select_from(BATCH)
+        .join(root, root.c.id == BATCH.c.root_id)
+        .join(part, and_(part.c.lane == root.c.lane, part.c.last_seq.between(root.c.first_seq, root.c.last_seq)))
+        .where(BATCH.c.id == batch.id, part.c.root_id == root.c.id, part.c.verdict == Ending.DELIVERED)
+        .limit(1)
+    )
+    return lane.connection.execute(taken).first() is not None
 
 
 def _note_remark(lane: LockedLane, receipt: Receipt) -> None:

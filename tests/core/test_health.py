@@ -166,6 +166,23 @@ def test_an_endpoint_that_refuses_everything_stays_paused_and_is_probed_with_fre
     assert next_health(refusing, Verdict.DELIVERED) == Health()
 
 
+def test_an_endpoint_that_accepts_a_request_from_before_the_pause_does_not_refuse_everything() -> None:
+    refusing = Health(LaneState.PAUSED, "endpoint refuses everything", NOW + HOUR, FIRST_ANSWERED, DEAD_IN_A_ROW)
+    assert next_health(refusing, Verdict.DELIVERED, probe=False) == Health()
+    down = replace(refusing, dead_streak=DEAD_IN_A_ROW - 1)
+    assert next_health(down, Verdict.DELIVERED, probe=False) == down
+    stopped = replace(refusing, next_probe_at=None)
+    assert next_health(stopped, Verdict.DELIVERED, probe=False) == stopped
+
+
+def test_a_lane_knows_when_one_more_death_would_pause_it() -> None:
+    health = Health()
+    for _ in range(DEAD_IN_A_ROW - 1):
+        assert not health.one_death_short
+        health = next_health(health, Verdict.REFUSED, died=True)
+    assert health.one_death_short
+
+
 @pytest.mark.parametrize("verdict", [Verdict.UNAVAILABLE, Verdict.MISCONFIGURED])
 def test_an_endpoint_that_refused_everything_and_went_away_is_still_not_trusted_to_kill(verdict: Verdict) -> None:
     refusing = Health(LaneState.PAUSED, "endpoint refuses everything", NOW, 1, DEAD_IN_A_ROW)

@@ -136,6 +136,10 @@ class ModelStore(Operating):
         ledger.totals["failed_attempts"] += to.attempts - batch.attempts
         ledger.totals["rejected"] += receipt.rejected
         ledger.totals["shortfall"] += receipt.shortfall
+        if died and ledger.health.one_death_short:
+            died = not any(
+                part.root == held.root and part.ending is Ending.DELIVERED for part in ledger.batches.values()
+            )
         was_open = ledger.health.state is LaneState.OPEN
         ledger.health = self.after(
             ledger.health, receipt, died=died, probe=self.is_probe(ledger, batch), now=ledger.now, backoff=jitter

@@ -131,6 +131,41 @@ def test_while_everything_is_refused_nothing_more_dies_and_fresh_entries_are_tri
     assert (worker.status.state, worker.status.sent) == ("open", 1)
 
 
+def test_an_endpoint_that_took_most_of_a_batch_does_not_refuse_everything(worker: Worker) -> None:
+    ids = worker.put(8 * DEAD_IN_A_ROW)
+    guilty = set(ids[: DEAD_IN_A_ROW + 4])
+    while batch := worker.claim():
+        worker.settle(batch, REFUSED if guilty & set(worker.ids(batch)) else DELIVERED)
+    assert worker.statuses(ids) == [Status.DEAD] * len(guilty) + [Status.SENT] * (len(ids) - len(guilty))
+    assert (worker.status.state, worker.row.dead_streak) == ("open", DEAD_IN_A_ROW - 1)
+    worker.put(1)
+    worker.settle(worker.must_claim(), REFUSED)
+    assert "endpoint refuses everything" in str(worker.status.reason), "of this batch it took nothing"
+
+
+def test_what_is_delivered_of_another_batch_was_accepted_before_the_row_of_deaths(worker: Worker) -> None:
+    worker.policy(batch_max_rows=2 * DEAD_IN_A_ROW)
+    worker.put(2 * DEAD_IN_A_ROW)
+    worker.settle(worker.must_claim(), DELIVERED)
+    worker.put(2 * DEAD_IN_A_ROW)
+    while batch := worker.claim():
+        worker.settle(batch, REFUSED)
+    assert (worker.status.state, worker.status.dead) == ("paused", DEAD_IN_A_ROW)
+
+
+def test_an_endpoint_that_accepts_what_was_sent_before_the_pause_opens_the_lane(worker: Worker) -> None:
+    worker.policy(batch_max_rows=1)
+    ids = worker.put(DEAD_IN_A_ROW + 2)
+    flying = [worker.must_claim() for _ in ids]
+    for batch in flying[: DEAD_IN_A_ROW + 1]:
+        worker.settle(batch, REFUSED)
+    assert (worker.status.state, worker.status.waiting) == ("paused", 1)
+    worker.settle(flying[-1], DELIVERED)
+    assert (worker.status.state, worker.status.reason) == ("open", None)
+    worker.settle(worker.must_claim(), DELIVERED)
+    assert worker.statuses(ids) == [Status.DEAD] * DEAD_IN_A_ROW + [Status.SENT] * 2
+
+
 def test_a_probe_on_the_wire_is_the_only_one_until_its_lease_ends(worker: Worker) -> None:
     worker.policy(batch_max_rows=1, backoff_base=1, backoff_max=1)
     worker.put(3)
