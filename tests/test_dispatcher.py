@@ -24,6 +24,7 @@ from outbox import (
 from outbox import dispatcher as dispatcher_module
 from outbox.boottime import boottime
 from outbox.core.concurrency import Concurrency
+from outbox.core.health import FAILURES_TO_OPEN_BREAKER
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
 from outbox.core.pace import Pace
@@ -33,6 +34,7 @@ from outbox.store.schema import LANE
 from tests.support import ledger
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
+from tests.support.processes import free_port
 from tests.support.waiting import wait_until
 
 New = Callable[..., tuple[Outbox, Dispatcher]]
@@ -44,8 +46,8 @@ def new(database: Database, engine: Engine, beacon: Simulator) -> Iterator[New]:
     with ExitStack() as stack:
 
         def make(**settings: Any) -> tuple[Outbox, Dispatcher]:
-            quick = {"backoff_base": 0.01, "backoff_max": 0.05, **settings}
-            box = Outbox(database.url, settings=Settings(beacon_url=beacon.url, license_key=beacon.license, **quick))
+            quick = {"beacon_url": beacon.url, "backoff_base": 0.01, "backoff_max": 0.05, **settings}
+            box = Outbox(database.url, settings=Settings(license_key=beacon.license, **quick))
             stack.enter_context(box)
             box.migrate()
             stack.callback(ledger.check, engine)
@@ -264,6 +266,30 @@ def test_an_attempt_that_fails_is_counted_and_told_to_beacon(new: New, beacon: S
     view = box.find(id)
     assert view is not None
     assert (view.status, view.num_failed_send_attempts) == ("sent", 1)
+
+
+def test_an_outage_from_before_the_first_token_counts_for_each_batch_that_it_held_up(new: New) -> None:
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    box, dispatcher = new(beacon_url=nowhere, batch_max_rows=1, max_senders=3, backoff_base=100, backoff_max=300)
+    ids = box.put(*intervals(5))
+    report = dispatcher.run_once()
+    lane, views = box.status().lanes["usage"], [box.find(id) for id in ids]
+    assert lane.state == "paused"
+    assert str(lane.reason).startswith("verify: ")
+    counted = sum(view.num_failed_send_attempts for view in views if view is not None)
+    assert counted == lane.failed_attempts == report.failed == FAILURES_TO_OPEN_BREAKER
+    again = dispatcher.run_once()
+    assert (again.paused, again.failed) == (True, 0)
+
+
+def test_an_outage_from_before_the_first_token_uses_up_the_attempts_of_telemetry_with_each_probe(new: New) -> None:
+    box, dispatcher = new(beacon_url=f"http://127.0.0.1:{free_port()}", max_attempts=FAILURES_TO_OPEN_BREAKER + 3)
+    (id,) = box.put(traces_of(1))
+    wait_until(lambda: dispatcher.run_once().dead)
+    view = box.find(id)
+    assert view is not None
+    assert (view.status, view.num_failed_send_attempts) == ("dead", FAILURES_TO_OPEN_BREAKER + 3)
+    assert box.status().lanes["traces"].failed_attempts == FAILURES_TO_OPEN_BREAKER + 3
 
 
 def test_a_refused_entry_dies_alone(new: New, beacon: Simulator) -> None:

@@ -4,7 +4,7 @@
              │          │        ├─ 401, 403: a fresh token, the same POST once more
              │          │        ├─ compressed, and the encoding may be the reason: once more, plain (compression.py)
              │          │        └─ 413 for a single envelope: in parts (parts.py)
-             │          └─ verify refused or unavailable: its receipt; nothing was sent, nothing is counted
+             │          └─ verify refused or unavailable: its receipt; nothing was sent
              └─ none: unauthorized; nothing was sent
 
 Every failure of the network or of beacon is returned as a Receipt. Only an invalid setting raises.

@@ -1,4 +1,8 @@
-"""Pure: the meaning of beacon's answer to ``POST /verify``. No batch was sent, so no attempt is counted."""
+"""Pure: the meaning of beacon's answer to ``POST /verify``, for the batch that waits for the token.
+
+Where beacon is not there, for a verify no more than for a batch, the attempt is counted as that batch's own would be:
+an outage that began before the token was fetched is the same outage. Otherwise the batch has not been tried.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +18,20 @@ MAX_TOKEN_CHARS = 16 * 1024  # one header line; servers take 8 to 64 KiB of head
 
 
 def read_verify(answer: Answer | Failure, *, now: float) -> Secret | Receipt:
-    """The token of ``{"token": JWT}``, or else a receipt, which is never counted.
+    """The token of ``{"token": JWT}``, or else a receipt.
 
-    | answer | verdict |
-    |---|---|
-    | 400, 401, 402, 403, 413, 422, other 4xx | unauthorized: beacon refuses the licence |
-    | 3xx, 404, 405, 407, 415, 451, 501 | misconfigured |
-    | 408, 409, 425, 429, 5xx, no answer, a 2xx without a usable token | unavailable, with Retry-After |
+    | answer | verdict | counted? |
+    |---|---|---|
+    | 400, 401, 402, 403, 413, 422, other 4xx | unauthorized: beacon refuses the licence | no |
+    | 3xx, 404, 405, 407, 415, 451, 501 | misconfigured | no |
+    | 408, 409, 425, 429, 5xx, no connection | unavailable, with Retry-After | yes |
+    | connection lost, a 2xx without a usable token | unavailable | no |
     """
     token = _token_in(answer)
     if isinstance(token, Secret):
         return token
-    judged = replace(judge(Lane.USAGE, 0, answer, now=now), counted=False)
+    judged = judge(Lane.USAGE, 0, answer, now=now)
+    judged = replace(judged, counted=judged.verdict is Verdict.UNAVAILABLE)
     if token:
         return replace(judged, verdict=Verdict.UNAVAILABLE, reason=f"verify: {token}", excerpt="")
     if judged.verdict in (Verdict.UNAUTHORIZED, Verdict.REFUSED, Verdict.TOO_LARGE) or judged.status == 402:

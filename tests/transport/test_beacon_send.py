@@ -158,10 +158,12 @@ def test_a_refused_licence_sends_nothing_and_counts_nothing(
     assert server.posts("/ingest-traces") == []
 
 
-def test_an_unavailable_verify_sends_nothing_and_counts_nothing(server: RawServer, transport: BeaconTransport) -> None:
+def test_an_unavailable_verify_sends_nothing_and_counts_as_an_attempt(
+    server: RawServer, transport: BeaconTransport
+) -> None:
     server.on("/verify", answer(503, headers={"Retry-After": "30"}), reset, answer(200, b'{"token":"t"}'))
     receipt = transport.send(batch_of())
-    assert (receipt.verdict, receipt.counted, receipt.retry_after_seconds) == (Verdict.UNAVAILABLE, False, 30)
+    assert (receipt.verdict, receipt.counted, receipt.retry_after_seconds) == (Verdict.UNAVAILABLE, True, 30)
     assert receipt.reason == "verify: beacon answered 503 (unavailable)"
     receipt = transport.send(batch_of())
     server.wait_for("reset")

@@ -17,10 +17,10 @@ def test_the_token_of_a_2xx_is_taken() -> None:
 
 
 @pytest.mark.parametrize("status", range(100, 600))
-def test_any_other_status_says_why_there_is_no_token_and_counts_nothing(status: int) -> None:
+def test_any_other_status_says_why_there_is_no_token_and_counts_only_where_beacon_is_unavailable(status: int) -> None:
     outcome = read_verify(Answer(status, JSON | {"retry-after": "9"}, b"{}"), now=NOW)
     assert isinstance(outcome, Receipt)
-    assert not outcome.counted
+    assert outcome.counted is (status in {408, 409, 425, 429} or (status >= 500 and status != 501))
     assert outcome.reason.startswith("verify: ")
     assert str(status) in outcome.reason
     if status in {408, 409, 425, 429} or status < 300 or (status >= 500 and status != 501):
@@ -57,19 +57,21 @@ def test_an_unavailable_verify_says_when_to_come_back() -> None:
 def test_a_2xx_without_a_usable_token_is_unavailable_and_repeats_nothing_of_it(answer: Answer) -> None:
     outcome = read_verify(answer, now=NOW)
     assert isinstance(outcome, Receipt)
-    assert (outcome.verdict, outcome.excerpt) == (Verdict.UNAVAILABLE, "")
+    assert (outcome.verdict, outcome.counted, outcome.excerpt) == (Verdict.UNAVAILABLE, False, "")
 
 
 @pytest.mark.parametrize(
-    ("failure", "verdict"),
+    ("failure", "verdict", "counted"),
     [
-        (Failure.NOT_SENT, Verdict.UNAVAILABLE),
-        (Failure.LOST, Verdict.UNAVAILABLE),
-        (Failure.INTERRUPTED, Verdict.INTERRUPTED),
+        (Failure.NOT_SENT, Verdict.UNAVAILABLE, True),
+        (Failure.LOST, Verdict.UNAVAILABLE, False),
+        (Failure.INTERRUPTED, Verdict.INTERRUPTED, False),
     ],
 )
-def test_a_verify_without_an_answer_counts_nothing(failure: Failure, verdict: Verdict) -> None:
+def test_a_verify_without_an_answer_counts_where_there_was_no_connection(
+    failure: Failure, verdict: Verdict, counted: bool
+) -> None:
     outcome = read_verify(failure, now=NOW)
     assert isinstance(outcome, Receipt)
-    assert (outcome.verdict, outcome.counted) == (verdict, False)
+    assert (outcome.verdict, outcome.counted) == (verdict, counted)
     assert outcome.unreached == (failure is Failure.NOT_SENT)
