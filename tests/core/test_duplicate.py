@@ -150,6 +150,13 @@ def test_what_beacon_may_answer_raises_nothing(body: bytes) -> None:
     assert not says_duplicate(body + b" ?")
 
 
+def test_what_is_not_text_and_a_text_that_goes_on_for_long_affirm_nothing() -> None:
+    assert not says_duplicate(b"\xffduplicate")
+    longest = "duplicate".ljust(200)
+    assert says_duplicate(longest.encode())
+    assert not says_duplicate(longest.encode() + b" ")
+
+
 def test_a_deep_or_a_long_document_raises_nothing() -> None:
     assert not says_duplicate(b"[" * 100_000)
     assert says_duplicate(json.dumps({"duplicate": True, "batch": "x" * 1_000_000}).encode())

@@ -68,6 +68,7 @@ EQUIVALENT = {
         "answer_body._says_duplicate",
         'if answer.truncated or "html" in answer.headers.get("content-type", "XXXX").lower():',
     ): "neither names HTML",
+    ("duplicate.says_duplicate", 'text = body.decode("UTF-8-SIG")'): "Python takes the name of a codec in either case",
     ("verdict.judge", "return _receipt(lane, None, answer, Reading(Body.OTHER))"): (
         "no row of the table for a request without an answer tells how many entries it had"
     ),
