@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy import Engine, create_engine, event, make_url
@@ -43,9 +44,10 @@ def engine_for(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous
         engine = Engine(bind.pool.recreate(), bind.dialect, url, hide_parameters=True)
         if dialect.worker_isolation:
             engine = engine.execution_options(isolation_level=dialect.worker_isolation)
+        _share(engine, dialect, synchronous)
     else:
         engine = _create(dialect.sync_url(url), dialect, synchronous)
-    event.listen(engine, "connect", _setup(dialect, synchronous))
+        event.listen(engine, "connect", _setup(dialect, synchronous))
     event.listen(engine, "do_connect", _require_store(dialect, url))
     if dialect.single_writer:
         # Not the event "begin": an engine with any listener prepares each connection for all events, which costs a put
@@ -89,6 +91,43 @@ def _setup(dialect: Dialect, synchronous: str) -> Any:
             raise
 
     return on_connect
+
+
+_RESTORE = "outbox_restore"
+"""Key in the ``info`` of a borrowed connection: the function that restores its state."""
+
+
+def _share(engine: Engine, dialect: Dialect, synchronous: str) -> None:
+    """Set up the connections of ``engine``, which a host's engine opens. Those of a pool behind it (psycopg_pool) are
+    given back as they were, or dead."""
+    set_up = _setup(dialect, synchronous)
+
+    def on_connect(driver_connection: Any, record: Any) -> None:
+        if not dialect.is_borrowed(driver_connection, engine.dialect):
+            set_up(driver_connection, record)
+            return
+        try:
+            record.info[_RESTORE] = dialect.borrow(driver_connection, engine.dialect)
+        except BaseException:
+            dialect.end(driver_connection)
+            raise
+
+    def on_close(driver_connection: Any, record: Any) -> None:
+        restore: Callable[[], None] | None = record.info.pop(_RESTORE, None)
+        if restore is not None:
+            try:
+                restore()
+            except BaseException as error:
+                dialect.end(driver_connection)
+                if not isinstance(error, engine.dialect.loaded_dbapi.Error):
+                    raise
+
+    def on_invalidate(driver_connection: Any, record: Any, _error: Any) -> None:
+        if record.info.pop(_RESTORE, None) is not None:
+            dialect.end(driver_connection)
+
+    for name, listener in (("connect", on_connect), ("close", on_close), ("invalidate", on_invalidate)):
+        event.listen(engine, name, listener)
 
 
 def _require_store(dialect: Dialect, url: URL) -> Any:

@@ -131,6 +131,21 @@ class Dialect(ABC):
                 cursor.execute(statement)
         driver_connection.commit()
 
+    def is_borrowed(self, driver_connection: Any, driver: Driver) -> bool:
+        """Whether closing a connection that the host's engine opened gives it back to a pool of the host's: its class
+        is not the driver's, or overrides ``close``."""
+        its = getattr(driver.loaded_dbapi, "Connection", None)
+        kind = driver_connection.__class__  # not type(): of an instrumented connection that is the proxy's
+        return isinstance(its, type) and not (issubclass(kind, its) and kind.close is its.close)  # type: ignore[attr-defined]
+
+    def borrow(self, driver_connection: Any, driver: Driver) -> Callable[[], None]:
+        """Set up such a connection. Returns the function that restores its state."""
+        raise NotImplementedError
+
+    def end(self, driver_connection: Any) -> None:
+        """End the connection's session for good, wherever ``close`` gives it back to."""
+        driver_connection.close()
+
     def engine_arguments(self, *, synchronous: str) -> dict[str, Any]:
         """Keyword arguments for ``create_engine``."""
         return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from functools import cache
 from threading import Event
@@ -47,6 +47,12 @@ def pooler_of(driver_connection: Any) -> str | None:
         cursor.execute("SELECT pg_backend_pid()")
         (pid,) = cursor.fetchone()
     return None if pid == told else f"{info.host}:{info.port}"
+
+
+def _returns_to(driver_connection: Any) -> Any:
+    """The pool of psycopg_pool that ``close()`` gives the connection back to, or None."""
+    pool = getattr(driver_connection, "_pool", None)
+    return pool if getattr(pool, "close_returns", False) else None
 
 
 @cache
@@ -120,14 +126,47 @@ class PostgreSQL(Dialect):
     def prepare(self, driver_connection: Any, *, synchronous: str) -> None:
         # Behind a pooler clients share sessions: settings would apply to other clients, and a prepared statement may be
         # another client's of the same name, whose rows go to another table.
+        if not self._is_pooled(driver_connection):
+            super().prepare(driver_connection, synchronous=synchronous)
+
+    @staticmethod
+    def _is_pooled(driver_connection: Any) -> bool:
+        """Whether the connection leads to a pooler; no statements are prepared on it then."""
         pooler = pooler_of(driver_connection)
         if pooler is None:
-            super().prepare(driver_connection, synchronous=synchronous)
-            return
+            return False
         if hasattr(driver_connection, "prepare_threshold"):
             driver_connection.prepare_threshold = None
         driver_connection.commit()
         _warn_of(pooler)
+        return True
+
+    def is_borrowed(self, driver_connection: Any, driver: Driver) -> bool:
+        return _returns_to(driver_connection) is not None or super().is_borrowed(driver_connection, driver)
+
+    def borrow(self, driver_connection: Any, driver: Driver) -> Callable[[], None]:
+        # No settings, as behind a pooler: to set them and to set them back would take a few round trips for each
+        # transaction, since such an engine has no pool of its own (NullPool).
+        before = [
+            (name, getattr(driver_connection, name))
+            for name in ("autocommit", "isolation_level")
+            if hasattr(driver_connection, name)
+        ]
+        if not self._is_pooled(driver_connection):
+            driver_connection.commit()
+
+        def restore() -> None:
+            driver_connection.rollback()
+            for name, value in before:
+                setattr(driver_connection, name, value)
+
+        return restore
+
+    def end(self, driver_connection: Any) -> None:
+        if (session := getattr(driver_connection, "pgconn", None)) is not None:
+            session.finish()
+        if (pool := _returns_to(driver_connection)) is not None:
+            pool.putconn(driver_connection)  # it replaces a dead one; close() would not tell it of one
 
     def session_setup(self, *, synchronous: str) -> Sequence[str]:
         # A stopped worker that holds the lane's row lock delays the others for seconds, not for ever.
@@ -285,16 +324,18 @@ class PostgreSQL(Dialect):
 
             yield look
 
-    @staticmethod
     @contextmanager
-    def _own_connection(engine: Engine) -> Iterator[Any]:
-        """A psycopg connection outside the pool, in autocommit; closed at the end."""
+    def _own_connection(self, engine: Engine) -> Iterator[Any]:
+        """A psycopg connection outside the pool, in autocommit; its session ends at the end, and so do its LISTENs."""
         pooled = engine.raw_connection()
         connection: Any = pooled.driver_connection
         pooled.detach()
         with closing(connection):
-            connection.autocommit = True
-            yield connection
+            try:
+                connection.autocommit = True
+                yield connection
+            finally:
+                self.end(connection)
 
     def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
         # An INSERT locks the table before it takes a number, and COPY does so before it has a transaction id: so the
