@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakSet
 
-from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy import Engine, NullPool, Pool, QueuePool, create_engine, event, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.engine import Dialect as Driver
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
@@ -41,7 +42,7 @@ def dialect_for(url: URL) -> Dialect:
 def engine_for(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous: str) -> Engine:
     if isinstance(bind, Engine) and not dialect.single_writer and not bind.dialect.is_async:
         # The host's way to connect (certificates, tokens), with the outbox's own pool and settings.
-        engine = Engine(bind.pool.recreate(), bind.dialect, url, hide_parameters=True)
+        engine = Engine(_pool_like(bind.pool), bind.dialect, url, hide_parameters=True)
         if dialect.worker_isolation:
             engine = engine.execution_options(isolation_level=dialect.worker_isolation)
         _share(engine, dialect, synchronous)
@@ -54,6 +55,23 @@ def engine_for(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous
         # more than its INSERT does.
         setattr(engine.dialect, "do_begin", begin)  # noqa: B010 - mypy: cannot assign to a method
     return engine
+
+
+def _pool_like(hosts: Pool) -> Pool:
+    """A pool that connects as the host's does, and gives each user a connection of its own: StaticPool has one for all
+    threads, and SingletonThreadPool one for all users in a thread."""
+    if isinstance(hosts, (QueuePool, NullPool)):
+        return hosts.recreate()
+    return QueuePool(
+        hosts._creator,
+        recycle=hosts._recycle,
+        echo=hosts.echo,
+        logging_name=hosts._orig_logging_name,
+        reset_on_return=hosts._reset_on_return,
+        pre_ping=hosts._pre_ping,
+        dialect=hosts._dialect,
+        _dispatch=hosts.dispatch,
+    )
 
 
 def _create(url: URL, dialect: Dialect, synchronous: str) -> Engine:
@@ -95,24 +113,33 @@ def _setup(dialect: Dialect, synchronous: str) -> Any:
 
 _RESTORE = "outbox_restore"
 """Key in the ``info`` of a borrowed connection: the function that restores its state."""
+_SAME = (
+    "The creator= of the engine returned one driver connection a second time while it was in use: transactions of"
+    " different threads would mix. Let it open a connection at each call."
+)
 
 
 def _share(engine: Engine, dialect: Dialect, synchronous: str) -> None:
     """Set up the connections of ``engine``, which a host's engine opens. Those of a pool behind it (psycopg_pool) are
     given back as they were, or dead."""
-    set_up = _setup(dialect, synchronous)
+    open_now: WeakSet[Any] = WeakSet()
 
     def on_connect(driver_connection: Any, record: Any) -> None:
-        if not dialect.is_borrowed(driver_connection, engine.dialect):
-            set_up(driver_connection, record)
-            return
+        if driver_connection in open_now:
+            raise ConfigError(_SAME)
+        open_now.add(driver_connection)
         try:
-            record.info[_RESTORE] = dialect.borrow(driver_connection, engine.dialect)
+            if dialect.is_borrowed(driver_connection, engine.dialect):
+                record.info[_RESTORE] = dialect.borrow(driver_connection, engine.dialect)
+            else:
+                dialect.prepare(driver_connection, synchronous=synchronous)
         except BaseException:
+            open_now.discard(driver_connection)
             dialect.end(driver_connection)
             raise
 
     def on_close(driver_connection: Any, record: Any) -> None:
+        open_now.discard(driver_connection)
         restore: Callable[[], None] | None = record.info.pop(_RESTORE, None)
         if restore is not None:
             try:
@@ -126,8 +153,10 @@ def _share(engine: Engine, dialect: Dialect, synchronous: str) -> None:
         if record.info.pop(_RESTORE, None) is not None:
             dialect.end(driver_connection)
 
-    for name, listener in (("connect", on_connect), ("close", on_close), ("invalidate", on_invalidate)):
-        event.listen(engine, name, listener)
+    event.listen(engine, "connect", on_connect)
+    event.listen(engine, "close", on_close)
+    event.listen(engine, "invalidate", on_invalidate)
+    event.listen(engine, "detach", lambda driver_connection, _: open_now.discard(driver_connection))
 
 
 def _require_store(dialect: Dialect, url: URL) -> Any:

@@ -163,8 +163,7 @@ class PostgreSQL(Dialect):
         return restore
 
     def end(self, driver_connection: Any) -> None:
-        if (session := getattr(driver_connection, "pgconn", None)) is not None:
-            session.finish()
+        getattr(getattr(driver_connection, "pgconn", None), "finish", driver_connection.close)()
         if (pool := _returns_to(driver_connection)) is not None:
             pool.putconn(driver_connection)  # it replaces a dead one; close() would not tell it of one
 
