@@ -115,3 +115,36 @@ def test_a_host_in_the_mode_of_oracle_enqueues(box: Outbox, oracle: str, isolati
         connection.commit()
     host.dispose()
     assert box.status().lanes["usage"].pending == 150
+
+
+# --- MariaDB: session variables ------------------------------------------------------------------------------
+
+
+def with_session(database: Database, variables: str) -> str:
+    """The URL for sessions that begin with these variables set, as by the server's configuration."""
+    url = make_url(database.url).update_query_dict({"init_command": f"SET SESSION {variables}"})
+    return url.render_as_string(hide_password=False)
+
+
+@mariadb
+def test_what_a_put_has_acknowledged_is_committed_where_a_commit_begins_another_transaction(
+    database: Database, engine: Engine
+) -> None:
+    with Outbox(with_session(database, "completion_type = 'CHAIN'")) as box, Outbox(engine) as other:
+        box.migrate()
+        put = [box.put(*intervals(count)) for count in (1, 150, 1)]  # the second is committed by a COMMIT
+        assert [other.find(ids[0]) is not None for ids in put] == [True] * 3
+
+
+@mariadb
+def test_an_enqueue_on_a_hosts_connection_in_autocommit_leaves_no_transaction_open(
+    database: Database, box: Outbox
+) -> None:
+    host = create_engine(with_session(database, "completion_type = 'CHAIN'"))
+    with host.connect() as connection:
+        connection.connection.driver_connection.autocommit(True)  # type: ignore[union-attr]
+        for count in (1, 150):
+            box.enqueue(connection, *intervals(count))
+            assert connection.exec_driver_sql("SELECT @@in_transaction").scalar() == 0
+            assert box.status().lanes["usage"].pending
+    host.dispose()

@@ -47,12 +47,13 @@ Look = Callable[[Event], Iterable[str]]
 
 
 @contextmanager
-def all_or_none(connection: Connection, savepoint: str, *, alone: str | None) -> Iterator[None]:
+def all_or_none(connection: Connection, savepoint: str, *, alone: tuple[str, str, str] | None) -> Iterator[None]:
     """Undo what the block did when it raises, and nothing else of the caller's transaction. ``alone``: the connection
-    is in autocommit without an open transaction, and this statement begins one; None: use a savepoint."""
+    is in autocommit without an open transaction, and these statements begin, commit and roll back one; None: use a
+    savepoint."""
     begin, end, undo = f"SAVEPOINT {savepoint}", f"RELEASE SAVEPOINT {savepoint}", f"ROLLBACK TO SAVEPOINT {savepoint}"
     if alone:
-        begin, end, undo = alone, "COMMIT", "ROLLBACK"
+        begin, end, undo = alone
     try:
         connection.exec_driver_sql(begin)
         yield
@@ -91,8 +92,8 @@ class Dialect(ABC):
     """The single statement of an optimistic step can read the entries too."""
     aggregates_slowly: ClassVar[bool] = False
     """Aggregating payloads (``lines_of``) takes longer than reading a few rows one by one."""
-    begins: ClassVar[str] = "START TRANSACTION"
-    """The statement that begins a transaction. In MariaDB's sql_mode ORACLE, BEGIN means something else."""
+    transaction: ClassVar[tuple[str, str, str]] = ("BEGIN", "COMMIT", "ROLLBACK")
+    """The statements that begin, commit and roll back a transaction."""
     inserted_at_once: ClassVar[int] = 1
     inserted_at_once_bytes: ClassVar[int] = 0
     """Bounds of one INSERT of several rows: how many, and the bytes of their payloads. One row has no bound."""
@@ -214,7 +215,7 @@ class Dialect(ABC):
         """See :func:`all_or_none`. Nested blocks need different names: MySQL replaces a savepoint of the same name."""
         if not connection.in_transaction():
             connection.begin()  # as the next statement would: a host's listener may say BEGIN then
-        return all_or_none(connection, savepoint, alone=self.begins if self.commits_each(connection) else None)
+        return all_or_none(connection, savepoint, alone=self.transaction if self.commits_each(connection) else None)
 
     def delete_runs(self, connection: Connection, table: str, members: Runs) -> None:
         """Delete the rows of the log whose numbers are in ``members``."""

@@ -71,6 +71,9 @@ class MySQL(Dialect):
     duplicate_key = 1062
     autocommits = True
     optimistic_write = "apart"
+    # In MariaDB's sql_mode ORACLE, BEGIN means something else. With completion_type = CHAIN a plain COMMIT begins the
+    # next transaction.
+    transaction = ("START TRANSACTION", "COMMIT AND NO CHAIN", "ROLLBACK AND NO CHAIN")
     inserted_at_once, inserted_at_once_bytes = 100, 256 * 1024
     """PyMySQL's own way with many rows costs two round trips more."""
     aggregates_slowly = True
@@ -81,6 +84,7 @@ class MySQL(Dialect):
         "group_concat_max_len": "1073741824",  # GROUP_CONCAT truncates at it, with a warning only
         # In MariaDB's sql_mode ORACLE the driver's BEGIN would begin a program block.
         "sql_mode": "REPLACE(REPLACE(@@sql_mode, 'ORACLE', ''), 'SIMULTANEOUS_ASSIGNMENT', '')",
+        "completion_type": "NO_CHAIN",  # else the autocommitted statement after a COMMIT is part of another transaction
     }
     """The session variables that the outbox needs, and their values in SQL."""
 

@@ -28,7 +28,6 @@ class SQLite(Dialect):
     single_writer = autocommits = True
     optimistic_write = "triggered"
     reads_ahead = "before"
-    begins = "BEGIN"
     inserted_at_once, inserted_at_once_bytes = 50, 32 * 1024
     """One statement takes two thirds of the time that one for each row takes. The driver caches a statement for each
     number of rows, with the parameters it was given last."""
