@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import psycopg
 import pytest
@@ -148,3 +149,20 @@ def test_an_enqueue_on_a_hosts_connection_in_autocommit_leaves_no_transaction_op
             assert connection.exec_driver_sql("SELECT @@in_transaction").scalar() == 0
             assert box.status().lanes["usage"].pending
     host.dispose()
+
+
+@mariadb
+@pytest.mark.parametrize("limit", ["sql_select_limit = 3", "max_join_size = 10, sql_big_selects = 0"])
+def test_a_server_that_limits_what_a_select_reads_holds_an_outbox(database: Database, limit: str) -> None:
+    with Outbox(with_session(database, limit)) as box:
+        serves(box)
+
+
+@mariadb
+def test_the_tables_have_transactions_whatever_the_servers_default(database: Database) -> None:
+    with Outbox(with_session(database, "default_storage_engine = 'MyISAM'")) as box:
+        box.migrate()
+        with suppress(ZeroDivisionError), box.store.database.write() as connection:
+            [id] = box.enqueue(connection, *intervals(1))
+            raise ZeroDivisionError
+        assert box.find(id) is None

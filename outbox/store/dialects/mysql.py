@@ -84,6 +84,10 @@ class MySQL(Dialect):
         "group_concat_max_len": "1073741824",  # GROUP_CONCAT truncates at it, with a warning only
         # In MariaDB's sql_mode ORACLE the driver's BEGIN would begin a program block.
         "sql_mode": "REPLACE(REPLACE(@@sql_mode, 'ORACLE', ''), 'SIMULTANEOUS_ASSIGNMENT', '')",
+        "sql_select_limit": "18446744073709551615",  # any SELECT would end at it: rows not seen are taken for holes
+        "sql_big_selects": "1",  # 0: max_join_size refuses what may read many rows
+        "unique_checks": "1",  # 0: a second row of the same id may go unnoticed
+        "default_storage_engine": "InnoDB",  # of the tables that a migration creates: MyISAM has no transactions
         "completion_type": "NO_CHAIN",  # else the autocommitted statement after a COMMIT is part of another transaction
     }
     """The session variables that the outbox needs, and their values in SQL."""
