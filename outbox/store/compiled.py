@@ -33,7 +33,7 @@ class CompiledStatement:
         self._selected = list(statement.selected_columns) if isinstance(statement, Select) else []
         names = [str(column.key) for column in self._selected]
         self.record: Callable[[Iterable[Any]], Any] = cast("Any", namedtuple)("Row", names)._make
-        self._texts: dict[tuple[str, str], _Text] = {}
+        self._texts: dict[tuple[str, ...], _Text] = {}
 
     def rows(self, connection: Connection, values: Values) -> Sequence[Any]:
         """The rows, as named tuples."""
@@ -68,7 +68,8 @@ class CompiledStatement:
         return [self.record(text.converted(row)) for row in rows] if text.results else list(map(self.record, rows))
 
     def _text(self, dialect: Dialect) -> _Text:
-        key = dialect.name, dialect.driver
+        # Servers differ in the quote (ANSI_QUOTES), engines in the style: a process may have several.
+        key = dialect.name, dialect.driver, dialect.paramstyle, dialect.identifier_preparer.initial_quote
         if key not in self._texts:
             self._texts[key] = _text_of(self.statement, self._columns, self._selected, dialect)
         return self._texts[key]

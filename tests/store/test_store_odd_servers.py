@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
 from outbox import ConfigError, Outbox
+from outbox.store import ledger as store_ledger
 from tests.store.driving import Worker
 from tests.support import ledger
 from tests.support.databases import Database
@@ -97,6 +98,16 @@ def oracle(database: Database) -> str:
 def test_a_server_in_the_mode_of_oracle_holds_an_outbox(oracle: str) -> None:
     with Outbox(oracle) as box:
         serves(box)
+
+
+@mariadb
+def test_a_server_that_quotes_names_otherwise_is_not_asked_in_the_words_for_another(
+    oracle: str, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_ledger._LOCK, "_texts", {})
+    for url in (oracle, database.url):
+        with Outbox(url) as box:
+            serves(box)
 
 
 @mariadb
