@@ -18,6 +18,7 @@ from sqlalchemy import Engine, Pool, PoolProxiedConnection, QueuePool, event
 from sqlalchemy.exc import InvalidatePoolError
 
 if TYPE_CHECKING:
+    from outbox.store.dialects import Dialect
     from outbox.store.same_file import SameFile
 
 IDLE_SECONDS = 1.0
@@ -39,14 +40,17 @@ _LEFT_ALONE: list[AtHand | Pool] = []
 
 
 class Connections:
-    """The connections of ``engine``. ``served``: the database is a server, which may close them. ``switch`` puts those
-    at hand into autocommit; those that SQLAlchemy's pool hands out are not.
+    """The connections of ``engine``. A server may close them. Those at hand are in autocommit; those that SQLAlchemy's
+    pool hands out are not.
 
     ``store.forks`` calls ``before``, ``after_in_parent`` and ``after_in_child`` around a fork.
     """
 
-    def __init__(self, engine: Engine, *, served: bool, switch: Switch | None) -> None:
+    def __init__(self, engine: Engine, dialect: Dialect) -> None:
+        served = not dialect.single_writer
+        switch = dialect.commit_each if dialect.autocommits and served else None
         self._engine = engine
+        self._dialect = dialect
         self._served = served
         self._switch = switch
         self.file: SameFile | None = None
@@ -80,6 +84,7 @@ class Connections:
         if served:
             event.listen(engine, "checkin", _note_use)
             event.listen(engine, "checkout", self._require_alive)
+            event.listen(engine, "checkout", self._end_begun)
 
     def take(self) -> tuple[PoolProxiedConnection, AtHand]:
         """A driver connection, and the cache it came from. The caller passes both to :meth:`keep`, or closes the
@@ -180,6 +185,10 @@ class Connections:
             dialect.do_ping(driver_connection)
         except dialect.loaded_dbapi.Error as error:
             raise InvalidatePoolError("the connection went stale in the pool") from error
+
+    def _end_begun(self, driver_connection: Any, _record: Any, _proxy: Any) -> None:
+        """After a host's own listener, which may have run a statement."""
+        self._dialect.end_begun(driver_connection)
 
 
 def _close(at_hand: AtHand) -> None:

@@ -63,8 +63,7 @@ class Database:
         with uninstrumented():
             self.engine = engine_for(bind, self.url, self.dialect, synchronous)
         one_writer = self.dialect.single_writer
-        switch = self.dialect.commit_each if self.dialect.autocommits and not one_writer else None
-        self._connections = Connections(self.engine, served=not one_writer, switch=switch)
+        self._connections = Connections(self.engine, self.dialect)
         self._guard = ForkGuard(self.engine, str(self.url.database), self._connections) if one_writer else None
         call_around_forks(self._guard or self._connections)
         if self._guard is not None:

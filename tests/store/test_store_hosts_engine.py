@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
-from sqlalchemy import AssertionPool, Engine, SingletonThreadPool, StaticPool, create_engine
+from sqlalchemy import AssertionPool, Engine, SingletonThreadPool, StaticPool, create_engine, event
 
 from outbox import ConfigError, Outbox, Settings
 from tests.support.databases import Database
@@ -48,3 +48,35 @@ def test_a_creator_that_gives_one_connection_to_all_is_refused(database: Databas
             held.enter_context(box.engine.connect())
     opened.invalidate()
     opener.dispose()
+
+
+# --- listeners that run statements ---------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["connect", "checkout", "checkin"])
+def listening(request: pytest.FixtureRequest, database: Database) -> Iterator[Engine]:
+    """An engine with a listener that sets a variable of the session, and commits nothing."""
+    engine = create_engine(database.url)
+    statement = "SET application_name = 'ours'" if database.name == "postgresql" else "SET @ours = (SELECT 1)"
+
+    @event.listens_for(engine, request.param)
+    def run(driver_connection: Any, *_: Any) -> None:
+        with driver_connection.cursor() as cursor:
+            cursor.execute(statement)
+
+    yield engine
+    engine.dispose()
+
+
+@SERVERS
+def test_a_listener_of_the_host_may_run_statements(listening: Engine) -> None:
+    with Outbox(listening, settings=Settings(notify=False)) as box:
+        box.migrate()
+        with box.store.database.write() as connection:
+            box.enqueue(connection, interval())
+        for _ in range(3):
+            box.put(interval())
+        assert box.status().lanes["usage"].pending == 4
+        with box.store.database.read() as connection:
+            if connection.dialect.name == "postgresql":
+                assert connection.exec_driver_sql("SHOW application_name").scalar() == "ours", "what it set holds"

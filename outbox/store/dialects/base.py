@@ -163,6 +163,10 @@ class Dialect(ABC):
         if driver_connection.autocommit != each:
             driver_connection.autocommit = each
 
+    def end_begun(self, driver_connection: Any) -> None:  # noqa: B027 - most drivers commit it when they are switched
+        """Commit the transaction that a host's listener has begun on a connection on its way out of the pool, if any:
+        its SET is meant to hold."""
+
     @abstractmethod
     def insertion(self, table: str, rows: Sequence[Row], driver: str) -> tuple[str, Sequence[Any]]:
         """The INSERT and its parameters; a list of parameters: for ``executemany``. A row whose id is there already is

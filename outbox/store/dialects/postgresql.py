@@ -175,6 +175,11 @@ class PostgreSQL(Dialect):
             "SET tcp_user_timeout = '10s'",
         )
 
+    def end_begun(self, driver_connection: Any) -> None:
+        session = getattr(driver_connection, "pgconn", None)
+        if session is not None and session.transaction_status != _IDLE:
+            driver_connection.commit()
+
     def insertion(self, table: str, rows: Sequence[Row], driver: str) -> tuple[str, Sequence[Any]]:
         if len(rows) > 1:
             return self._insertion_of_many(table, rows, driver)
