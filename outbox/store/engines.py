@@ -40,6 +40,9 @@ def dialect_for(url: URL) -> Dialect:
 
 
 def engine_for(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous: str) -> Engine:
+    if isinstance(bind, Engine):
+        dialect.check_host(bind)
+    dialect.check_url(url)
     if isinstance(bind, Engine) and not dialect.single_writer and not bind.dialect.is_async:
         # The host's way to connect (certificates, tokens), with the outbox's own pool and settings.
         engine = Engine(_pool_like(bind.pool), bind.dialect, url, hide_parameters=True)
@@ -75,7 +78,6 @@ def _pool_like(hosts: Pool) -> Pool:
 
 
 def _create(url: URL, dialect: Dialect, synchronous: str) -> Engine:
-    dialect.check_url(url)
     arguments = dialect.engine_arguments(synchronous=synchronous)
     if dialect.worker_isolation:  # set once for a connection; as an execution option, for each transaction
         arguments["isolation_level"] = dialect.worker_isolation

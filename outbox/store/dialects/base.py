@@ -119,6 +119,9 @@ class Dialect(ABC):
     def check_url(self, url: URL) -> None:  # noqa: B027 - only a file needs it
         """Raise ``ConfigError`` for a URL that cannot hold an outbox."""
 
+    def check_host(self, engine: Engine) -> None:  # noqa: B027 - only a file needs it
+        """Raise ``ConfigError`` for a host's engine that opens its database as the outbox cannot."""
+
     def create_store(self, url: URL) -> None:  # noqa: B027 - only a file needs it
         """Create what must exist before the first connection. Raises ``DatabaseUnavailable``."""
 

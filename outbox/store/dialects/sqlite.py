@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -17,6 +18,12 @@ from outbox.errors import ConfigError, DatabaseUnavailable, SchemaOutOfDate
 from outbox.store.dialects.base import Dialect, Inserted, Look, Row
 from outbox.store.dialects.sqlite_watch import watching
 
+_DRIVERS = ("pysqlite", "aiosqlite")
+_NOT_OURS = (
+    "is not Python's own sqlite3, by which the outbox opens its file: an encrypted file would become a plain one, and"
+    " two libraries in one process undo each other's locks on a file. Give the outbox a file of its own:"
+    " sqlite:///outbox.db"
+)
 _SHORT_READ = "SQLITE_IOERR_SHORT_READ"
 
 
@@ -36,9 +43,23 @@ class SQLite(Dialect):
     purge_chunk = 500  # producers wait while we hold the only write lock
 
     def check_url(self, url: URL) -> None:
-        if url.database in (None, "", ":memory:"):
+        if url.get_driver_name() not in _DRIVERS:
+            raise ConfigError(f"OUTBOX_DATABASE_URL: {url.drivername} {_NOT_OURS}")
+        kept = url.query.items()
+        named = str(url.database or "").removeprefix("file:")
+        if named in ("", ":memory:") or ("mode", "memory") in kept or ("vfs", "memdb") in kept:
             raise ConfigError(
                 "OUTBOX_DATABASE_URL: an outbox in memory is lost with its process. Name a file: sqlite:///outbox.db"
+            )
+
+    def check_host(self, engine: Engine) -> None:
+        module = getattr(engine.dialect.loaded_dbapi, "sqlite", engine.dialect.loaded_dbapi)  # under aiosqlite
+        if not issubclass(getattr(module, "Error", Exception), sqlite3.Error):
+            raise ConfigError(f"The host's engine: {module.__name__} {_NOT_OURS}")
+        if engine.url.database is None:
+            raise ConfigError(
+                "The host's engine: its URL names no file (it is in memory, or creator= knows it), and the outbox opens"
+                " the file itself. Name it: create_engine('sqlite:///outbox.db')"
             )
 
     def create_store(self, url: URL) -> None:
