@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 
@@ -10,6 +11,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from outbox import ConfigError, Outbox
+from tests.support.intervals import interval
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,17 @@ def test_a_url_of_another_library_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"sqlite\+pysqlcipher is not Python's own sqlite3") as refused:
         Outbox(f"sqlite+pysqlcipher://:secret@/{tmp_path / 'secret.db'}")
     assert ":secret" not in str(refused.value)
+
+
+def test_the_outbox_waits_for_no_lock_of_a_cache_that_the_host_shares(tmp_path: Path) -> None:
+    host = create_engine(f"sqlite:///file:{tmp_path / 'outbox.db'}?cache=shared&uri=true")
+    with Outbox(host) as box:
+        box.migrate()
+        with closing(host.raw_connection()) as connection, closing(connection.cursor()) as cursor:
+            cursor.execute("BEGIN")
+            cursor.execute("SELECT * FROM outbox_usage")
+            cursor.fetchall()
+            [id] = box.put(interval())
+            connection.rollback()
+        assert box.find(id) is not None
+    host.dispose()

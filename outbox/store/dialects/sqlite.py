@@ -42,6 +42,10 @@ class SQLite(Dialect):
     """How long a transaction waits for a lock."""
     purge_chunk = 500  # producers wait while we hold the only write lock
 
+    def sync_url(self, url: URL) -> URL:
+        # A shared cache has locks of its own between the connections of a process, and no timeout for them.
+        return super().sync_url(url).difference_update_query(["cache"])
+
     def check_url(self, url: URL) -> None:
         if url.get_driver_name() not in _DRIVERS:
             raise ConfigError(f"OUTBOX_DATABASE_URL: {url.drivername} {_NOT_OURS}")
