@@ -52,7 +52,7 @@ def engine_for(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous
     else:
         engine = _create(dialect.sync_url(url), dialect, synchronous)
         event.listen(engine, "connect", _setup(dialect, synchronous))
-    event.listen(engine, "do_connect", _require_store(dialect, url))
+        event.listen(engine, "do_connect", _require_store(dialect, url))  # of the engine's dialect: never a host's
     if dialect.single_writer:
         # Not the event "begin": an engine with any listener prepares each connection for all events, which costs a put
         # more than its INSERT does.

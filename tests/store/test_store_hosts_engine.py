@@ -50,6 +50,18 @@ def test_a_creator_that_gives_one_connection_to_all_is_refused(database: Databas
     opener.dispose()
 
 
+def listeners(engine: Engine) -> list[int]:
+    return [len(list(events)) for events in (engine.dialect.dispatch.do_connect, engine.pool.dispatch.connect)]
+
+
+def test_each_further_outbox_leaves_nothing_on_the_hosts_engine(engine: Engine) -> None:
+    Outbox(engine).close()
+    before = listeners(engine)
+    for _ in range(3):
+        Outbox(engine).close()
+    assert listeners(engine) == before
+
+
 # --- listeners that run statements ---------------------------------------------------------------------------
 
 
