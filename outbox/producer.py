@@ -6,13 +6,12 @@ removes the messages with everything else.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
 
 from sqlalchemy import Connection, Engine
@@ -25,11 +24,12 @@ from outbox.core.lane import LANES, Lane
 from outbox.core.policy import Policy
 from outbox.core.privacy import Removed
 from outbox.core.step import Committed
-from outbox.errors import OutboxError, OutboxFull
+from outbox.errors import OutboxError
 from outbox.messages import Message
 from outbox.messages.message import to_uuid
 from outbox.producer_arguments import ids_given, joined, joined_async, lanes_given, not_all_messages, time_given
 from outbox.producer_privacy import Door
+from outbox.producer_room import with_room
 from outbox.store import bounds, migrate
 from outbox.store.audit import AuditReport
 from outbox.store.database import PUT_AGAIN, Database
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
     from outbox.settings import Settings
 
-T = TypeVar("T")
 Rows = dict[Lane, list[Row]]
 """Rows to insert, by lane."""
 
@@ -57,7 +56,6 @@ HANDED_OVER_BYTES = 64 * 1024
 log."""
 PUT_TRIES = 5
 """Attempts at a put that loses races for locks."""
-_ROOM_POLL_SECONDS = 0.05
 
 # Filters of dead letters, combined with AND; None: no filter.
 Ids = Iterable[UUID | str] | UUID | str | None
@@ -172,14 +170,14 @@ class Outbox:
         result, rows = self._prepared(messages)  # before the transaction: on SQLite it blocks other writers
         if self.settings.usage_max_entries is None:
             return self._put(result, rows)
-        return _with_room(timeout, lambda: self._put(result, rows))
+        return with_room(timeout, lambda: self._put(result, rows))
 
     def wait_for_room(self, entries: int = 1, timeout: float = 0) -> None:
         """Wait up to ``timeout`` seconds until the usage lane has room; call it before a transaction of your own.
 
         Raises ``OutboxFull``. The room is not reserved: another producer may take it.
         """
-        _with_room(timeout, lambda: self._look_for_room(entries))
+        with_room(timeout, lambda: self._look_for_room(entries))
 
     def _put(self, result: EnqueueResult, rows: Rows) -> EnqueueResult:
         inserted = self._put_alone(result, rows)
@@ -314,8 +312,8 @@ class Outbox:
     def requeue(self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None) -> int:
         """Make dead entries pending again, with no failed attempts. Returns how many. In chunks, safe to run again.
 
-        ``since`` and ``until`` (aware, or ISO 8601) bound the time of death. Entries that died together are one batch
-        and return together. Entries that die during the call are left.
+        ``ids``: only these, whatever died with them. ``since`` and ``until`` (aware, or ISO 8601) bound the time of
+        death. Entries that die during the call are left.
         """
         try:
             return self.store.requeue(*self._windows(ids, lane, since, until))
@@ -323,8 +321,8 @@ class Outbox:
             self.wake.set(set(Lane))
 
     def discard(self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None) -> int:
-        """Give dead entries up for good. Returns how many. Retention deletes them. Entries that die during the call are
-        left."""
+        """Give dead entries up for good; the filters are those of :meth:`requeue`. Returns how many. Retention deletes
+        them."""
         return self.store.discard(*self._windows(ids, lane, since, until))
 
     def dead(self, ids: Ids = None, lane: AnyLane = None, since: Time = None, until: Time = None) -> list[DeadLetter]:
@@ -339,9 +337,15 @@ class Outbox:
 
     def _windows(self, ids: Ids, lane: AnyLane, since: Time, until: Time) -> Sequence[tuple[Lane, Window]]:
         """For each lane the window to search, which ends at its current version: later deaths are not in it."""
-        batches = None if ids is None else self.store.dead_batches(ids_given(ids))
-        window = Window(batches, time_given("since", since), time_given("until", until))
-        return [(each, replace(window, version=self.store.version(each))) for each in lanes_given(lane)]
+        numbers = None if ids is None else self.store.numbers_of(ids_given(ids))
+        window = Window(None, time_given("since", since), time_given("until", until))
+        return [
+            (
+                each,
+                replace(window, numbers=None if numbers is None else numbers[each], version=self.store.version(each)),
+            )
+            for each in lanes_given(lane)
+        ]
 
     # --- audit -------------------------------------------------------------------------------------------
 
@@ -365,19 +369,6 @@ def _once_each(messages: Sequence[Message], text_of: Callable[[Message], str] | 
     for row in rows:
         first.setdefault(row[0], row)
     return list(first.values())
-
-
-def _with_room(timeout: float, attempt: Callable[[], T]) -> T:
-    """Retry ``attempt`` while it raises ``OutboxFull``, for ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            return attempt()
-        except OutboxFull:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise
-        time.sleep(min(_ROOM_POLL_SECONDS, left))
 
 
 def _default_settings() -> Settings:

@@ -47,7 +47,7 @@ Since = Annotated[datetime | None, typer.Option(parser=_moment, metavar="TIME", 
 Until = Annotated[datetime | None, typer.Option(parser=_moment, metavar="TIME", help="Died before this time.")]
 Ids = Annotated[
     list[UUID] | None,
-    typer.Option("--id", metavar="ID", help="Only this entry, and those that died with it in one batch; repeatable."),
+    typer.Option("--id", metavar="ID", help="Only this entry, whatever died with it; repeatable."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count.")]
 

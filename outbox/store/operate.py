@@ -6,46 +6,50 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Row, func, insert, select, update
 
 from outbox.core import batching, runs
 from outbox.core.health import Health, LaneState
+from outbox.core.lane import Lane
 from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import Policy
+from outbox.core.runs import Runs
+from outbox.errors import NOTHING_WRITTEN, DatabaseUnavailable, OutcomeUnknown
 from outbox.store import holes
-from outbox.store.ledger import LockedLane, add_to_totals, insert_batch
+from outbox.store.ledger import LockedLane, add_to_totals, batch_columns, insert_batch
 from outbox.store.schema import BATCH, LANE, LOGS
 from outbox.store.settle import ended
 
 T = TypeVar("T")
+Move = Callable[[LockedLane], int]
 
 CHUNK = 500
 """Dead letters moved in one transaction, or named in one statement: databases bound its parameters."""
 
 
+Named = Mapping[UUID, Runs]
+"""Dead batches by id, each with those of its members that an operator named."""
+
+SUPERSEDED = {"state": BatchState.SUPERSEDED, "verdict": None, "settled_at": None, "settled_version": None}
+"""The columns of a dead batch whose members other batches have taken over."""
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Which dead letters: by batch, and by the time they died. Times in microseconds; None: no bound."""
+    """Which dead letters: by number, and by the time they died. Times in microseconds; None: no bound."""
 
-    batch_ids: Sequence[UUID] | None = None
-    """In order of ``last_seq``. None: any batch."""
+    numbers: Sequence[int] | None = None
+    """Those of the named entries, ascending. None: any entry."""
     since: int | None = None
     until: int | None = None
     version: int | None = None
     """A version of the lane: batches that die after it are left out."""
-
-    def parts(self) -> Iterator[Window]:
-        """Windows with few enough ``batch_ids`` for one statement."""
-        if self.batch_ids is None:
-            yield self
-        else:
-            yield from (replace(self, batch_ids=some) for some in chunks(self.batch_ids))
 
 
 def chunks(items: Iterable[T]) -> Iterator[list[T]]:
@@ -54,16 +58,31 @@ def chunks(items: Iterable[T]) -> Iterator[list[T]]:
         yield some
 
 
+def in_chunks(on: Callable[[Lane, Move], int], moves: Iterable[tuple[Lane, Move]]) -> int:
+    """Run each move ``on`` its lane until it returns 0; the sum. The text of an error tells how many were done before
+    it."""
+    done = 0
+    try:
+        for lane, move in moves:
+            while moved := on(lane, move):
+                done += moved
+    except (DatabaseUnavailable, OutcomeUnknown) as error:
+        if not done:
+            raise
+        text = str(error).replace(f" {NOTHING_WRITTEN}", "")
+        raise type(error)(f"{text} {done:,} entries were done before that: run it again for the others.") from error
+    return done
+
+
 def dead_letters(lane_key: str, window: Window) -> Any:
-    """WHERE conditions for the dead letters of a lane inside a window. They are all above the floor."""
+    """WHERE conditions for the dead batches of a lane inside a window, whatever their ``numbers``. They are all above
+    the floor."""
     conditions = [
         BATCH.c.lane == lane_key,
         BATCH.c.state == BatchState.SETTLED,
         BATCH.c.verdict == Ending.REFUSED,
         BATCH.c.last_seq > select(LANE.c.floor).where(LANE.c.lane == lane_key).scalar_subquery(),
     ]
-    if window.batch_ids is not None:
-        conditions.append(BATCH.c.id.in_(window.batch_ids))
     if window.since is not None:
         conditions.append(BATCH.c.settled_at >= window.since)
     if window.until is not None:
@@ -73,9 +92,11 @@ def dead_letters(lane_key: str, window: Window) -> Any:
     return conditions
 
 
-def requeue(lane: LockedLane, policy: Policy, window: Window) -> int:
-    """Merge up to a chunk of dead letters into new waiting batches with 0 attempts. Entries moved; 0: none left."""
-    dead = _chunk(lane, window)
+def requeue(lane: LockedLane, policy: Policy, window: Window, named: Named | None = None) -> int:
+    """Merge up to a chunk of dead batches into new waiting ones with 0 attempts. Entries moved; 0: none left.
+
+    ``named``: only these members of these batches, at most a chunk of batches."""
+    dead = _chunk(lane, window, named)
     lane.untouched = not dead
     for group in _groups(dead, policy.batch_max_rows):
         insert_batch(
@@ -87,21 +108,64 @@ def requeue(lane: LockedLane, policy: Policy, window: Window) -> int:
             due_at=lane.now,
             ambiguous=any(row.ambiguous for row in group),
         )
-    _leave_dead(lane, dead, state=BatchState.SUPERSEDED, verdict=None, settled_at=None, settled_version=None)
+    _leave_dead(lane, dead, SUPERSEDED)
     return sum(row.entries for row in dead)
 
 
-def discard(lane: LockedLane, window: Window) -> int:
-    """End up to a chunk of dead letters for good; retention deletes them later. Entries ended; 0: none left."""
-    dead = _chunk(lane, window)
+def discard(lane: LockedLane, window: Window, named: Named | None = None) -> int:
+    """End up to a chunk of dead batches for good; retention deletes them later. Entries ended; 0: none left.
+    ``named``: as for ``requeue``."""
+    dead = _chunk(lane, window, named)
     lane.untouched = not dead
-    _leave_dead(lane, dead, **ended(lane, Ending.DISCARDED))
+    _leave_dead(lane, dead, ended(lane, Ending.DISCARDED))
     return sum(row.entries for row in dead)
 
 
-def _chunk(lane: LockedLane, window: Window) -> Sequence[Row[Any]]:
-    query = select(BATCH).where(*dead_letters(lane.key, window)).order_by(BATCH.c.last_seq).limit(CHUNK)
-    return lane.connection.execute(query).all()
+def _chunk(lane: LockedLane, window: Window, named: Named | None) -> Sequence[Row[Any]]:
+    """Dead batches in order of ``last_seq``. Those that are ``named`` in part are split first."""
+    query = select(BATCH).where(*dead_letters(lane.key, window)).order_by(BATCH.c.last_seq)
+    if named is None:
+        return lane.connection.execute(query.limit(CHUNK)).all()
+    dead = lane.connection.execute(query.where(BATCH.c.id.in_(named))).all()
+    parted = [row for row in dead if runs.count(named[row.id]) < row.entries]
+    if not parted:
+        return dead
+    ids = {row.id for row in dead}.difference(row.id for row in parted).union(_split(lane, parted, named))
+    return lane.connection.execute(query.where(BATCH.c.id.in_(ids))).all()
+
+
+def _split(lane: LockedLane, parents: Sequence[Row[Any]], named: Named) -> list[UUID]:
+    """Supersede each dead batch by two that are dead as it is: of its named members, and of the others. The ids of the
+    former. Attempts, answer, times and marks are the parent's, and so is the version it was settled under: the totals
+    count the two as they counted it."""
+    sizes = _sizes(lane, [number for row in parents for number in runs.numbers(named[row.id])])
+    children, ids = [], []
+    for row in parents:
+        taken = named[row.id]
+        others = runs.subtract(runs.decode(row.members), taken)
+        size = sum(sizes.get(number, 0) for number in runs.numbers(taken))
+        for members, payload_bytes in ((taken, size), (others, row.payload_bytes - size)):
+            children.append({**row._mapping, **_members_of(lane, members, payload_bytes)})
+        ids.append(children[-2]["id"])
+    _move_dead(lane, parents, SUPERSEDED)
+    lane.connection.execute(insert(BATCH), children)
+    return ids
+
+
+def _members_of(lane: LockedLane, members: Runs, payload_bytes: int) -> dict[str, Any]:
+    columns = batch_columns(lane, members, runs.count(members), payload_bytes)
+    return {name: columns[name] for name in ("id", "members", "first_seq", "last_seq", "entries", "payload_bytes")}
+
+
+def _sizes(lane: LockedLane, numbers: Sequence[int]) -> dict[int, int]:
+    """Bytes of payload by number."""
+    log = LOGS[lane.lane]
+    sizes = select(log.c.seq, log.c.size)
+    return {
+        row.seq: row.size
+        for some in chunks(numbers)
+        for row in lane.connection.execute(sizes.where(log.c.seq.in_(some)))
+    }
 
 
 def _groups(rows: Sequence[Row[Any]], max_entries: int) -> Iterable[list[Row[Any]]]:
@@ -117,12 +181,16 @@ def _groups(rows: Sequence[Row[Any]], max_entries: int) -> Iterable[list[Row[Any
         yield group
 
 
-def _leave_dead(lane: LockedLane, dead: Sequence[Row[Any]], **values: Any) -> None:
-    if not dead:
-        return
+def _move_dead(lane: LockedLane, dead: Sequence[Row[Any]], values: Mapping[str, Any]) -> None:
     still_dead = (BATCH.c.id.in_([row.id for row in dead]), BATCH.c.verdict == Ending.REFUSED)
     moved = lane.connection.execute(update(BATCH).where(*still_dead).values(values))
     assert moved.rowcount == len(dead), "the lane's row is locked: nobody else moves its dead letters"
+
+
+def _leave_dead(lane: LockedLane, dead: Sequence[Row[Any]], values: Mapping[str, Any]) -> None:
+    if not dead:
+        return
+    _move_dead(lane, dead, values)
     counted = sum(row.entries for row in dead if row.settled_version <= lane.folded_version)
     add_to_totals(lane, dead=-counted)
 

@@ -21,12 +21,13 @@ from outbox.core.health import Health, LaneState
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import BatchState, Ending, Status, status_of
 from outbox.core.policy import MICROSECONDS, is_due
+from outbox.core.runs import Runs
 from outbox.core.step import Outlook
 from outbox.store import operate
 from outbox.store.compiled import CompiledStatement
 from outbox.store.dialects import now_us
 from outbox.store.ledger import IS_LIVE, TOTAL_OF, Clock
-from outbox.store.operate import Window, chunks, dead_letters
+from outbox.store.operate import Named, Window, chunks, dead_letters
 from outbox.store.schema import BATCH, HOLE, LANE, LOGS, REMOVED
 
 PENDING_COUNTED_EXACTLY = 10_000
@@ -108,30 +109,66 @@ def iterate_dead(connection: Connection, lane: Lane, window: Window) -> Iterator
 
 def _dead_numbers(connection: Connection, lane: Lane, window: Window) -> Iterator[tuple[Row[Any], int]]:
     b = BATCH.c
-    about = (b.id, b.members, b.settled_at, b.attempts, b.ambiguous, b.last_error)
-    for batch in _dead_batches(connection, lane, window, *about):
-        for number in runs.numbers(runs.decode(batch.members)):
+    for batch, members in _dead(connection, lane, window, b.id, b.settled_at, b.attempts, b.ambiguous, b.last_error):
+        for number in runs.numbers(members):
             yield batch, number
 
 
+def _dead(connection: Connection, lane: Lane, window: Window, *columns: Any) -> Iterator[tuple[Row[Any], Runs]]:
+    """Dead batches in order of ``last_seq``, which is unique among them, each with those of its members that are inside
+    the window.
+
+    Most entries died in a batch of one, which is found by its number. For other named ones the dead batches with
+    several members are read once.
+    """
+    columns = (BATCH.c.last_seq, BATCH.c.members, *columns)
+    numbers = window.numbers
+    if numbers is None:
+        for batch in _dead_batches(connection, lane, window, columns):
+            yield batch, runs.decode(batch.members)
+        return
+    query = select(*columns).where(*dead_letters(str(lane), window))
+    found = {
+        batch.last_seq: batch
+        for some in chunks(numbers)
+        for batch in connection.execute(query.where(BATCH.c.last_seq.in_(some)))
+    }
+    rest = [number for number in numbers if number not in found]
+    if rest:
+        several = (BATCH.c.first_seq < BATCH.c.last_seq, BATCH.c.last_seq > rest[0], BATCH.c.first_seq <= rest[-1])
+        for batch in _dead_batches(connection, lane, window, columns, where=several):
+            if _among(rest, batch):
+                found[batch.last_seq] = batch
+    for last in sorted(found):
+        yield found[last], _among(numbers, found[last])
+
+
+def _among(numbers: Sequence[int], batch: Row[Any]) -> Runs:
+    """The members of the batch that are among ``numbers``, which ascend."""
+    spans = runs.decode(batch.members)
+    return runs.from_sorted(
+        [n for lo, hi in spans for n in numbers[bisect_left(numbers, lo) : bisect_right(numbers, hi)]]
+    )
+
+
 def _dead_batches(
-    connection: Connection, lane: Lane, window: Window, *columns: Any, where: Sequence[Any] = ()
+    connection: Connection, lane: Lane, window: Window, columns: Sequence[Any], *, where: Sequence[Any] = ()
 ) -> Iterator[Row[Any]]:
-    """Dead batches in order of ``last_seq``, which is unique among them, read in chunks."""
-    for part in window.parts():
-        query = select(BATCH.c.last_seq, *columns).where(*dead_letters(str(lane), part), *where)
-        query = query.order_by(BATCH.c.last_seq).limit(operate.CHUNK)
-        some = connection.execute(query).all()
-        while some:
-            yield from some
-            some = connection.execute(query.where(BATCH.c.last_seq > some[-1].last_seq)).all()
+    """Dead batches, whatever the window's ``numbers``, in order of ``last_seq``, read in chunks."""
+    query = select(*columns).where(*dead_letters(str(lane), window), *where)
+    query = query.order_by(BATCH.c.last_seq).limit(operate.CHUNK)
+    some = connection.execute(query).all()
+    while some:
+        yield from some
+        some = connection.execute(query.where(BATCH.c.last_seq > some[-1].last_seq)).all()
 
 
 def count_dead(connection: Connection, lane: Lane, window: Window) -> DeadCounts:
+    if lane is not Lane.USAGE and window.numbers is None:
+        total = select(func.coalesce(func.sum(BATCH.c.entries), 0)).where(*dead_letters(str(lane), window))
+        return DeadCounts(int(connection.execute(total).scalar_one()), 0)
     if lane is not Lane.USAGE:
-        total = select(func.coalesce(func.sum(BATCH.c.entries), 0))
-        parts = (total.where(*dead_letters(str(lane), part)) for part in window.parts())
-        return DeadCounts(sum(int(connection.execute(part).scalar_one()) for part in parts), 0)
+        return DeadCounts(sum(runs.count(members) for _, members in _dead(connection, lane, window)), 0)
     entries = traces = 0
     for letter in iterate_dead(connection, lane, window):
         entries += 1
@@ -139,13 +176,9 @@ def count_dead(connection: Connection, lane: Lane, window: Window) -> DeadCounts
     return DeadCounts(entries, traces)
 
 
-def dead_batches(connection: Connection, entry_ids: Iterable[UUID]) -> list[UUID]:
-    """The batches of the dead ones among the entries, lane by lane, in order of ``last_seq``.
-
-    Most entries died in a batch of one, which is found by its number. For the others the dead batches with several
-    members are read once.
-    """
-    found: list[UUID] = []
+def numbers_of(connection: Connection, entry_ids: Iterable[UUID]) -> dict[Lane, list[int]]:
+    """The numbers of the entries, ascending, by lane; ids that are in no log are left out."""
+    found: dict[Lane, list[int]] = {}
     left = set(entry_ids)
     for lane, log in LOGS.items():
         numbers = {
@@ -154,25 +187,13 @@ def dead_batches(connection: Connection, entry_ids: Iterable[UUID]) -> list[UUID
             for row in connection.execute(select(log.c.id, log.c.seq).where(log.c.id.in_(some)))
         }
         left -= numbers.keys()
-        found += _batches_of(connection, lane, sorted(numbers.values()))
+        found[lane] = sorted(numbers.values())
     return found
 
 
-def _batches_of(connection: Connection, lane: Lane, numbers: list[int]) -> list[UUID]:
-    """The dead batches with members among ``numbers``, which are sorted."""
-    dead = dead_letters(str(lane), Window())
-    last = {
-        batch.last_seq: batch.id
-        for some in chunks(numbers)
-        for batch in connection.execute(select(BATCH.c.id, BATCH.c.last_seq).where(*dead, BATCH.c.last_seq.in_(some)))
-    }
-    rest = [number for number in numbers if number not in last]
-    if rest:
-        several = (BATCH.c.first_seq < BATCH.c.last_seq, BATCH.c.last_seq > rest[0], BATCH.c.first_seq <= rest[-1])
-        for batch in _dead_batches(connection, lane, Window(), BATCH.c.id, BATCH.c.members, where=several):
-            if any(bisect_left(rest, lo) < bisect_right(rest, hi) for lo, hi in runs.decode(batch.members)):
-                last[batch.last_seq] = batch.id
-    return [last[number] for number in sorted(last)]
+def named_dead(connection: Connection, lane: Lane, window: Window) -> Named:
+    """The dead batches with entries that the window names, and these entries."""
+    return {batch.id: members for batch, members in _dead(connection, lane, window, BATCH.c.id)}
 
 
 def _live(state: BatchState, what: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ from outbox.core.lane import Lane
 from outbox.core.policy import MICROSECONDS, Bounds, Policy, Retention, is_due
 from outbox.core.privacy import Removal, Removed
 from outbox.core.step import Committed, Outlook, Settled, Settlement, Step
-from outbox.errors import NOTHING_WRITTEN, DatabaseUnavailable, LaneStopped, OutcomeUnknown
+from outbox.errors import DatabaseUnavailable, LaneStopped
 from outbox.store import bounds, migrate, operate, queries, removed, retention
 from outbox.store.age import AgeClock
 from outbox.store.audit import AuditReport
@@ -27,7 +27,7 @@ from outbox.store.auditor import Auditor
 from outbox.store.claim import MembersMissing, claim
 from outbox.store.database import Database
 from outbox.store.ledger import Clock, Inside, LockedLane, LostClaim, locked, no_row
-from outbox.store.operate import Window
+from outbox.store.operate import Named, Window
 from outbox.store.optimistic import OptimisticSteps, Request
 from outbox.store.read_ahead import ReadAhead
 from outbox.store.settle import settle
@@ -199,19 +199,31 @@ class Store:
     def requeue(self, *windows: tuple[Lane, Window]) -> int:
         """Requeue the dead letters inside the windows, in chunks; entries requeued.
 
-        A window without ``version`` or ``until`` also takes entries that are requeued, sent and dead again meanwhile.
+        A window with ``numbers`` takes these entries only, whatever died with them. One without ``version`` or
+        ``until`` also takes entries that are requeued, sent and dead again meanwhile.
         """
-        return self._in_chunks(
-            (lane, partial(operate.requeue, policy=self.policy, window=part))
-            for lane, window in windows
-            for part in window.parts()
-        )
+        return self._move_dead(partial(operate.requeue, policy=self.policy), windows)
 
     def discard(self, *windows: tuple[Lane, Window]) -> int:
         """End dead letters for good; otherwise as :meth:`requeue`."""
-        return self._in_chunks(
-            (lane, partial(operate.discard, window=part)) for lane, window in windows for part in window.parts()
+        return self._move_dead(operate.discard, windows)
+
+    def _move_dead(self, move: Callable[..., int], windows: Iterable[tuple[Lane, Window]]) -> int:
+        moves = (
+            (lane, partial(move, window=window, named=some))
+            for lane, window in windows
+            for some in self._named(lane, window)
         )
+        return operate.in_chunks(self._on, moves)
+
+    def _named(self, lane: Lane, window: Window) -> Iterator[Named | None]:
+        """The dead batches with entries that the window names, few enough for one statement; None: it names none.
+        They are looked for until none is left: another operator may split a batch meanwhile."""
+        if window.numbers is None:
+            yield None
+            return
+        while named := self.named_dead(lane, window):
+            yield from map(dict, operate.chunks(named.items()))
 
     def keep_within(self, lane: Lane, limits: Bounds) -> int:
         """Shed what a telemetry lane holds beyond its bounds, in chunks; entries shed. Raises ``ValueError`` for
@@ -333,10 +345,13 @@ class Store:
         with self.database.read(snapshot=True) as connection:
             return list(queries.iterate_dead(connection, lane, window))
 
-    def dead_batches(self, entry_ids: Iterable[UUID]) -> list[UUID]:
-        """The batches of the dead ones among the entries, in the order that ``Window.batch_ids`` requires."""
+    def named_dead(self, lane: Lane, window: Window) -> Named:
         with self.database.read(snapshot=True) as connection:
-            return queries.dead_batches(connection, entry_ids)
+            return queries.named_dead(connection, lane, window)
+
+    def numbers_of(self, entry_ids: Iterable[UUID]) -> dict[Lane, list[int]]:
+        with self.database.read(snapshot=True) as connection:
+            return queries.numbers_of(connection, entry_ids)
 
     def dead_counts(self, lane: Lane, window: Window) -> DeadCounts:
         with self.database.read(snapshot=True) as connection:
@@ -368,21 +383,7 @@ class Store:
             return move(row)
 
     def _all(self, lane: Lane, move: Callable[[LockedLane], int]) -> int:
-        return self._in_chunks([(lane, move)])
-
-    def _in_chunks(self, moves: Iterable[tuple[Lane, Callable[[LockedLane], int]]]) -> int:
-        """Run each move until it returns 0; the sum. The text of an error tells how many were done before it."""
-        done = 0
-        try:
-            for lane, move in moves:
-                while moved := self._on(lane, move):
-                    done += moved
-        except (DatabaseUnavailable, OutcomeUnknown) as error:
-            if not done:
-                raise
-            text = str(error).replace(f" {NOTHING_WRITTEN}", "")
-            raise type(error)(f"{text} {done:,} entries were done before that: run it again for the others.") from error
-        return done
+        return operate.in_chunks(self._on, [(lane, move)])
 
     def _lost(self, error: Exception) -> bool:
         return isinstance(error, LostClaim) or self.database.is_lost_claim(error)

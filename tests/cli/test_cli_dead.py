@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import uuid4
 
 from outbox.simulator import Simulator
-from tests.cli.command import ENTRY, Command
+from tests.cli.command import ENTRY, Command, usage_line
 
 
 def test_a_dead_entry_is_listed_and_shown(buried: Command) -> None:
@@ -52,3 +52,20 @@ def test_a_selection_by_time_and_lane_holds(buried: Command) -> None:
 def test_requeueing_an_id_that_is_not_dead_is_3(buried: Command) -> None:
     done = buried("dead", "requeue", "--id", str(uuid4()))
     assert (done.code, done.out) == (3, "")
+
+
+def test_what_died_with_a_named_entry_is_left(outbox: Command, beacon: Simulator) -> None:
+    impatient = outbox.but(max_attempts="1")
+    [put] = impatient("enqueue", "usage", stdin=b"".join(usage_line() for _ in range(3))).lines()
+    beacon.faults.lanes, beacon.faults.status = {"usage"}, 503
+    assert impatient("drain", "--timeout", "20").code == 0
+    named, kept = put["ids"][1], [put["ids"][0], put["ids"][2]]
+    assert len(outbox("dead", "list", "--id", named, "--output", "jsonl").lines()) == 1
+    report = outbox("dead", "discard", "--id", named, "--yes", "--output", "json").json()
+    assert (report["changed"], report["before"]["usage"], report["after"]["usage"]) == (
+        1,
+        {"entries": 1, "trace_count": 5},
+        {"entries": 0, "trace_count": 0},
+    )
+    assert [letter["id"] for letter in outbox("dead", "list", "--output", "jsonl").lines()] == kept
+    assert outbox("dead", "show", kept[1], "--output", "json").json()["receipt"]["status"] == 503

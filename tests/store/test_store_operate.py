@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from outbox.core.entry import DeadCounts
+from outbox.core.entry import DeadCounts, moment
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
 from outbox.core.policy import Bounds
@@ -121,21 +122,99 @@ def test_dead_letters_are_read_some_at_a_time_in_order(worker: Worker, monkeypat
     assert worker.statuses(ids) == [Status.WAITING, Status.SHED, Status.SHED, Status.WAITING, Status.WAITING]
 
 
-def test_any_of_those_that_died_together_names_them_all(tracer: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+def put_dead_together(worker: Worker, *batches: int) -> list[UUID]:
+    """Entries that died in batches of these sizes."""
+    ids = worker.put(sum(batches))
+    for entries in batches:
+        worker.policy(batch_max_rows=entries, attempts_limits={worker.lane: 1})
+        assert worker.settle(worker.must_claim(), UNAVAILABLE).dead == entries
+    return ids
+
+
+def test_those_that_died_together_are_listed_and_counted_one_by_one(
+    tracer: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(operate, "CHUNK", 2)
-    tracer.policy(batch_max_rows=3, attempts_limits={tracer.lane: 1})
-    ids = tracer.put(8)
-    for _ in range(3):
-        assert tracer.settle(tracer.must_claim(), UNAVAILABLE).dead
-    batches = [tracer.find(ids[at]).batch_id for at in (0, 3, 6)]
+    ids = put_dead_together(tracer, 3, 3, 2)
     assert tracer.box.dead_counts()[tracer.lane] == DeadCounts(8, 0)
-    for named in (ids[:1], ids[1:2], ids[2:3], ids[:3], [ids[2], ids[1]]):
-        assert [letter.id for letter in tracer.box.dead(named)] == ids[:3]
-        assert tracer.box.dead_counts(named)[tracer.lane] == DeadCounts(3, 0)
-    assert tracer.box.store.dead_batches([ids[7], ids[0]]) == [batches[0], batches[2]]
-    assert tracer.box.store.dead_batches(reversed(ids)) == batches
-    assert tracer.box.discard([ids[1], ids[6]]) == 5
-    assert [letter.id for letter in tracer.box.dead()] == ids[3:6]
+    for named in (ids[:1], ids[1:2], ids[2:3], ids[:3], [ids[1], ids[2]], [ids[0], ids[2], ids[7]], ids):
+        assert [letter.id for letter in tracer.box.dead(named)] == named
+        assert tracer.box.dead_counts(named)[tracer.lane] == DeadCounts(len(named), 0)
+    assert [letter.id for letter in tracer.box.dead(reversed(ids))] == ids
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["before the fold", "after the fold"])
+@pytest.mark.parametrize("verb", ["requeue", "discard"])
+def test_what_died_with_the_named_entries_stays_dead(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, verb: str, folded: bool
+) -> None:
+    monkeypatch.setattr(operate, "CHUNK", 2)
+    ids = put_dead_together(worker, 4, 1, 3)
+    if folded:
+        worker.fold_totals()
+    named = [ids[6], ids[1], ids[4], ids[2]]
+    others = [id for id in ids if id not in named]
+    before = {letter.id: letter for letter in worker.box.dead(others)}
+    assert getattr(worker.box, verb)(named) == 4
+    assert worker.statuses(others) == [Status.DEAD] * 4
+    assert Status.DEAD not in worker.statuses(named)
+    assert (worker.status.dead, worker.status.unfinished + worker.status.shed) == (4, 4)
+    for letter in worker.box.dead():
+        was = before[letter.id]
+        assert replace(letter, batch_id=was.batch_id) == was, "attempts, error, time and mark are those it died with"
+        receipt = worker.find(letter.id).receipt
+        assert receipt is not None
+        assert receipt["status"] == UNAVAILABLE.status
+    assert getattr(worker.box, verb)(named) == 0
+    worker.fold_totals()
+    assert (worker.status.dead, worker.status.unfinished + worker.status.shed) == (4, 4)
+    assert worker.audit().problem is None
+    assert worker.box.requeue() == 4
+    assert worker.box.dead() == []
+
+
+def test_a_split_batch_keeps_its_bytes_and_its_mark(worker: Worker) -> None:
+    worker.policy(attempts_limits={worker.lane: 1})
+    ids = worker.put(3)
+    worker.settle(worker.must_claim(), AMBIGUOUS)
+    (parent,) = worker.batches("settled")
+    assert worker.box.discard([ids[1]]) == 1
+    rest, discarded = worker.batches("settled")
+    assert [(each.members, each.verdict) for each in (rest, discarded)] == [("1,3", "refused"), ("2", "discarded")]
+    assert rest.payload_bytes + discarded.payload_bytes == parent.payload_bytes
+    assert discarded.payload_bytes == len(worker.find(ids[1]).payload)
+    for child in (rest, discarded):
+        assert (child.ambiguous, child.attempts, child.root_id) == (True, 1, parent.root_id)
+    assert [each.id for each in worker.batches("superseded")] == [parent.id]
+
+
+def test_only_those_that_died_inside_the_window_are_taken_by_name(worker: Worker) -> None:
+    early = put_dead_together(worker, 2)
+    worker.clock.advance(seconds=10)
+    middle = moment(worker.clock.now())
+    late = put_dead_together(worker, 2)
+    named = [early[0], late[0]]
+    assert [letter.id for letter in worker.box.dead(named, since=middle)] == [late[0]]
+    assert worker.box.discard(named, until=middle) == 1
+    assert worker.statuses([*early, *late]) == [Status.SHED, Status.DEAD, Status.DEAD, Status.DEAD]
+
+
+def test_two_operators_who_name_entries_of_one_batch_both_get_theirs(
+    worker: Worker, another: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = put_dead_together(worker, 3)
+    store, once = worker.box.store, worker.box.store._once
+    meanwhile = iter([True])
+
+    def late(lane: Lane, move: Callable[[LockedLane], Any]) -> Any:
+        if next(meanwhile, False):
+            assert another.box.requeue([ids[0]]) == 1
+        return once(lane, move)
+
+    monkeypatch.setattr(store, "_once", late)
+    assert worker.box.discard([ids[1]]) == 1
+    assert worker.statuses(ids)[1:] == [Status.SHED, Status.DEAD]
+    assert worker.status.dead == 1
 
 
 def test_an_entry_that_is_not_dead_names_nothing(worker: Worker) -> None:
