@@ -41,7 +41,7 @@ class EntryView:
     settled_at: datetime | None
     last_error: str | None
     batch_id: UUID | None
-    """The batch's id, which is its Idempotency-Key; None while the entry is pending."""
+    """The batch's id, which is its Idempotency-Key; None while the entry is in no batch."""
     maybe_delivered: bool
     """An answer was lost: beacon may have the entry although its status is not sent."""
     next_attempt_at: datetime | None

@@ -8,7 +8,8 @@
                        │ │             rows = 1: settled/refused (dead) ──requeue──▶ a new waiting batch
                        └─┘ lease expired (crash): attempts + 1; three in a row: backoff; eight: halve
 
-A pending entry is in no batch: its number is above the lane's cursor, or in a hole below it.
+A pending entry is in no batch: its number is above the lane's cursor, or in a hole below it. So is, as its status, one
+in a batch that was requeued and not leased since.
 """
 
 from __future__ import annotations
@@ -66,8 +67,11 @@ _BY_ENDING = {
 }
 
 
-def status_of(state: BatchState, verdict: Ending | None) -> Status:
-    """Status of every entry of a batch that is not superseded."""
+def status_of(state: BatchState, verdict: Ending | None, *, requeued: bool = False) -> Status:
+    """Status of every entry of a batch that is not superseded. ``requeued``: it waits to be leased for the first time
+    since an operator requeued its entries."""
+    if requeued:
+        return Status.PENDING
     if state is BatchState.SETTLED:
         assert verdict is not None, "a settled batch has a verdict (CHECK batch_verdict)"
         return _BY_ENDING[verdict]

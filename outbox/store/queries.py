@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Connection, Row, and_, bindparam, func, select
+from sqlalchemy import Connection, Row, and_, bindparam, func, literal_column, select
 
 from outbox.core import runs
 from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LaneStatus, moment
@@ -26,9 +26,13 @@ from outbox.core.step import Outlook
 from outbox.store import operate
 from outbox.store.compiled import CompiledStatement
 from outbox.store.dialects import now_us
+from outbox.store.dialects.view import requeued
 from outbox.store.ledger import IS_LIVE, TOTAL_OF, Clock
 from outbox.store.operate import Named, Window, chunks, dead_letters
 from outbox.store.schema import BATCH, HOLE, LANE, LOGS, REMOVED
+
+REQUEUED: Any = literal_column(f"({requeued(BATCH.name)})")
+"""Condition: the entries of the batch are pending. See ``requeued``."""
 
 PENDING_COUNTED_EXACTLY = 10_000
 """Fewer pending rows are counted. Otherwise their number is estimated as highest number - cursor, an upper bound."""
@@ -43,9 +47,9 @@ def find(connection: Connection, entry_id: UUID) -> EntryView | None:
 
 
 def batch_of(connection: Connection, lane: Lane, seq: int) -> Row[Any] | None:
-    """The batch that has ``seq`` as a member, superseded ones excepted; None: the entry is pending."""
+    """The batch that has ``seq`` as a member, superseded ones excepted, with ``requeued``; None: it is in none."""
     spanning = (
-        select(BATCH)
+        select(BATCH, REQUEUED.label("requeued"))
         .where(
             BATCH.c.lane == str(lane),
             BATCH.c.last_seq >= seq,
@@ -67,7 +71,8 @@ def _view(lane: Lane, row: Row[Any], batch: Row[Any] | None) -> EntryView:
         return EntryView(
             row.id, lane, row.seq, Status.PENDING, 0, created, None, None, None, False, None, None, row.payload
         )
-    status = status_of(BatchState(batch.state), Ending(batch.verdict) if batch.verdict else None)
+    ending = Ending(batch.verdict) if batch.verdict else None
+    status = status_of(BatchState(batch.state), ending, requeued=bool(batch.requeued))
     return EntryView(
         id=row.id,
         lane=lane,
@@ -196,8 +201,9 @@ def named_dead(connection: Connection, lane: Lane, window: Window) -> Named:
     return {batch.id: members for batch, members in _dead(connection, lane, window, BATCH.c.id)}
 
 
-def _live(state: BatchState, what: Any) -> Any:
-    return select(func.coalesce(what, 0)).where(BATCH.c.lane == LANE.c.lane, BATCH.c.state == state).scalar_subquery()
+def _live(state: BatchState, what: Any, *which: Any) -> Any:
+    live = (BATCH.c.lane == LANE.c.lane, BATCH.c.state == state, *which)
+    return select(func.coalesce(what, 0)).where(*live).scalar_subquery()
 
 
 def _total(name: str) -> Any:
@@ -220,6 +226,7 @@ _STATUS = select(
     _live(BatchState.LEASED, func.sum(BATCH.c.entries)).label("in_flight"),
     _live(BatchState.LEASED, func.count()).label("senders"),
     _live(BatchState.WAITING, func.sum(BATCH.c.entries)).label("waiting"),
+    _live(BatchState.WAITING, func.sum(BATCH.c.entries), REQUEUED).label("requeued"),
     _total("sent"),
     _total("dead"),
     _total("shed"),
@@ -260,9 +267,9 @@ def lane_status(connection: Connection, lane: Lane, clock: Clock | None = None) 
     return LaneStatus(
         state=row.state,
         reason=row.reason,
-        pending=pending,
+        pending=pending + int(row.requeued),
         in_flight=int(row.in_flight),
-        waiting=int(row.waiting),
+        waiting=int(row.waiting) - int(row.requeued),
         sent=int(row.all_sent),
         dead=int(row.all_dead),
         shed=int(row.all_shed),

@@ -237,6 +237,7 @@ class Claiming:
         """Lease the batch: the same members and key, and a new token."""
         held.state, held.token = BatchState.LEASED, next(self._ids)
         held.due_at = ledger.now + self.policy.lease_us
+        held.requeued = False
         payloads = [ledger.log[number].payload for number in runs.numbers(held.members)]
         return Batch(
             id=held.id,

@@ -43,7 +43,8 @@ class Operating(Claiming):
             groups[-1].append(held)
         for group in groups:
             members = runs.union(run for held in group for run in held.members)
-            self.insert(ledger, members, ambiguous=any(held.ambiguous for held in group))
+            ambiguous = any(held.ambiguous for held in group)
+            self.insert(ledger, members, due_at=ledger.now - MICROSECONDS, ambiguous=ambiguous, requeued=True)
         for held in dead:
             self.leave_dead(ledger, held)
         return sum(held.entries for held in dead)

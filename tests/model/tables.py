@@ -38,6 +38,8 @@ class Held:
     ending: Ending | None = None
     settled_at: int | None = None
     purged_at: int | None = None
+    requeued: bool = False
+    """Not leased since it was requeued, so that its entries are pending."""
 
 
 @dataclass(slots=True)
@@ -121,4 +123,6 @@ class Ledger:
 
 
 def _told(held: Held | None) -> tuple[Status, int]:
-    return (Status.PENDING, 0) if held is None else (status_of(held.state, held.ending), held.attempts)
+    if held is None or held.requeued:
+        return Status.PENDING, 0
+    return status_of(held.state, held.ending), held.attempts

@@ -34,7 +34,7 @@ def put_dead(worker: Worker, count: int) -> list[UUID]:
 
 def totals(worker: Worker) -> tuple[int, int, int, int]:
     status = worker.status
-    return status.sent, status.dead, status.shed, status.waiting
+    return status.sent, status.dead, status.shed, status.pending
 
 
 @pytest.mark.parametrize("folded", [False, True], ids=["before the fold", "after the fold"])
@@ -88,7 +88,7 @@ def test_requeue_keeps_in_mind_that_an_entry_may_have_arrived(worker: Worker) ->
 def test_requeue_takes_only_the_entries_that_were_named(worker: Worker) -> None:
     ids = put_dead(worker, 3)
     assert worker.box.requeue([ids[1]]) == 1
-    assert worker.statuses(ids) == [Status.DEAD, Status.WAITING, Status.DEAD]
+    assert worker.statuses(ids) == [Status.DEAD, Status.PENDING, Status.DEAD]
     assert [letter.id for letter in worker.box.dead()] == [ids[0], ids[2]]
 
 
@@ -119,7 +119,7 @@ def test_dead_letters_are_read_some_at_a_time_in_order(worker: Worker, monkeypat
     assert worker.box.dead_counts(named)[worker.lane] == DeadCounts(3, 3)
     assert worker.box.requeue(named) == 3
     assert worker.box.discard() == 2
-    assert worker.statuses(ids) == [Status.WAITING, Status.SHED, Status.SHED, Status.WAITING, Status.WAITING]
+    assert worker.statuses(ids) == [Status.PENDING, Status.SHED, Status.SHED, Status.PENDING, Status.PENDING]
 
 
 def put_dead_together(worker: Worker, *batches: int) -> list[UUID]:

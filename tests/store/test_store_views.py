@@ -8,12 +8,24 @@ from uuid import UUID
 import pytest
 from sqlalchemy import event, text, update
 
+from outbox import Receipt, Verdict
 from outbox.core.lifecycle import Status
 from outbox.errors import OutboxFull
 from outbox.store.bounds import require_room
 from outbox.store.schema import BATCH
-from tests.store.driving import DELIVERED, REFUSED, UNAVAILABLE, Worker, usage
+from tests.store.driving import (
+    AMBIGUOUS,
+    DELIVERED,
+    INTERRUPTED,
+    MISCONFIGURED,
+    REFUSED,
+    TOO_LARGE,
+    UNAVAILABLE,
+    Worker,
+    usage,
+)
 
+UNTRIED = Receipt(Verdict.INTERRUPTED, counted=False, reason="")
 VIEW = text("SELECT id, status, num_failed_send_attempts, batch_id, last_error FROM outbox_entry_status")
 
 
@@ -92,6 +104,31 @@ def test_the_view_reads_runs_of_several_digits_and_lengths(worker: Worker) -> No
     worker.burn(1005)
     ids += worker.put(1)
     assert view(worker) == found(worker, ids)
+
+
+@pytest.mark.parametrize(
+    "receipt",
+    [INTERRUPTED, UNTRIED, MISCONFIGURED, UNAVAILABLE, TOO_LARGE],
+    ids=lambda receipt: receipt.reason or "untried",
+)
+def test_requeued_entries_are_pending_until_they_are_leased(worker: Worker, receipt: Receipt) -> None:
+    ids = worker.put(2)
+    worker.policy(attempts_limits={worker.lane: 1})
+    worker.settle(worker.must_claim(), AMBIGUOUS)
+    worker.policy(attempts_limits={})
+    assert worker.box.requeue() == 2
+
+    def told() -> tuple[set[Status], int, int, int]:
+        assert view(worker) == found(worker, ids)
+        status = worker.status
+        return set(worker.statuses(ids)), status.pending, status.in_flight, status.waiting
+
+    assert told() == ({Status.PENDING}, 2, 0, 0)
+    assert worker.find(ids[0]).num_failed_send_attempts == 0
+    batch = worker.must_claim()
+    assert told() == ({Status.IN_FLIGHT}, 0, 2, 0)
+    worker.settle(batch, receipt)
+    assert told() == ({Status.WAITING}, 0, 0, 2)
 
 
 def test_an_unknown_id_is_not_found(worker: Worker) -> None:

@@ -16,6 +16,18 @@ from outbox.store.dialects import dialect_named
 VIEW = "outbox_entry_status"
 
 
+def requeued(batch: str) -> str:
+    """SQL condition: the batch, a row of ``batch``, waits to be leased for the first time since an operator requeued
+    its entries.
+
+    It was due before it was made: only ``operate.requeue`` writes that, and a lease, which any way back to waiting
+    follows, overwrites ``due_at`` with later times. If the clock is set back meanwhile, attempts and error still tell
+    what was sent; only a batch that was never sent may then be taken for a requeued one.
+    """
+    waiting = f"{batch}.state = 'waiting' AND {batch}.due_at < {batch}.created_at"
+    return f"{waiting} AND {batch}.attempts = 0 AND {batch}.last_error IS NULL"
+
+
 def storage_statements(driver: DriverDialect) -> Sequence[str]:
     """The storage parameters of the tables, as statements; empty where the database behind ``driver`` has none."""
     return dialect_named(driver.name).storage_statements
@@ -46,7 +58,7 @@ def entry_status_view(driver: DriverDialect, lanes: Sequence[str]) -> str:
         dense = "b.entries = b.last_seq - b.first_seq + 1"
         selects.append(
             f"SELECT '{lane}' AS lane, e.seq AS seq, e.id AS id,"  # noqa: S608 - our own names
-            " CASE WHEN b.id IS NULL THEN 'pending'"
+            f" CASE WHEN b.id IS NULL OR ({requeued('b')}) THEN 'pending'"
             " WHEN b.state = 'leased' THEN 'in_flight'"
             " WHEN b.state <> 'settled' THEN b.state"
             " WHEN b.verdict = 'delivered' THEN 'sent'"
