@@ -105,8 +105,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def metrics(seen: OutboxStatus) -> str:
-    """The Prometheus text format: a gauge for each count, such as ``outbox_pending{lane="usage"} 0``, the age of the
-    oldest pending entry in seconds, and whether the lane is open (1 or 0)."""
+    """The Prometheus text format: a gauge for each count, such as ``outbox_pending{lane="usage"} 0``, the age in
+    seconds of the oldest entry that is not delivered yet, and whether the lane is open (1 or 0)."""
     lines = []
     for name in GAUGES:
         lines.append(f"# TYPE outbox_{name} gauge")

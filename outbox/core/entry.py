@@ -90,6 +90,7 @@ class LaneStatus:
     dead: int
     shed: int
     oldest_pending_seconds: float | None
+    """The age of the oldest entry to be delivered, be it pending, in flight or waiting; None: there is none."""
     failed_attempts: int
     """Failed attempts counted so far, of all batches."""
     senders: int

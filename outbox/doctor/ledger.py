@@ -11,6 +11,7 @@ from outbox.core.entry import LaneStatus
 from outbox.core.health import LaneState
 from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import BatchState
+from outbox.core.policy import MICROSECONDS
 from outbox.doctor.finding import Finding, ok, parted, problem, warning
 from outbox.doctor.patient import Check, Need, Patient
 from outbox.settings import Settings
@@ -68,17 +69,16 @@ def _backlog(patient: Patient) -> Iterator[Finding]:
             for lane in Lane
             if patient.settings.lane_enabled(lane)
             for each in judge_backlog(
-                lane, queries.lane_status(connection, lane), _overdue_seconds(connection, lane), patient.settings
+                lane, queries.lane_status(connection, lane), _idle_seconds(connection, lane), patient.settings
             )
         ]
     yield from found or [ok("nothing waits for long")]
 
 
-def judge_backlog(lane: Lane, status: LaneStatus, overdue_seconds: float, settings: Settings) -> Iterator[Finding]:
-    """``overdue_seconds``: how long the oldest due batch has waited for a claim."""
-    oldest = status.oldest_pending_seconds or 0.0
-    idle = max(oldest, overdue_seconds)
-    waiting = f"{lane}: {status.unfinished} unshipped, the oldest for {max(oldest, overdue_seconds):.0f} s"
+def judge_backlog(lane: Lane, status: LaneStatus, idle: float, settings: Settings) -> Iterator[Finding]:
+    """``idle``: for how many seconds a new entry or a due batch has waited for a claim."""
+    oldest = max(status.oldest_pending_seconds or 0.0, idle)
+    waiting = f"{lane}: {status.unfinished} unshipped, the oldest for {oldest:.0f} s"
     looked_for = max(IDLE_SECONDS, 10 * settings.poll_seconds)
     if settings.offline:
         if status.unfinished:
@@ -95,11 +95,12 @@ def judge_backlog(lane: Lane, status: LaneStatus, overdue_seconds: float, settin
         yield judge(f"usage: {status.unfinished} of OUTBOX_USAGE_MAX_ENTRIES={bound}, {how}", "outbox drain")
 
 
-def _overdue_seconds(connection: Connection, lane: Lane) -> float:
+def _idle_seconds(connection: Connection, lane: Lane) -> float:
     states = (BatchState.WAITING, BatchState.LEASED)
     due = select(func.min(BATCH.c.due_at), now_us()).where(BATCH.c.lane == str(lane), BATCH.c.state.in_(states))
     first, now = connection.execute(due).one()
-    return 0.0 if first is None else max(0.0, (now - first) / 1_000_000)
+    overdue = 0.0 if first is None else (now - first) / MICROSECONDS
+    return max(overdue, queries.unclaimed_seconds(connection, lane))
 
 
 def _ledger(patient: Patient) -> Iterator[Finding]:

@@ -227,6 +227,10 @@ _STATUS = select(
     _live(BatchState.LEASED, func.count()).label("senders"),
     _live(BatchState.WAITING, func.sum(BATCH.c.entries)).label("waiting"),
     _live(BatchState.WAITING, func.sum(BATCH.c.entries), REQUEUED).label("requeued"),
+    select(func.min(BATCH.c.first_seq))
+    .where(BATCH.c.lane == LANE.c.lane, IS_LIVE)
+    .scalar_subquery()
+    .label("first_live"),
     _total("sent"),
     _total("dead"),
     _total("shed"),
@@ -251,6 +255,7 @@ _FIRST = {
     lane: select(LOGS[lane].c.created_at).where(newer).order_by(LOGS[lane].c.seq).limit(1)
     for lane, newer in _NEWER.items()
 }
+_WRITTEN = {lane: select(log.c.created_at).where(log.c.seq == bindparam("number")) for lane, log in LOGS.items()}
 _IN_HOLES = {
     lane: select(log.c.created_at)
     .select_from(HOLE)
@@ -263,7 +268,10 @@ _IN_HOLES = {
 def lane_status(connection: Connection, lane: Lane, clock: Clock | None = None) -> LaneStatus:
     row = connection.execute(_STATUS, {"key": str(lane)}).one()
     now = row.now if clock is None else clock()
-    pending, oldest = _pending(connection, lane, row.cursor)
+    pending, oldest = _unclaimed(connection, lane, row.cursor)
+    if row.first_live is not None:
+        written = connection.execute(_WRITTEN[lane], {"number": row.first_live}).scalar()
+        oldest = min((time for time in (oldest, written) if time is not None), default=None)
     return LaneStatus(
         state=row.state,
         reason=row.reason,
@@ -286,7 +294,14 @@ def lane_status(connection: Connection, lane: Lane, clock: Clock | None = None) 
     )
 
 
-def _pending(connection: Connection, lane: Lane, cursor: int) -> tuple[int, int | None]:
+def unclaimed_seconds(connection: Connection, lane: Lane) -> float:
+    """The age of the oldest entry in no batch; 0: there is none."""
+    row = connection.execute(select(LANE.c.cursor, now_us().label("now")).where(LANE.c.lane == str(lane))).one()
+    _, oldest = _unclaimed(connection, lane, row.cursor)
+    return 0.0 if oldest is None else max(0.0, (row.now - oldest) / MICROSECONDS)
+
+
+def _unclaimed(connection: Connection, lane: Lane, cursor: int) -> tuple[int, int | None]:
     """The number of entries in no batch, and when the oldest of them was written (µs); None: there are none."""
     above = {"cursor": cursor}
     count = connection.execute(_COUNT[lane], above).scalar_one()

@@ -163,6 +163,18 @@ def test_a_batch_that_is_due_and_that_nobody_takes_is_a_warning(
     assert examined(outbox).is_well("backlog")
 
 
+def test_a_batch_that_waits_for_its_next_attempt_is_old_and_no_sign_that_no_worker_runs(
+    outbox: Command, beacon: Simulator, by_hand: ByHand
+) -> None:
+    failing(outbox, beacon, rows=2)
+    by_hand(f"UPDATE outbox_usage SET created_at = created_at - {HOUR_US}")
+    by_hand("UPDATE outbox_batch SET due_at = due_at + 50000 WHERE state = 'waiting'")
+    by_hand("UPDATE outbox_lane SET state = 'open', reason = NULL, next_probe_at = NULL")
+    found = examined(outbox).the("backlog", "warning").found
+    assert found.startswith("usage: 2 unshipped, the oldest for 36")
+    assert "sending does not keep up" in found
+
+
 def test_offline_what_waits_is_no_complaint(outbox: Command, by_hand: ByHand) -> None:
     outbox("enqueue", "usage", stdin=usage_line() * 2)
     by_hand(f"UPDATE outbox_usage SET created_at = created_at - {HOUR_US}")

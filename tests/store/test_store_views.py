@@ -153,6 +153,31 @@ def test_the_status_counts_every_entry_once(worker: Worker) -> None:
     assert status.oldest_pending_seconds is not None
 
 
+def test_the_age_of_the_oldest_counts_until_it_is_delivered_or_dead(worker: Worker) -> None:
+    def age() -> float | None:
+        return worker.status.oldest_pending_seconds
+
+    assert age() is None
+    worker.policy(batch_max_rows=1)
+    for _ in range(2):
+        worker.clock.advance(seconds=60)
+        (id,) = worker.put(1)
+        worker.run(update(worker.log).where(worker.log.c.id == id).values(created_at=worker.clock.now()))
+    worker.clock.advance(seconds=60)
+    assert age() == 120
+    first = worker.must_claim()
+    assert age() == 120
+    worker.settle(first, UNAVAILABLE)
+    worker.clock.advance(seconds=3600)
+    assert age() == 3720, "it waits after a failure"
+    worker.settle(worker.must_claim(), REFUSED)
+    assert age() == 3660, "a dead entry is not awaited, the other is"
+    worker.settle(worker.must_claim(), DELIVERED)
+    assert age() is None
+    worker.box.requeue()
+    assert age() == 3720
+
+
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_nobody_who_looks_for_new_entries_reads_those_that_are_sent(worker: Worker) -> None:
     """PostgreSQL takes a third of the log for newer than the cursor, and would begin with the oldest."""
