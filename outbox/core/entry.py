@@ -10,7 +10,7 @@ from uuid import UUID
 
 from outbox.core.health import LaneState
 from outbox.core.lane import Lane
-from outbox.core.lifecycle import Status
+from outbox.core.lifecycle import BatchState, Status
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -42,9 +42,14 @@ class EntryView:
     last_error: str | None
     batch_id: UUID | None
     """The batch's id, which is its Idempotency-Key; None while the entry is in no batch."""
+    batch_state: BatchState | None
+    batch_entries: int | None
+    """Entries of the batch, which share its attempts and its answer."""
+    batch_attempts: int | None
     maybe_delivered: bool
     """An answer was lost: beacon may have the entry although its status is not sent."""
     next_attempt_at: datetime | None
+    """When the batch is due, while it waits."""
     receipt: Mapping[str, Any] | None
     """Beacon's last answer: verdict, status, reason, excerpt, body_sha256."""
     payload: str

@@ -64,29 +64,43 @@ def batch_of(connection: Connection, lane: Lane, seq: int) -> Row[Any] | None:
     return None
 
 
+_IN_NO_BATCH: dict[str, Any] = {
+    "status": Status.PENDING,
+    "num_failed_send_attempts": 0,
+    "settled_at": None,
+    "last_error": None,
+    "batch_id": None,
+    "batch_state": None,
+    "batch_entries": None,
+    "batch_attempts": None,
+    "maybe_delivered": False,
+    "next_attempt_at": None,
+    "receipt": None,
+}
+
+
 def _view(lane: Lane, row: Row[Any], batch: Row[Any] | None) -> EntryView:
     created = moment(row.created_at)
     assert created is not None
+    entry = {"id": row.id, "lane": lane, "seq": row.seq, "created_at": created, "payload": row.payload}
     if batch is None:
-        return EntryView(
-            row.id, lane, row.seq, Status.PENDING, 0, created, None, None, None, False, None, None, row.payload
-        )
+        return EntryView(**entry, **_IN_NO_BATCH)
+    state = BatchState(batch.state)
     ending = Ending(batch.verdict) if batch.verdict else None
-    status = status_of(BatchState(batch.state), ending, requeued=bool(batch.requeued))
+    status = status_of(state, ending, requeued=bool(batch.requeued))
     return EntryView(
-        id=row.id,
-        lane=lane,
-        seq=row.seq,
+        **entry,
         status=status,
         num_failed_send_attempts=batch.attempts,
-        created_at=created,
         settled_at=moment(batch.settled_at),
         last_error=batch.last_error,
         batch_id=batch.id,
+        batch_state=state,
+        batch_entries=batch.entries,
+        batch_attempts=batch.attempts,
         maybe_delivered=bool(batch.ambiguous) and status is not Status.SENT,
-        next_attempt_at=moment(batch.due_at) if status is Status.WAITING else None,
+        next_attempt_at=moment(batch.due_at) if state is BatchState.WAITING else None,
         receipt=json.loads(batch.receipt) if batch.receipt else None,
-        payload=row.payload,
     )
 
 

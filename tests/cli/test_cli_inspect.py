@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from outbox.simulator import Simulator
-from tests.cli.command import ENTRY, EXAMPLES, Command
+from tests.cli.command import ENTRY, EXAMPLES, Command, usage_line
 
 PROMISED = {
     *("state", "reason", "pending", "in_flight", "waiting", "sent", "dead", "shed"),
@@ -44,6 +46,20 @@ def test_an_entry_is_shown_with_its_payload_as_a_document(outbox: Command) -> No
     assert sent["status"] == "sent"
     assert sent["batch_id"]
     assert sent["receipt"]["verdict"] == "delivered"
+
+
+def test_an_entry_is_shown_with_its_batch(outbox: Command, beacon: Simulator) -> None:
+    slow = outbox.but(backoff_base="60", backoff_max="60")
+    [put] = slow("enqueue", "usage", stdin=usage_line() * 3).lines()
+    beacon.faults.lanes, beacon.faults.status = {"usage"}, 503
+    assert slow("drain", "--timeout", "0.3").code == 3
+    shown = slow("show", put["ids"][1], "--output", "json").json()
+    batch = [shown[f"batch_{name}"] for name in ("state", "entries", "attempts")]
+    assert batch == ["waiting", 3, 1]
+    assert shown["next_attempt_at"] is not None
+    table = slow("show", put["ids"][1]).out
+    for field, value in (("batch_state", "waiting"), ("batch_entries", "3"), ("batch_attempts", "1")):
+        assert re.search(rf"^{field} +{value}$", table, re.MULTILINE)
 
 
 def test_what_beacon_rejected_of_delivered_telemetry_is_shown(outbox: Command, beacon: Simulator) -> None:

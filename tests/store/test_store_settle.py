@@ -9,7 +9,7 @@ from uuid import UUID
 
 from outbox import Receipt
 from outbox.core.batch import Batch
-from outbox.core.lifecycle import Status
+from outbox.core.lifecycle import BatchState, Status
 from outbox.core.step import Settlement
 from tests.store.driving import (
     AMBIGUOUS,
@@ -106,7 +106,8 @@ def test_a_batch_whose_turn_did_not_come_keeps_what_is_known_of_it(worker: Worke
     before = worker.find(ids[0])
     worker.settle(batch, replace(INTERRUPTED, reason=""))
     after = worker.find(ids[0])
-    assert after == replace(before, status=Status.WAITING, next_attempt_at=after.next_attempt_at)
+    told = {"status": Status.WAITING, "batch_state": BatchState.WAITING, "next_attempt_at": after.next_attempt_at}
+    assert after == replace(before, **told)
     assert [batch.crash_count for batch in worker.batches()] == [1]
     assert worker.must_claim().attempts == batch.attempts == 2
 
