@@ -17,7 +17,7 @@ The modules in reading order, farthest from the world first. A module imports on
     lanesignal       notifications to the thread that drains a lane
     flight           one lane on the wire: claim, send and settle until nothing is left
     dispatcher       ``run_once()``: one tick over the lanes, and the sender threads
-    producer         ``Outbox``, with producer_arguments, producer_privacy, producer_room: enqueue, put, find, requeue
+    producer         ``Outbox``, with producer_arguments, producer_lanes, producer_privacy, producer_room: enqueue, find
     worker           dispatchers in background threads, driven by APScheduler
     wiring           settings, box and transport of a process, put together
     cli, __main__    the command ``outbox``, and ``python -m outbox``

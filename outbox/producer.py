@@ -28,6 +28,7 @@ from outbox.errors import OutboxError
 from outbox.messages import Message
 from outbox.messages.message import to_uuid
 from outbox.producer_arguments import ids_given, joined, joined_async, lanes_given, not_all_messages, time_given
+from outbox.producer_lanes import as_switched, switch
 from outbox.producer_privacy import Door
 from outbox.producer_room import with_room
 from outbox.store import bounds, migrate
@@ -283,13 +284,20 @@ class Outbox:
         return self.store.find(to_uuid("id", id))
 
     def status(self) -> OutboxStatus:
-        """The state of every lane; raises ``SchemaOutOfDate`` without tables."""
+        """The state of every lane; raises ``SchemaOutOfDate`` without tables. A lane that the settings of this process
+        switch off is shown so, although its state in the database changes only when a worker or a drain begins."""
         self.store.require_schema()
         return OutboxStatus(
-            lanes={str(lane): self.store.lane_status(lane) for lane in Lane},
+            lanes={str(lane): as_switched(self.settings, lane, self.store.lane_status(lane)) for lane in Lane},
             license=LicenseStatus(present=self.settings.license() is not None, offline=self.settings.offline),
             schema=self.store.schema(),
         )
+
+    def switch_lanes(self, *lanes: Lane) -> list[str]:
+        """Switch lanes (default: all) on or off in the database, as the settings say; a worker and ``outbox drain``
+        begin with it. What waits in a lane that is off is discarded: a text for the operator for each such lane."""
+        told = [switch(self.store, self.settings, lane) for lane in lanes or Lane]
+        return [text for text in told if text is not None]
 
     def save_removed(self) -> None:
         """Save the counts of :meth:`removed` that other processes cannot see yet. A put does so now and then, and so

@@ -177,7 +177,8 @@ class Worker:
         Idempotent."""
         if not self._begun:
             self.box.store.require_schema()
-            self._switch_lanes()
+            for told in self.box.switch_lanes():
+                logger.warning("%s", told)
             self._begun = True
 
     def _keep_ticking(self) -> None:
@@ -231,19 +232,6 @@ class Worker:
                 entries=True, early=early, other_process=other_process, committed=committed
             )
 
-    def _switch_lanes(self) -> None:
-        for lane in Lane:
-            if self.box.settings.lane_enabled(lane):
-                self.box.store.switch_on(lane)
-            else:
-                self._discard(lane, logging.WARNING)
-
-    def _discard(self, lane: Lane, level: int) -> None:
-        reason = f"switched off by OUTBOX_TELEMETRY_{lane.upper()}"
-        discarded = self.box.store.switch_off(lane, reason)
-        if discarded:
-            logger.log(level, "lane %s: %s; %d entries discarded", lane, reason, discarded)
-
     def _keep_within_bounds(self) -> None:
         self._begin()
         self.box.save_removed()
@@ -251,7 +239,8 @@ class Worker:
             status = self.box.store.lane_status(lane)
             # Enqueued by a process with other settings, or in flight when the lane was switched off.
             if status.state == LaneState.OFF and status.unfinished:
-                self._discard(lane, logging.INFO)
+                for told in self.box.switch_lanes(lane):
+                    logger.info("%s", told)
         settings = self.box.settings
         bounds = Bounds(settings.telemetry_max_entries, settings.telemetry_max_bytes, settings.telemetry_max_age)
         for lane in set(self.dispatcher.lanes) - {Lane.USAGE}:

@@ -46,6 +46,10 @@ def drain(
     """Send until nothing waits. Ends with 0 when empty, 3 when work remains, 4 when the licence was refused."""
     log_to_stderr(LogFormat.TEXT, logging.ERROR)  # a failure is reported once, at the end
     with box_of(context) as box:
+        if not box.settings.offline:  # offline nothing is sent, so nothing is given up either
+            box.store.require_schema()
+            for told in box.switch_lanes():
+                tell(told)
         if unfinished(box) and not box.settings.offline:
             with closing(wiring.build_transport(box.settings)) as transport:
                 transport.verify()  # raises LicenseRefused
@@ -90,8 +94,6 @@ def _drain(box: Outbox, transport: BeaconTransport, timeout: float) -> None:
     with ExitStack() as stack:
         dispatcher = stack.enter_context(closing(Dispatcher(box, transport)))
         progress = stack.enter_context(_progress())
-        for lane in dispatcher.lanes:
-            box.store.switch_on(lane)  # a lane that earlier settings switched off
         timer = threading.Timer(min(timeout, threading.TIMEOUT_MAX), stop.set)
         stack.callback(timer.cancel)
         timer.start()

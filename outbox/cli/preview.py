@@ -74,4 +74,4 @@ def _next(box: Outbox, lane: Lane, at_most: int) -> Iterator[NextRequest]:
         body = build_request(batch, spec, mask, mask, "").body.decode()
         yield NextRequest(lane, spec.path, batch.rows, len(body), body)
     if not batches:
-        tell(f"lane {lane}: nothing leaves now; it is {box.store.lane_status(lane).why}")
+        tell(f"lane {lane}: nothing leaves now; it is {box.status().lanes[lane].why}")

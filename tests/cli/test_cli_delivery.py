@@ -134,6 +134,36 @@ def test_a_lane_that_is_off_stores_nothing_and_says_so(outbox: Command) -> None:
     assert "OUTBOX_TELEMETRY_METRICS" in done.err
 
 
+def test_what_waits_in_a_lane_that_is_switched_off_is_shown_so_and_discarded_by_the_drain(
+    outbox: Command, beacon: Simulator
+) -> None:
+    outbox("enqueue", "metrics", EXAMPLES / "metrics.json")
+    off = outbox.but(telemetry_metrics="false")
+    reason = "switched off by OUTBOX_TELEMETRY_METRICS"
+
+    def told(by: Command) -> tuple[str, str | None, int, int]:
+        lane = by("status", "--output", "json").json()["lanes"]["metrics"]
+        return lane["state"], lane["reason"], lane["pending"], lane["shed"]
+
+    assert told(off) == ("off", reason, 1, 0)
+    assert f"lane metrics: nothing leaves now; it is off: {reason}" in off("preview", "metrics").err
+    assert told(outbox) == ("open", None, 1, 0), "a command that only looks has changed nothing"
+    drained = off("drain")
+    assert (drained.code, drained.err) == (0, f"lane metrics: {reason}; 1 entries discarded\n")
+    assert told(off) == told(outbox) == ("off", reason, 0, 1)
+    assert "metrics" not in beacon.received.counts() or beacon.received.counts()["metrics"]["requests"] == 0
+    assert outbox("drain").code == 0
+    assert told(outbox) == ("open", None, 0, 1)
+
+
+def test_offline_no_drain_discards_what_waits(outbox: Command) -> None:
+    outbox("enqueue", "metrics", EXAMPLES / "metrics.json")
+    offline = outbox.but(offline="true")
+    assert offline("drain").code == 0
+    lane = offline("status", "--output", "json").json()["lanes"]["metrics"]
+    assert (lane["state"], lane["reason"], lane["pending"]) == ("off", "OUTBOX_OFFLINE is true", 1)
+
+
 def test_an_outage_is_drained_through(outbox: Command, beacon: Simulator) -> None:
     outbox("enqueue", "usage", EXAMPLES / "usage.json")
     beacon.fail(503, lane="usage")

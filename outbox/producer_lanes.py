@@ -1,0 +1,40 @@
+"""What the settings of this process switch off: which lanes, why, and how the database is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from outbox.core.entry import LaneStatus
+from outbox.core.health import LaneState
+from outbox.core.lane import Lane
+from outbox.store.store import Store
+
+if TYPE_CHECKING:
+    from outbox.settings import Settings
+
+
+def why_off(settings: Settings, lane: Lane) -> str | None:
+    """Why these settings switch the lane off; None: they do not."""
+    if settings.lane_enabled(lane):
+        return None
+    if getattr(settings, f"telemetry_{lane}"):
+        return "OUTBOX_OFFLINE is true"
+    return f"switched off by OUTBOX_TELEMETRY_{lane.upper()}"
+
+
+def as_switched(settings: Settings, lane: Lane, status: LaneStatus) -> LaneStatus:
+    """The status of a lane with the switches of these settings, which the database learns only when something sends."""
+    reason = why_off(settings, lane)
+    return status if reason is None else replace(status, state=LaneState.OFF, reason=reason, next_probe_seconds=None)
+
+
+def switch(store: Store, settings: Settings, lane: Lane) -> str | None:
+    """Switch the lane in the database as the settings say. A lane that is off discards what waits in it, counted; then
+    the text for the operator is returned, else None."""
+    reason = why_off(settings, lane)
+    if reason is None:
+        store.switch_on(lane)
+        return None
+    discarded = store.switch_off(lane, reason)
+    return f"lane {lane}: {reason}; {discarded} entries discarded" if discarded else None
