@@ -20,6 +20,8 @@ from outbox.cli.output import tell
 from outbox.core.entry import LaneStatus
 from outbox.core.health import LaneState
 from outbox.core.lane import Lane
+from outbox.core.receipt import Receipt, Verdict
+from outbox.errors import LicenseRefused
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bar
@@ -52,7 +54,7 @@ def drain(
                 tell(told)
         if unfinished(box) and not box.settings.offline:
             with closing(wiring.build_transport(box.settings)) as transport:
-                transport.verify()  # raises LicenseRefused
+                _require_license(box, transport)
                 _drain(box, transport, timeout)
         left = unfinished(box) | stopped(box)
         for lane, status in left.items():
@@ -60,6 +62,18 @@ def drain(
             tell(f"{lane}: {what} ({_why(box, status)})")
     if left:
         raise typer.Exit(WORK_REMAINS)
+
+
+def _require_license(box: Outbox, transport: BeaconTransport) -> None:
+    """Raises ``LicenseRefused``. Then the lanes with something to send pause with the reason, as they do when a worker
+    learns it, so that the status tells it."""
+    try:
+        transport.verify()
+    except LicenseRefused as refused:
+        receipt = Receipt(Verdict.UNAUTHORIZED, counted=False, reason=str(refused))
+        for lane in unfinished(box):
+            box.store.heed(Lane(lane), receipt)
+        raise
 
 
 def unfinished(box: Outbox) -> dict[str, LaneStatus]:

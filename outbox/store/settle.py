@@ -89,6 +89,12 @@ def _taken_beside(lane: LockedLane, batch: Batch) -> bool:
     return lane.connection.execute(taken).first() is not None
 
 
+def heed(lane: LockedLane, policy: Policy, receipt: Receipt) -> None:
+    """Update the health of an open lane after an answer that is not one to a batch of it: a refused verify."""
+    jitter = backoff(policy, lane.lane)
+    lane.health = after(lane.health, receipt, died=False, probe=False, now=lane.now, backoff=jitter)
+
+
 def _note_remark(lane: LockedLane, receipt: Receipt) -> None:
     if receipt.remark is not None:
         add_to_totals(lane, rejected=receipt.rejected, shortfall=receipt.shortfall)

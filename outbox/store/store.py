@@ -18,6 +18,7 @@ from outbox.core.health import Health, LaneState
 from outbox.core.lane import Lane
 from outbox.core.policy import MICROSECONDS, Bounds, Policy, Retention, is_due
 from outbox.core.privacy import Removal, Removed
+from outbox.core.receipt import Receipt
 from outbox.core.step import Committed, Outlook, Settled, Settlement, Step
 from outbox.errors import DatabaseUnavailable, LaneStopped
 from outbox.store import bounds, migrate, operate, queries, removed, retention
@@ -30,7 +31,7 @@ from outbox.store.ledger import Clock, Inside, LockedLane, LostClaim, locked, no
 from outbox.store.operate import Named, Window
 from outbox.store.optimistic import OptimisticSteps, Request
 from outbox.store.read_ahead import ReadAhead
-from outbox.store.settle import settle
+from outbox.store.settle import heed, settle
 from outbox.store.wake import Listener
 from outbox.store.watch import Watch
 
@@ -119,6 +120,10 @@ class Store:
             return step
         done = self._on(lane, lambda row: settle(row, self.policy, settlements)) if settlements else Settled()
         return Step(settled=done)
+
+    def heed(self, lane: Lane, receipt: Receipt) -> None:
+        """Pause an open lane after the answer to a verify. Nothing else of the lane is changed."""
+        self._on(lane, lambda row: heed(row, self.policy, receipt))
 
     def preview(self, lane: Lane, want: int) -> Sequence[Batch]:
         """The batches that the next step would lease: they are leased and the transaction is rolled back, so the answer

@@ -72,6 +72,26 @@ def test_a_refused_licence_is_4_and_never_shown(outbox: Command, beacon: Simulat
     assert outbox("status", "--output", "json").json()["lanes"]["usage"]["pending"] == 1
 
 
+def test_a_lane_whose_licence_was_refused_says_so_and_sends_with_the_next(outbox: Command) -> None:
+    def told(lane: str) -> tuple[str, str | None, int, int]:
+        seen = outbox("status", "--output", "json").json()["lanes"][lane]
+        return seen["state"], seen["reason"], seen["pending"], seen["failed_attempts"]
+
+    outbox("enqueue", "usage", EXAMPLES / "usage.json")
+    refused = outbox.but(license_key="somebody-elses-licence")
+    for _ in range(2):
+        done = refused("drain")
+        assert done.code == 4
+        state, reason, *counts = told("usage")
+        assert (state, counts) == ("paused", [1, 0])
+        assert reason is not None
+        assert reason in done.err
+        assert "refuses the licence" in reason
+    assert told("metrics") == ("open", None, 0, 0), "nothing waits there"
+    assert outbox("drain", "--timeout", "20").code == 0
+    assert told("usage") == ("open", None, 0, 0)
+
+
 def test_a_licence_refused_while_sending_is_4(outbox: Command, beacon: Simulator) -> None:
     outbox("enqueue", "usage", EXAMPLES / "usage.json")
     beacon.faults.lanes = {"usage", "verify"}
