@@ -88,6 +88,9 @@ class _Row(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     organization_id: UUID
 
 
+FIELDS: tuple[str, ...] = _Row.__struct_fields__
+
+
 class UsageInterval(Sealed):
     """One row of ``trace_transactions``.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,7 +11,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from outbox.core.lane import Lane
+from outbox.core.lane import LANES, Lane
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -49,8 +50,10 @@ def assert_enqueued(
     Outbox sees committed ones. With an AsyncSession: ``await session.run_sync(assert_enqueued, ...)``.
     payload_fields: top-level fields of the payload; UUIDs and datetimes match their text.
 
-    Sent entries count too, until they are purged. Raises AssertionError that lists the entries found.
+    Sent entries count too, until they are purged. Raises AssertionError that lists the entries found, and TypeError for
+    a field that no message of the lane has.
     """
+    _require_fields(lane, payload_fields)
     there = list(_entries(where, lane))
     found = [entry for entry in there if _matches(entry, id, payload_fields)]
     if len(found) == count or (count is None and found):
@@ -68,12 +71,26 @@ def refute_enqueued(
     id: UUID | str | None = None,
     **payload_fields: object,
 ) -> None:
-    """Raise AssertionError, with a list of the matching entries, if ``where`` can see one that matches."""
+    """Raise AssertionError, with a list of the matching entries, if ``where`` can see one that matches; TypeError for a
+    field that no message of the lane has, which would match nothing."""
+    _require_fields(lane, payload_fields)
     found = [entry for entry in _entries(where, lane) if _matches(entry, id, payload_fields)]
     if found:
         raise AssertionError(
             f"expected no entry with {_described(lane, id, payload_fields)}, found {len(found)}\n{_listed(found)}"
         )
+
+
+def _require_fields(lane: Lane | str | None, fields: Iterable[str]) -> None:
+    from outbox.messages.usage import FIELDS
+
+    lanes = tuple(Lane) if lane is None else (Lane(lane),)
+    known = [name for each in lanes for name in (FIELDS if each is Lane.USAGE else (LANES[each].root_key,))]
+    for name in fields:
+        if name not in known:
+            [nearest] = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            whose = "any lane" if lane is None else f"lane {lane}"
+            raise TypeError(f"no message of {whose} has a field {name!r}; the nearest is {nearest!r}")
 
 
 def _entries(where: Session | Connection | Outbox, lane: Lane | str | None) -> Iterator[Enqueued]:

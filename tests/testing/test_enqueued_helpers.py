@@ -65,7 +65,7 @@ def test_entries_match_by_lane_id_and_fields(engine: Engine) -> None:
         assert_enqueued(connection, lane="metrics", count=0)
         refute_enqueued(connection, lane="traces", id=id)
         refute_enqueued(connection, trace_count=7)
-        refute_enqueued(connection, seats=None)
+        refute_enqueued(connection, organization_id=None)
 
 
 def test_a_datetime_matches_the_same_moment_however_it_is_written(engine: Engine) -> None:
@@ -128,3 +128,15 @@ def test_a_long_payload_is_cut_in_a_failure(engine: Engine) -> None:
 def test_an_unknown_lane_is_an_error_and_not_an_empty_answer(engine: Engine) -> None:
     with engine.connect() as connection, pytest.raises(ValueError, match="bills"):
         refute_enqueued(connection, lane="bills")
+
+
+@pytest.mark.parametrize("asks", [assert_enqueued, refute_enqueued])
+def test_a_field_that_no_message_has_is_an_error_and_not_an_empty_answer(engine: Engine, asks: Any) -> None:
+    with engine.connect() as connection:
+        put(connection, trace_count=5)
+        with pytest.raises(TypeError, match=r"no message of lane usage has a field 'trace_cuont'.*'trace_count'"):
+            asks(connection, lane="usage", trace_cuont=5)
+        with pytest.raises(TypeError, match=r"no message of lane traces has a field 'trace_count'.*'resourceSpans'"):
+            asks(connection, lane="traces", trace_count=5)
+        with pytest.raises(TypeError, match=r"no message of any lane has a field 'resource_logs'.*'resourceLogs'"):
+            asks(connection, resource_logs=[])
