@@ -27,17 +27,26 @@ from outbox.core.step import Committed
 from outbox.errors import OutboxError
 from outbox.messages import Message
 from outbox.messages.message import to_uuid
-from outbox.producer_arguments import ids_given, joined, joined_async, lanes_given, not_all_messages, time_given
+from outbox.producer_arguments import (
+    connection_for,
+    ids_given,
+    joined,
+    joined_async,
+    lanes_given,
+    not_all_messages,
+    time_given,
+)
 from outbox.producer_lanes import as_switched, switch
 from outbox.producer_privacy import Door
 from outbox.producer_room import with_room
 from outbox.store import bounds, migrate
 from outbox.store.audit import AuditReport
 from outbox.store.database import PUT_AGAIN, Database
-from outbox.store.dialects import Inserted, Row, dialect_of
+from outbox.store.dialects import Inserted, Row
 from outbox.store.ledger import Clock
 from outbox.store.operate import Window
 from outbox.store.read_ahead import fits_one_read
+from outbox.store.same_place import no_tables
 from outbox.store.store import Store
 from outbox.store.wake import Announcer, Wake
 
@@ -142,8 +151,8 @@ class Outbox:
         """Like :meth:`enqueue`, for many messages: one statement per chunk, by the driver's fastest path."""
         where = joined(where)
         result, rows = self._prepared(messages)  # before the connection: the iterable may use the same session
-        connection = where if isinstance(where, Connection) else where.connection()
-        self.store.database.require_file(connection)
+        connection = where if isinstance(where, Connection) else connection_for(where, next(iter(rows), Lane.USAGE))
+        self.store.database.require_here(connection)
         self._insert(connection, result, rows)
         if rows:
             self.wake.after_commit(where, set(rows))
@@ -250,8 +259,7 @@ class Outbox:
         return result, rows
 
     def _insert(self, connection: Connection, result: EnqueueResult, rows: Rows) -> None:
-        dialect = dialect_of(connection)
-        inserted = 0
+        dialect, inserted = self.store.database.dialect, 0
         try:
             self._require_room(connection, len(rows.get(Lane.USAGE, ())), rows.get(Lane.USAGE, ()))
             chunks = [
@@ -264,7 +272,7 @@ class Outbox:
                     inserted += dialect.insert(connection, table, chunk)
         except DBAPIError as error:
             if dialect.is_missing_table(error):
-                raise self.store.database.explain(error) from error
+                raise no_tables(connection) from error
             raise
         result.duplicates += len(result) - inserted
 

@@ -15,7 +15,9 @@ from outbox.core.lane import Lane
 from outbox.errors import InvalidMessage
 from outbox.messages.message import to_uuid, type_name
 from outbox.messages.usage import read_time
+from outbox.store.schema import LOGS
 
+_INSERTS = {lane: log.insert() for lane, log in LOGS.items()}
 _LACKS = "{} needs the Session or Connection of your transaction, got {}; box.put(*messages) needs none"
 _ASYNC = "enqueue: {} is asynchronous: await box.enqueue_async(...) takes it"
 _SYNC = "enqueue_async: {} is not asynchronous: box.enqueue(...) takes it"
@@ -28,7 +30,7 @@ def joined(where: Any) -> Any:
     where, kind = _in_scope(where), type(where).__name__
     if hasattr(where, "sync_session") or hasattr(where, "sync_connection"):
         raise TypeError(_ASYNC.format(kind))
-    if not hasattr(where, "connection"):
+    if not _is_session(where):
         raise TypeError(_LACKS.format("enqueue", kind))
     return where
 
@@ -39,13 +41,24 @@ def joined_async(where: Any) -> Any:
     where, kind = _in_scope(where), type(where).__name__
     if hasattr(where, "run_sync"):
         return where
-    sync = hasattr(where, "connection")
+    sync = isinstance(where, Connection) or _is_session(where)
     raise TypeError(_SYNC.format(kind) if sync else _LACKS.format("enqueue_async", kind))
+
+
+def _is_session(where: Any) -> bool:
+    return hasattr(where, "get_bind") and hasattr(where, "connection")  # not a driver's connection, nor its cursor
 
 
 def _in_scope(where: Any) -> Any:
     registry = getattr(where, "registry", None)
     return registry() if callable(registry) else where
+
+
+def connection_for(session: Any, lane: Lane) -> Connection:
+    """The session's connection for the log of the lane: a session may have several engines, and choose by the
+    statement."""
+    connection: Connection = session.connection(bind_arguments={"clause": _INSERTS[lane]})
+    return connection
 
 
 def not_all_messages(given: Sequence[Any]) -> InvalidMessage:

@@ -29,6 +29,7 @@ The database:
     compiled          statements of the hot path, run by the driver's cursor
     forks             a child process starts without its parent's connections
     same_file         SQLite: notices that the file was removed or replaced while it is open
+    same_place        whether a host's connection finds the tables that the outbox uses
     migrate           Alembic in code
     wake              wake-ups after a commit of this process
     watch             notifications of commits by other processes

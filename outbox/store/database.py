@@ -30,19 +30,19 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from outbox.errors import NOTHING_WRITTEN, DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
 from outbox.store.compiled import CompiledStatement, Values, has_listeners, translated
 from outbox.store.connections import Connections
-from outbox.store.dialects import Dialect, Inserted, Row
+from outbox.store.dialects import Dialect, Inserted, Row, is_of
 from outbox.store.dialects.sqlite_lock import LOCK_PAUSE_SECONDS, READS, when_free
 from outbox.store.engines import dialect_for, engine_for, parsed
 from outbox.store.forks import ForkGuard, call_around_forks
 from outbox.store.ledger import Inside
 from outbox.store.same_file import SameFile, note_file, require_same
+from outbox.store.same_place import NO_TABLES, SamePlace, other_kind
 from outbox.uninstrumented import uninstrumented
 
 T = TypeVar("T")
 
 _NOTHING = nullcontext()
 
-NO_TABLES = "the outbox tables are not there. Run: outbox migrate"
 RUN_AGAIN = "Run it again, as a worker does: what holds is not done twice."
 PUT_AGAIN = "Enqueue the same messages again: an id that is there already is not added twice."
 """Sentences of error messages: what to do next."""
@@ -74,16 +74,23 @@ class Database:
         # the engine them, after the last reference to this object is gone.
         finalize(self, self._connections.let_go).atexit = False
         self._turn_over_at = -math.inf
+        self._place = SamePlace()
 
     @property
     def safe_url(self) -> str:
         """The URL without its password, for people."""
         return self.url.render_as_string(hide_password=True)
 
-    def require_file(self, connection: Connection) -> None:
-        """Raise ``DatabaseUnavailable`` where the host's connection has a SQLite file open that was removed."""
+    def require_here(self, connection: Connection) -> None:
+        """Raise ``ConfigError`` where what the host's connection commits would never be sent: it is in another
+        database, or finds other tables; ``SchemaOutOfDate`` where it finds none; ``DatabaseUnavailable`` where its
+        SQLite file was removed. A server is asked once for each driver connection."""
+        if not is_of(connection, self.dialect):
+            raise other_kind(connection, self.safe_url)
         if self._connections.file is not None:
-            require_same(connection)
+            require_same(connection, self._connections.file)
+        else:
+            self._place.require(connection, self)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -30,8 +30,9 @@ from sqlalchemy import Connection, inspect, text
 
 from outbox.core.entry import SchemaStatus
 from outbox.errors import NOTHING_WRITTEN, ConfigError, OutboxError, SchemaOutOfDate
-from outbox.store.database import NO_TABLES, Database
+from outbox.store.database import Database
 from outbox.store.dialects import dialect_of, view
+from outbox.store.same_place import NO_TABLES
 from outbox.store.schema import metadata
 
 if TYPE_CHECKING:

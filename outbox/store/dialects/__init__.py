@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from outbox.store.dialects.base import RUNS_AT_ONCE, SOON, Dialect, Inserted, Row
+from outbox.store.dialects.base import RUNS_AT_ONCE, SOON, Dialect, Inserted, Place, Row
 from outbox.store.dialects.mysql import MySQL
 from outbox.store.dialects.postgresql import PostgreSQL
 from outbox.store.dialects.sqlite import SQLite
@@ -22,19 +22,17 @@ __all__ = [
     "Dialect",
     "EntryId",
     "Inserted",
+    "Place",
     "Row",
     "dialect_named",
     "dialect_of",
+    "is_of",
     "lines_of",
     "now_us",
 ]
 
-_DIALECTS: dict[str, Dialect] = {
-    "sqlite": SQLite(),
-    "postgresql": PostgreSQL(),
-    "mysql": MySQL(),
-    "mariadb": MySQL(),
-}
+_DIALECTS: dict[str, Dialect] = {"sqlite": SQLite(), "postgresql": PostgreSQL(), "mysql": MySQL()}
+_DIALECTS["mariadb"] = _DIALECTS["mysql"]
 
 
 def dialect_named(name: str) -> Dialect:
@@ -44,3 +42,8 @@ def dialect_named(name: str) -> Dialect:
 
 def dialect_of(connection: Connection) -> Dialect:
     return _DIALECTS[connection.dialect.name]
+
+
+def is_of(connection: Connection, dialect: Dialect) -> bool:
+    """Whether the connection's database, which may be one that outbox does not know, is of this dialect."""
+    return _DIALECTS.get(connection.dialect.name) is dialect

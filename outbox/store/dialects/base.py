@@ -36,6 +36,19 @@ def first_of(returned: Sequence[tuple[int]]) -> int | None:
     return first if all(number == first + at for at, (number,) in enumerate(returned)) else None
 
 
+class Place(NamedTuple):
+    """Where a connection finds the outbox tables, as the server spells the names. ``schema``: without tables, where
+    they would be made; None: there is none, or the database has no schemas."""
+
+    database: str | None
+    schema: str | None = None
+    has_tables: bool = True
+
+    def in_words(self) -> str:
+        database = "no database" if self.database is None else f"database {self.database}"
+        return database if self.schema is None else f"{database}, schema {self.schema}"
+
+
 SOON = " soon"
 """Suffix of a table's name in a notification: its rows are about to be committed."""
 OptimisticWrite = Literal["joined", "triggered", "apart"]
@@ -67,6 +80,12 @@ def all_or_none(connection: Connection, savepoint: str, *, alone: tuple[str, str
                 if connection.invalidated and by_database:
                     raise  # SQLAlchemy's own error for a broken connection; otherwise the first error says more
         raise
+
+
+def asked(connection: Connection, sql: str) -> Sequence[Any]:
+    """The row of a SELECT on the caller's connection, whose driver may return text as bytes (SQL_ASCII)."""
+    row = connection.exec_driver_sql(sql).one()
+    return [value.decode(errors="backslashreplace") if isinstance(value, bytes) else value for value in row]
 
 
 class Dialect(ABC):
@@ -265,6 +284,19 @@ class Dialect(ABC):
     def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
         """The transactions that may still fill a hole in the log. None: the database does not tell, so age decides."""
         return None
+
+    def place(self, connection: Connection) -> Place:
+        """Where the connection finds the tables: one statement, which fails in a transaction that has failed. Whether
+        there are tables is only told where a connection may see those of several schemas."""
+        raise NotImplementedError
+
+    def search_path(self, connection: Connection) -> Any:
+        """What the driver knows of the session's settings that decide on :meth:`place`, without a round trip. None:
+        nothing."""
+        return None
+
+    same_place: ClassVar[str] = ""
+    """How the host and the outbox get the same :meth:`place`, where the database is the same."""
 
     def require_place(self, connection: Connection, where: str) -> None:  # noqa: B027 - most databases are the place
         """Raise ``ConfigError`` where tables without a schema's name can neither be made nor found."""

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from outbox.core.runs import Runs
 from outbox.errors import NOTHING_WRITTEN, DatabaseUnavailable
-from outbox.store.dialects.base import Dialect, Row, first_of
+from outbox.store.dialects.base import Dialect, Place, Row, asked, first_of
 
 if TYPE_CHECKING:
     from sqlalchemy.dialects.mysql.base import MySQLDialect
@@ -204,6 +204,11 @@ class MySQL(Dialect):
 
     def advance_sequence_sql(self, table: str, beyond: int) -> str:
         return f"ALTER TABLE {table} AUTO_INCREMENT = {beyond + 1}"
+
+    def place(self, connection: Connection) -> Place:
+        # Where the server ignores the case of names, it repeats each as its client wrote it.
+        [name] = asked(connection, "SELECT IF(@@lower_case_table_names, LOWER(DATABASE()), DATABASE())")
+        return Place(name)
 
     @contextmanager
     def migration_lock(self, connection: Connection) -> Iterator[None]:

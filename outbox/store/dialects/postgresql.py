@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 
 from outbox.core.lane import LANES
 from outbox.errors import ConfigError
-from outbox.store.dialects.base import Announce, Dialect, Inserted, Look, Row, first_of
+from outbox.store.dialects.base import Announce, Dialect, Inserted, Look, Place, Row, asked, first_of
 
 logger = logging.getLogger("outbox.store")
 
@@ -355,6 +355,29 @@ class PostgreSQL(Dialect):
             {"t": table},
         )
         return frozenset(holders.scalars())
+
+    def place(self, connection: Connection) -> Place:
+        # By the catalog as it is now: the caller's snapshot may be older than the tables. Both quote the name.
+        database, current, found = asked(
+            connection,
+            "SELECT current_database(), quote_ident(current_schema()),"
+            " (pg_identify_object('pg_class'::regclass, to_regclass('outbox_usage'), 0)).schema",
+        )
+        return Place(database, found or current, found is not None)
+
+    def search_path(self, connection: Connection) -> Any:
+        """PostgreSQL reports each change of it to its clients since version 18."""
+        driver_connection: Any = connection.connection.driver_connection
+        if connection.dialect.driver == "asyncpg":
+            return getattr(driver_connection.get_settings(), "search_path", None)
+        info = getattr(driver_connection, "info", None)
+        return None if info is None else info.parameter_status("search_path")
+
+    same_place = (
+        "Give both the same search_path: to Outbox a synchronous Engine whose connect_args or listeners (from before"
+        " Outbox is made) set it, since of an AsyncEngine only the URL is used; or write it into OUTBOX_DATABASE_URL:"
+        " ?options=-csearch_path%3DNAME"
+    )
 
     def require_place(self, connection: Connection, where: str) -> None:
         name, schema = connection.execute(text("SELECT current_database(), current_schema()")).one()
