@@ -40,6 +40,11 @@ _TOO_LONG = (
     "A statement took longer than {limit} allows: raise it for the account of the outbox, or see by SHOW PROCESSLIST"
     " what holds the server up."
 )
+_NOT_GRANTED = (
+    "The account lacks this privilege. As an administrator, run: GRANT SELECT, INSERT ON (the log) TO (the account)"
+    " for a producer, GRANT SELECT, INSERT, UPDATE, DELETE ON (the table) for a worker, GRANT ALL ON (the database).*"
+    " for outbox migrate; the README lists them (Accounts)."
+)
 _IN_TRANSACTION, _COMMITS_EACH = 1, 2
 """The protocol's status flags SERVER_STATUS_IN_TRANS and SERVER_STATUS_AUTOCOMMIT."""
 
@@ -62,6 +67,10 @@ class MySQL(Dialect):
         1290: _READ_ONLY.format(why="read_only, as on a standby"),
         1792: _READ_ONLY.format(why="transaction_read_only, before MariaDB 11.1 tx_read_only"),
         1836: _READ_ONLY.format(why="innodb_read_only"),
+        1044: _NOT_GRANTED,
+        1142: _NOT_GRANTED,
+        1143: _NOT_GRANTED,
+        1045: "Check user and password in OUTBOX_DATABASE_URL, and that the account may connect from this host.",
         1205: "Another session holds the lock: end it (KILL) if information_schema.innodb_trx shows it open for long.",
         1969: _TOO_LONG.format(limit="max_statement_time"),
         3024: _TOO_LONG.format(limit="max_execution_time"),

@@ -24,6 +24,7 @@ COPIED_AT_ONCE = 100
 """Rows sent in one write of a COPY."""
 
 _TAKEN, _ANOTHERS = "23505 of a log's number", "08P01 of a prepared statement"
+_NO_SCHEMA = "42501 of a schema"
 """Error codes of our own, for SQLSTATEs that mean this only together with the constraint or the message."""
 _IDLE = 0
 """libpq's PQTRANS_IDLE: no transaction is open."""
@@ -93,6 +94,12 @@ class PostgreSQL(Dialect):
         " max_connections (or CONNECTION LIMIT), or let what is connected use fewer (pool_size of each service).",
         "57014": "Somebody cancelled the statement, or it took longer than statement_timeout allows: raise that for the"
         " account of the outbox (ALTER ROLE ... SET statement_timeout), or see by pg_stat_activity what it waits for.",
+        "42501": "The account lacks a privilege. As the owner of the tables, run: GRANT SELECT, INSERT ON (the log) TO"
+        " (the account) for a producer, GRANT SELECT, INSERT, UPDATE, DELETE ON (the table) for a worker; the README"
+        " lists them (Accounts). Only the owner may run outbox migrate.",
+        _NO_SCHEMA: "The account may not use that schema, or not create tables in it (since PostgreSQL 15 nobody may in"
+        " public but its owner). As its owner, run: GRANT USAGE, CREATE ON SCHEMA (its name) TO (the account). Only"
+        " outbox migrate needs CREATE.",
         "26000": _POOLED,
         "42P05": _POOLED,
         _ANOTHERS: _POOLED,
@@ -233,14 +240,17 @@ class PostgreSQL(Dialect):
         return connection.exec_driver_sql(*self.insertion(table, rows, driver)).rowcount
 
     def error_code(self, error: DBAPIError) -> Any:
-        """The SQLSTATE, or a code of our own: for a duplicate sequence number, and for parameters that do not match a
-        prepared statement. One connection too many is recognised by its English message."""
+        """The SQLSTATE, or a code of our own: for a duplicate sequence number, for a schema that is not granted, and
+        for parameters that do not match a prepared statement. One connection too many is recognised by its English
+        message."""
         broken = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
         if broken in [f"{lane.table}_pkey" for lane in LANES.values()]:
             return _TAKEN
         code = super().error_code(error)
         if code is None and any(words in str(error.orig) for words in _CROWDED):
             return "53300"
+        if code == "42501" and "for schema" in str(error.orig):
+            return _NO_SCHEMA
         return _ANOTHERS if code == "08P01" and "prepared statement" in str(error.orig) else code
 
     def at_once(self, rows: Sequence[Row]) -> bool:
