@@ -32,7 +32,7 @@ from outbox.store.compiled import CompiledStatement, Values, has_listeners, tran
 from outbox.store.connections import Connections
 from outbox.store.dialects import Dialect, Inserted, Row, is_of
 from outbox.store.dialects.sqlite_lock import LOCK_PAUSE_SECONDS, READS, when_free
-from outbox.store.engines import dialect_for, engine_for, parsed
+from outbox.store.engines import dialect_for, engine_for, parsed, require_driver
 from outbox.store.forks import ForkGuard, call_around_forks
 from outbox.store.ledger import Inside
 from outbox.store.same_file import SameFile, note_file, require_same
@@ -60,6 +60,7 @@ class Database:
     def __init__(self, bind: str | URL | Engine, *, synchronous: str = "FULL") -> None:
         self.url = parsed(bind.url if isinstance(bind, Engine) else bind)
         self.dialect = dialect_for(self.url)
+        require_driver(bind, self.dialect)
         with uninstrumented():
             self.engine = engine_for(bind, self.url, self.dialect, synchronous)
         one_writer = self.dialect.single_writer
@@ -281,12 +282,12 @@ class Database:
         code = self.dialect.error_code(error)
         advice = self.dialect.advice.get(code)
         if self.dialect.is_missing_column(error):
-            return SchemaOutOfDate(f"{self.safe_url}: {_first_line(error)}. Run: outbox migrate")
+            return SchemaOutOfDate(f"{self.safe_url}: {self._first_line(error)}. Run: outbox migrate")
         if code in self.dialect.damaged_codes:
-            return OutboxError(f"{self.safe_url}: {_first_line(error)}. {advice or 'Restore a backup.'}")
+            return OutboxError(f"{self.safe_url}: {self._first_line(error)}. {advice or 'Restore a backup.'}")
         if advice or error.connection_invalidated or isinstance(error, OperationalError):
             return DatabaseUnavailable(
-                f"{self.safe_url}: {_first_line(error)}. {kept}"
+                f"{self.safe_url}: {self._first_line(error)}. {kept}"
                 f" {advice or 'Check that the database is up and writable, then try again.'}"
             )
         return error
@@ -312,9 +313,13 @@ class Database:
             return error  # a serialization failure at COMMIT is certainly a rollback
         advice = self.dialect.advice.get(self.dialect.error_code(error), "")
         return OutcomeUnknown(
-            f"{self.safe_url}: COMMIT failed ({_first_line(error)}): the transaction may hold or not."
+            f"{self.safe_url}: COMMIT failed ({self._first_line(error)}): the transaction may hold or not."
             f" {advice}{advice and ' '}{again}"
         )
+
+    def _first_line(self, error: DBAPIError) -> str:
+        lines = self.dialect.message(error).strip().splitlines()
+        return lines[0].rstrip(".") if lines else type(error.orig).__name__
 
     def _after_fork(self) -> None:
         if self._guard is not None:
@@ -361,7 +366,3 @@ def _unread_closed(connection: Connection) -> Iterator[None]:
     except BaseException as raised:
         connection.invalidate(raised)
         raise
-
-
-def _first_line(error: DBAPIError) -> str:
-    return str(error.orig).strip().splitlines()[0].rstrip(".") if str(error.orig).strip() else type(error.orig).__name__

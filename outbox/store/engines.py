@@ -39,6 +39,21 @@ def dialect_for(url: URL) -> Dialect:
         ) from None
 
 
+def require_driver(bind: str | URL | Engine, dialect: Dialect) -> None:
+    """Raise ``ConfigError`` for a host's engine whose driver the outbox cannot use. Of an engine that has no
+    connections to share (SQLite, an AsyncEngine) only the URL is used."""
+    if not isinstance(bind, Engine) or dialect.single_writer or bind.dialect.is_async:
+        return
+    usable = (dialect.sync_driver, *dialect.host_drivers)
+    if bind.dialect.driver not in usable:
+        url = bind.url.set(drivername=f"{bind.url.get_backend_name()}+{dialect.sync_driver}", query={})
+        raise ConfigError(
+            f"Outbox(engine): the outbox does not work by the driver {bind.dialect.driver}, but by"
+            f" {' or '.join(usable)}. Give Outbox the URL {url.render_as_string(hide_password=True)} with the options"
+            " of that driver; sessions that you give to enqueue may keep theirs."
+        )
+
+
 def engine_for(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous: str) -> Engine:
     if isinstance(bind, Engine):
         dialect.check_host(bind)

@@ -93,6 +93,8 @@ class Dialect(ABC):
 
     name: ClassVar[str]
     sync_driver: ClassVar[str]
+    host_drivers: ClassVar[tuple[str, ...]] = ()
+    """Other drivers of which a host's engine may be given to Outbox."""
     worker_isolation: ClassVar[str | None] = "READ COMMITTED"
     read_isolation: ClassVar[str | None] = None
     """The isolation level of a transaction that only reads; None: the engine's."""
@@ -323,8 +325,13 @@ class Dialect(ABC):
     def member_of(self, seq: str, members: str) -> str:
         """SQL condition: number ``seq`` is in the runs of ``members``. Only the view for people uses it."""
 
+    @abstractmethod
     def error_code(self, error: DBAPIError) -> Any:
-        return getattr(error.orig, "sqlstate", None)
+        """The database's own code for the error; None: there is none."""
+
+    def message(self, error: DBAPIError) -> str:
+        """The error in the database's words."""
+        return str(error.orig)
 
     def is_missing_table(self, error: DBAPIError) -> bool:
         return self.error_code(error) in self.missing_table_codes

@@ -144,7 +144,11 @@ class MySQL(Dialect):
 
     def commits_each(self, connection: Connection) -> bool:
         driver_connection: Any = connection.connection.driver_connection
-        status: int = driver_connection.server_status  # from the last answer, however a transaction was begun
+        # From the last answer, however a transaction was begun.
+        status: int | None = getattr(driver_connection, "server_status", None)
+        if status is None:  # MySQL Connector, mysqlclient
+            each = connection.exec_driver_sql("SELECT @@autocommit").scalar()
+            return bool(each) and not getattr(driver_connection, "in_transaction", False)
         return status & (_IN_TRANSACTION | _COMMITS_EACH) == _COMMITS_EACH
 
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
@@ -266,4 +270,4 @@ class MySQL(Dialect):
 
     def error_code(self, error: DBAPIError) -> Any:
         arguments = getattr(error.orig, "args", ())
-        return arguments[0] if arguments else None
+        return getattr(error.orig, "errno", None) or (arguments[0] if arguments else None)

@@ -68,6 +68,12 @@ def _warn_of(pooler: str) -> None:
     )
 
 
+def _fields_of(error: DBAPIError) -> Mapping[str, str]:
+    """The fields of a pg8000 error, by their letters in the protocol; empty for other drivers."""
+    first = next(iter(getattr(error.orig, "args", ())), None)
+    return first if isinstance(first, dict) else {}
+
+
 def _indexes(log: str) -> Sequence[str]:
     """The indexes of a log. They grow at their end, as numbers and ids (UUIDv7) ascend: free space in their pages would
     stay unused."""
@@ -77,6 +83,7 @@ def _indexes(log: str) -> Sequence[str]:
 class PostgreSQL(Dialect):
     name = "postgresql"
     sync_driver = "psycopg"
+    host_drivers = ("psycopg2", "pg8000")
     storage_statements = (
         "ALTER TABLE outbox_lane SET (fillfactor = 50)",  # its rows are updated all the time
         *(f"ALTER INDEX {index} SET (fillfactor = 100)" for lane in LANES.values() for index in _indexes(lane.table)),
@@ -224,6 +231,8 @@ class PostgreSQL(Dialect):
         if connection.dialect.driver == "asyncpg":
             return not driver_connection.is_in_transaction()
         # By the server's last answer, however a transaction was begun.
+        if connection.dialect.driver == "pg8000":
+            return not driver_connection._in_transaction
         return bool(driver_connection.info.transaction_status == _IDLE)
 
     def insert(self, connection: Connection, table: str, rows: Sequence[Row]) -> int:
@@ -243,15 +252,20 @@ class PostgreSQL(Dialect):
         """The SQLSTATE, or a code of our own: for a duplicate sequence number, for a schema that is not granted, and
         for parameters that do not match a prepared statement. One connection too many is recognised by its English
         message."""
-        broken = getattr(getattr(error.orig, "diag", None), "constraint_name", None)
+        fields = _fields_of(error)
+        broken = getattr(getattr(error.orig, "diag", None), "constraint_name", fields.get("n"))
         if broken in [f"{lane.table}_pkey" for lane in LANES.values()]:
             return _TAKEN
-        code = super().error_code(error)
+        raised = error.orig
+        code = getattr(raised, "sqlstate", None) or getattr(raised, "pgcode", None) or fields.get("C")
         if code is None and any(words in str(error.orig) for words in _CROWDED):
             return "53300"
         if code == "42501" and "for schema" in str(error.orig):
             return _NO_SCHEMA
         return _ANOTHERS if code == "08P01" and "prepared statement" in str(error.orig) else code
+
+    def message(self, error: DBAPIError) -> str:
+        return str(_fields_of(error).get("M") or error.orig)
 
     def at_once(self, rows: Sequence[Row]) -> bool:
         return True

@@ -1,0 +1,50 @@
+"""Drivers of hosts: those that the outbox takes over with an engine, those that sessions may have, and no other."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pymysql
+import pytest
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.exc import DBAPIError
+
+from outbox import Outbox
+from outbox.errors import ConfigError, DatabaseUnavailable, SchemaOutOfDate
+from outbox.store.dialects import dialect_named
+
+PG8000 = {"S": "ERROR", "C": "42P01", "M": 'relation "outbox_usage" does not exist'}
+
+
+def test_an_engine_whose_driver_the_outbox_cannot_use_is_refused_with_the_url_of_one_that_it_can() -> None:
+    engine = create_engine("mysql+mysqlconnector://a:secret@127.0.0.1/name?ssl_disabled=true", module=pymysql)
+    said = r"driver mysqlconnector, but by pymysql\. Give Outbox the URL mysql\+pymysql://a:\*\*\*@127\.0\.0\.1/name"
+    with pytest.raises(ConfigError, match=said) as caught:
+        Outbox(engine)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("says", [["sqlstate"], ["pgcode"], []], ids=["psycopg", "psycopg2", "pg8000"])
+@pytest.mark.parametrize(("code", "expected"), [("42P01", SchemaOutOfDate), ("25006", DatabaseUnavailable)])
+def test_the_errors_of_each_driver_of_postgresql_are_told_by_their_code(
+    box: Outbox, says: list[str], code: str, expected: type[Exception]
+) -> None:
+    raised = Exception("relation does not exist" if says else PG8000 | {"C": code})
+    for name in says:
+        setattr(raised, name, code)
+    told = box.store.database.explain(DBAPIError(None, None, raised))
+    assert isinstance(told, expected)
+    assert "{" not in str(told)
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("level", ["AUTOCOMMIT", "READ COMMITTED"])
+def test_a_driver_that_keeps_no_status_of_its_session_is_asked_for_autocommit(engine: Engine, level: str) -> None:
+    dialect = dialect_named("mysql")
+    with engine.connect().execution_options(isolation_level=level) as connection:
+        for begun in (False, True):
+            driver = SimpleNamespace(driver_connection=SimpleNamespace(in_transaction=begun))
+            without: Any = SimpleNamespace(connection=driver, exec_driver_sql=connection.exec_driver_sql)
+            assert dialect.commits_each(cast("Connection", without)) is (level == "AUTOCOMMIT" and not begun)
