@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import datetime
 from pathlib import Path
 from random import Random
@@ -270,6 +270,10 @@ def test_what_is_no_transaction_and_what_is_no_message_is_named(box: Outbox, eng
     ):
         with pytest.raises(TypeError, match=said):
             box.enqueue(wrong, interval())
+    with closing(engine.raw_connection()) as raw:
+        for wrong in (raw, raw.driver_connection, raw.cursor()):
+            with pytest.raises(TypeError, match=r"enqueue needs the Session or Connection of your transaction, got"):
+                box.enqueue(wrong, interval())
     message: Any = {"tenant_id": "x"}
     with pytest.raises(InvalidMessage, match="expected a UsageInterval or TelemetryEnvelope, got an object"):
         box.put(message)

@@ -130,6 +130,17 @@ def test_an_entry_that_the_server_does_not_take_at_once_names_the_setting(crampe
     cramped.put(interval())
 
 
+def test_a_server_that_logs_by_statement_names_the_setting() -> None:
+    by_statement = {"log-bin": "binlog", "binlog-format": "STATEMENT"}
+    with (
+        started(MariaDBServer(private=True, options=by_statement), "MariaDB") as server,
+        Outbox(server.url("pymysql")) as box,
+        refused(r"SET GLOBAL binlog_format = ROW \(or MIXED\)"),
+    ):
+        box.migrate()
+        box.put(interval())
+
+
 def test_a_server_with_all_its_connections_taken_names_the_limit(cramped: Outbox) -> None:
     cramped.engine.dispose()
     many = create_engine(cramped.engine.url, poolclass=NullPool)
