@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine, make_url
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -17,7 +18,7 @@ from sqlalchemy.ext.asyncio import (
 )
 from sqlalchemy.orm import Session
 
-from outbox import Outbox
+from outbox import ConfigError, DatabaseUnavailable, Outbox
 from outbox.simulator import Simulator
 from outbox.testing import drain
 from tests.support.databases import Database
@@ -133,6 +134,42 @@ def test_what_is_not_asynchronous_is_named(box: Outbox, engine: Engine) -> None:
     ):
         with pytest.raises(TypeError, match=said):
             asyncio.run(box.enqueue_async(wrong, interval()))
+
+
+def test_options_in_the_url_that_only_the_async_driver_knows_are_no_hindrance(
+    box: Outbox, database: Database, beacon: Simulator
+) -> None:
+    options = {"asyncpg": {"ssl": "disable", "command_timeout": "60", "prepared_statement_cache_size": "0"}}
+    urls = [make_url(url).update_query_dict(options.get(driver, {})) for driver, url in database.async_urls]
+    ids = [id for url in urls for id in asyncio.run(enqueued_by(url))]
+    drain(box, beacon)
+    assert beacon.received.ids() == {str(id): 1 for id in ids}
+
+
+async def enqueued_by(url: URL) -> list[UUID]:
+    """Enqueues by an AsyncEngine that both the host and the outbox have."""
+    host = create_async_engine(url)
+    try:
+        with Outbox(host) as box:
+            async with AsyncSession(host) as session, session.begin():
+                ids = [*await box.enqueue_async(session, interval())]
+            return ids + await box.put_async(interval())
+    finally:
+        await host.dispose()
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+def test_an_async_engine_whose_url_does_not_suffice_is_told_that_only_the_url_is_used(
+    database: Database, dead_port: int
+) -> None:
+    said = r"Of an AsyncEngine the outbox uses the URL only.*give Outbox an Engine"
+    for _, url in database.async_urls:
+        nowhere = create_async_engine(make_url(url).set(port=dead_port))
+        with Outbox(nowhere) as box, pytest.raises(DatabaseUnavailable, match=said):
+            box.status()
+        odd = create_async_engine(make_url(url).update_query_dict({"odd": "1"}))
+        with Outbox(odd) as box, pytest.raises(ConfigError, match=r"its options: odd$"):
+            box.status()
 
 
 def test_put_async_is_durable_when_it_returns(box: Outbox, engine: Engine, beacon: Simulator) -> None:

@@ -46,6 +46,10 @@ _NOTHING = nullcontext()
 RUN_AGAIN = "Run it again, as a worker does: what holds is not done twice."
 PUT_AGAIN = "Enqueue the same messages again: an id that is there already is not added twice."
 """Sentences of error messages: what to do next."""
+_ONLY_URL = (
+    " Of an AsyncEngine the outbox uses the URL only: if its connect_args, creator or listeners say more, give Outbox"
+    " an Engine that has them too."
+)
 TURN_PAUSE_SECONDS = 2 * LOCK_PAUSE_SECONDS
 """A worker's pause between two write transactions on SQLite: every connection that waits for the lock polls it in that
 time."""
@@ -60,6 +64,7 @@ class Database:
     def __init__(self, bind: str | URL | Engine, *, synchronous: str = "FULL") -> None:
         self.url = parsed(bind.url if isinstance(bind, Engine) else bind)
         self.dialect = dialect_for(self.url)
+        self._only_url = _ONLY_URL if isinstance(bind, Engine) and bind.dialect.is_async else ""
         require_driver(bind, self.dialect)
         with uninstrumented():
             self.engine = engine_for(bind, self.url, self.dialect, synchronous)
@@ -288,7 +293,7 @@ class Database:
         if advice or error.connection_invalidated or isinstance(error, OperationalError):
             return DatabaseUnavailable(
                 f"{self.safe_url}: {self._first_line(error)}. {kept}"
-                f" {advice or 'Check that the database is up and writable, then try again.'}"
+                f" {advice or 'Check that the database is up and writable, then try again.' + self._only_url}"
             )
         return error
 

@@ -65,7 +65,7 @@ def engine_for(bind: str | URL | Engine, url: URL, dialect: Dialect, synchronous
             engine = engine.execution_options(isolation_level=dialect.worker_isolation)
         _share(engine, dialect, synchronous)
     else:
-        engine = _create(dialect.sync_url(url), dialect, synchronous)
+        engine = _create(url, dialect, synchronous)
         event.listen(engine, "connect", _setup(dialect, synchronous))
         event.listen(engine, "do_connect", _require_store(dialect, url))  # of the engine's dialect: never a host's
     if dialect.single_writer:
@@ -97,22 +97,26 @@ def _create(url: URL, dialect: Dialect, synchronous: str) -> Engine:
     if dialect.worker_isolation:  # set once for a connection; as an execution option, for each transaction
         arguments["isolation_level"] = dialect.worker_isolation
     try:
-        engine = create_engine(url, hide_parameters=True, **arguments)
+        engine = create_engine(dialect.sync_url(url), hide_parameters=True, **arguments)
     except (ImportError, NoSuchModuleError) as error:
         raise ConfigError(
-            f"OUTBOX_DATABASE_URL: the driver for {url.drivername} is not installed ({error})."
+            f"OUTBOX_DATABASE_URL: the driver for {_own(url, dialect)} is not installed ({error})."
             " Install beacon-outbox[postgres] or beacon-outbox[mysql]."
         ) from error
     except (TypeError, ValueError) as error:
-        raise _unusable(url, error) from None
-    setattr(engine.dialect, "connect", _connecting(engine.dialect, url))  # noqa: B010 - mypy: as above
+        raise _unusable(url, dialect, error) from None
+    setattr(engine.dialect, "connect", _connecting(engine.dialect, url, dialect))  # noqa: B010 - mypy: as above
     return engine
 
 
-def _unusable(url: URL, error: Exception) -> ConfigError:
+def _own(url: URL, dialect: Dialect) -> str:
+    return dialect.sync_url(url).drivername
+
+
+def _unusable(url: URL, dialect: Dialect, error: Exception) -> ConfigError:
     """The error for a URL whose options the driver rejects; not for errors of the server or the file."""
     return ConfigError(
-        f"OUTBOX_DATABASE_URL: {url.drivername} cannot connect by it ({type(error).__name__})."
+        f"OUTBOX_DATABASE_URL: {_own(url, dialect)} cannot connect by it ({type(error).__name__})."
         f" Check its path and its options: {', '.join(url.query) or 'it has none'}"
     )
 
@@ -183,7 +187,7 @@ def _require_store(dialect: Dialect, url: URL) -> Any:
     return on_do_connect
 
 
-def _connecting(driver: Driver, url: URL) -> Any:
+def _connecting(driver: Driver, url: URL, dialect: Dialect) -> Any:
     """The driver's ``connect``, which raises ``ConfigError`` when it rejects an option of the URL."""
     connect = driver.connect
 
@@ -191,7 +195,7 @@ def _connecting(driver: Driver, url: URL) -> Any:
         try:
             return connect(*arguments, **options)
         except (driver.loaded_dbapi.ProgrammingError, AttributeError, OSError, TypeError, ValueError) as error:
-            raise _unusable(url, error) from None  # its message may repeat a part of the URL
+            raise _unusable(url, dialect, error) from None  # its message may repeat a part of the URL
         finally:
             del arguments, options  # an error reporter may send each frame's variables: a password
 

@@ -7,12 +7,13 @@ from typing import Any, cast
 
 import pymysql
 import pytest
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, make_url
 from sqlalchemy.exc import DBAPIError
 
 from outbox import Outbox
 from outbox.errors import ConfigError, DatabaseUnavailable, SchemaOutOfDate
 from outbox.store.dialects import dialect_named
+from outbox.store.dialects.postgresql import PostgreSQL
 
 PG8000 = {"S": "ERROR", "C": "42P01", "M": 'relation "outbox_usage" does not exist'}
 
@@ -48,3 +49,11 @@ def test_a_driver_that_keeps_no_status_of_its_session_is_asked_for_autocommit(en
             driver = SimpleNamespace(driver_connection=SimpleNamespace(in_transaction=begun))
             without: Any = SimpleNamespace(connection=driver, exec_driver_sql=connection.exec_driver_sql)
             assert dialect.commits_each(cast("Connection", without)) is (level == "AUTOCOMMIT" and not begun)
+
+
+def test_options_of_an_async_driver_that_the_outboxs_own_does_not_know_are_translated_or_left_out() -> None:
+    mysql = dialect_named("mysql").sync_url(make_url("mysql+aiomysql://h/n?echo=1&charset=utf8mb4"))
+    assert str(mysql) == "mysql+pymysql://h/n?charset=utf8mb4"
+    options = "ssl=require&command_timeout=9&target_session_attrs=any"
+    postgresql = dialect_named("postgresql").sync_url(make_url(f"postgresql+asyncpg://h/n?{options}"))
+    assert postgresql.query == PostgreSQL.connect_defaults | {"sslmode": "require", "target_session_attrs": "any"}

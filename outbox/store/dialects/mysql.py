@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from sqlalchemy import Connection, PoolProxiedConnection, text
+from sqlalchemy.engine import URL
 from sqlalchemy.engine import Dialect as Driver
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
@@ -102,6 +103,12 @@ class MySQL(Dialect):
         "completion_type": "NO_CHAIN",  # else the autocommitted statement after a COMMIT is part of another transaction
     }
     """The session variables that the outbox needs, and their values in SQL."""
+    aiomysql_only = ("auth_plugin", "echo")
+    """Options of a URL that PyMySQL rejects."""
+
+    def sync_url(self, url: URL) -> URL:
+        left_out = self.aiomysql_only if url.get_driver_name() == "aiomysql" else ()
+        return super().sync_url(url.difference_update_query(left_out))
 
     def session_setup(self, *, synchronous: str) -> Sequence[str]:
         return (f"SET SESSION {', SESSION '.join(f'{name} = {value}' for name, value in self.session.items())}",)

@@ -133,7 +133,20 @@ class PostgreSQL(Dialect):
     after seconds. By default the kernel waits a quarter of an hour for an answer, and two hours on an idle
     connection."""
 
+    asyncpg_only = (
+        "async_fallback",
+        "command_timeout",
+        "max_cacheable_statement_size",
+        "max_cached_statement_lifetime",
+        "prepared_statement_cache_size",
+        "statement_cache_size",
+    )
+    """Options of a URL that psycopg rejects, and that the outbox's own connections can do without."""
+
     def sync_url(self, url: URL) -> URL:
+        if url.get_driver_name() == "asyncpg":
+            ssl = {"sslmode": url.query["ssl"]} if "ssl" in url.query else {}
+            url = url.difference_update_query(["ssl", *self.asyncpg_only]).update_query_dict(ssl)
         left = {name: value for name, value in self.connect_defaults.items() if name not in url.query}
         return super().sync_url(url).update_query_dict(left)
 
