@@ -41,8 +41,9 @@ class SamePlace:
 
     def require(self, connection: Connection, database: Database) -> None:
         """Raise ``ConfigError`` where the connection finds other tables, ``SchemaOutOfDate`` where it finds none."""
-        setting = database.dialect.search_path(connection)
-        places: dict[Any, Place] = connection.info.setdefault(_PLACES, {})
+        pooled = connection.connection
+        setting = database.dialect.search_path(pooled)
+        places: dict[Any, Place] = pooled.info.setdefault(_PLACES, {})
         place = places.get(setting)
         if place is not None and place == self._ours:
             return

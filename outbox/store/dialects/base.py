@@ -292,7 +292,7 @@ class Dialect(ABC):
         there are tables is only told where a connection may see those of several schemas."""
         raise NotImplementedError
 
-    def search_path(self, connection: Connection) -> Any:
+    def search_path(self, pooled: PoolProxiedConnection) -> Any:
         """What the driver knows of the session's settings that decide on :meth:`place`, without a round trip. None:
         nothing."""
         return None
