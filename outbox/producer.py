@@ -142,8 +142,8 @@ class Outbox:
         """Add messages to the caller's transaction; they are sent after it commits, or never.
 
         A message whose id is there already is not added. A scoped session stands for the current session of its scope.
-        Raises ``SchemaOutOfDate`` without tables; other database errors are SQLAlchemy's own, as for any statement of
-        the caller.
+        Raises ``SchemaOutOfDate`` without tables, ``ConfigError`` where the caller's tables are not the outbox's; other
+        database errors are SQLAlchemy's own, as for any statement of the caller.
         """
         return self.enqueue_many(where, messages)
 

@@ -27,7 +27,7 @@ def joined(where: Any) -> Any:
     """The Session or Connection; for a scoped session, its current Session. Raises ``TypeError`` for anything else."""
     if isinstance(where, Connection):
         return where
-    where, kind = _in_scope(where), type(where).__name__
+    where, kind = _in_scope(where), _kind_of(where)
     if hasattr(where, "sync_session") or hasattr(where, "sync_connection"):
         raise TypeError(_ASYNC.format(kind))
     if not _is_session(where):
@@ -38,11 +38,17 @@ def joined(where: Any) -> Any:
 def joined_async(where: Any) -> Any:
     """The AsyncSession or AsyncConnection; for a scoped session, its current one. Raises ``TypeError`` for anything
     else."""
-    where, kind = _in_scope(where), type(where).__name__
+    where, kind = _in_scope(where), _kind_of(where)
     if hasattr(where, "run_sync"):
         return where
     sync = isinstance(where, Connection) or _is_session(where)
     raise TypeError(_SYNC.format(kind) if sync else _LACKS.format("enqueue_async", kind))
+
+
+def _kind_of(where: Any) -> str:
+    """The name of its type; with its module where that is a driver's, whose connections have the same name."""
+    kind, (module, *_) = type(where).__name__, type(where).__module__.split(".")
+    return kind if module in ("builtins", "sqlalchemy") else f"{module}.{kind}"
 
 
 def _is_session(where: Any) -> bool:
