@@ -69,16 +69,22 @@ def _bounded(check: Check, patient: Patient) -> list[Finding]:
     return [problem(f"no answer within {check.seconds:g} s", "see what holds it up, then run it again: outbox doctor")]
 
 
+def _unreadable(error: DBAPIError) -> Finding:
+    said = str(error.orig).partition("\n")[0]
+    return problem(said, "give the account of OUTBOX_DATABASE_URL the right to read what this names")
+
+
 def _findings_of(check: Check, patient: Patient) -> list[Finding]:
     try:
         return list(check.look(patient))
     except OutboxError as error:
+        if patient.knows_database and (cause := patient.database.denied(error)):
+            return [_unreadable(cause)]
         if isinstance(error, DatabaseUnavailable) and check.needs is not None:
             patient.lack(check.needs, f"the check of {check.name} got no answer")  # one cause, one problem
         return [problem_of(error)]
     except DBAPIError as error:
-        said = str(error.orig).partition("\n")[0]
-        return [problem(said, "give the account of OUTBOX_DATABASE_URL the right to read what this names")]
+        return [_unreadable(error)]
     except Exception as error:  # noqa: BLE001 - one check that breaks must not hide what the others find
         # The text of an unforeseen error is left out: it may contain a secret.
         return [problem(f"the check itself failed: {type(error).__name__}", "report it; the other checks stand")]

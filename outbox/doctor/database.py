@@ -49,9 +49,12 @@ def _database(patient: Patient) -> Iterator[Finding]:
         with patient.read() as connection:
             migrate.schema_status(connection)  # reads a table: SQLite does not open its file for a SELECT 1
     except OutboxError as error:
-        patient.lack(Need.DATABASE, "the database cannot be used")
-        yield problem_of(error)
-        return
+        if not (
+            patient.knows_database and patient.database.denied(error)
+        ):  # it answers; each other check says what it may not read
+            patient.lack(Need.DATABASE, "the database cannot be used")
+            yield problem_of(error)
+            return
     yield ok(f"{patient.database.safe_url} answers in {(time.monotonic() - started) * 1000:.0f} ms")
 
 
@@ -60,6 +63,8 @@ def _schema(patient: Patient) -> Iterator[Finding]:
         with patient.read() as connection:
             migrate.require_head(connection, patient.database.safe_url)
     except OutboxError as error:
+        if patient.database.denied(error):
+            raise
         patient.lack(Need.TABLES, "the tables are not those of this version")
         yield problem_of(error)
         return

@@ -307,6 +307,12 @@ class Database:
         cause = error if isinstance(error, DBAPIError) else error.__cause__
         return isinstance(cause, DBAPIError) and self.dialect.is_lost_claim(cause)
 
+    def denied(self, error: BaseException) -> DBAPIError | None:
+        """The driver's error behind ``error``, if a privilege is missing."""
+        cause = error.__cause__
+        lacks = isinstance(cause, DBAPIError) and self.dialect.error_code(cause) in self.dialect.denied_codes
+        return cause if isinstance(cause, DBAPIError) and lacks else None
+
     def lost_a_race(self, error: BaseException) -> bool:
         """Whether the database rolled the transaction back for another one (a deadlock, a serialization failure). A
         lock timeout does not count."""

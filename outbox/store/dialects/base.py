@@ -128,6 +128,8 @@ class Dialect(ABC):
     lost_claim_codes: ClassVar[tuple[Any, ...]] = ()
     lock_timeout_codes: ClassVar[tuple[Any, ...]] = ()
     read_only_codes: ClassVar[tuple[Any, ...]] = ()
+    denied_codes: ClassVar[tuple[Any, ...]] = ()
+    """The account lacks a privilege."""
     damaged_codes: ClassVar[tuple[Any, ...]] = ()
     """The stored data cannot be read as a database: a retry does not help."""
     advice: ClassVar[Mapping[Any, str]] = {}

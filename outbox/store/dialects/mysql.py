@@ -59,6 +59,7 @@ class MySQL(Dialect):
     lost_claim_codes = (1213, 1205, 1020)
     lock_timeout_codes = (1205,)
     read_only_codes = (1290, 1792, 1836)
+    denied_codes = (1142, 1143)
     advice = {  # noqa: RUF012 - ClassVar in the base
         1021: _FULL,
         1114: _FULL,

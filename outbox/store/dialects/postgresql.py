@@ -93,6 +93,7 @@ class PostgreSQL(Dialect):
     lost_claim_codes = ("40001", "40P01", "55P03")
     lock_timeout_codes = ("55P03",)
     read_only_codes = ("25006",)
+    denied_codes = ("42501", _NO_SCHEMA)
     advice = {  # noqa: RUF012 - ClassVar in the base
         "25006": "This server is a standby, or default_transaction_read_only is on: make it writable, or name every"
         " host in OUTBOX_DATABASE_URL (...@/name?host=a:5432&host=b:5432&target_session_attrs=read-write).",
