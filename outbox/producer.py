@@ -6,7 +6,7 @@ removes the messages with everything else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import datetime
@@ -34,6 +34,7 @@ from outbox.producer_arguments import (
     joined_async,
     lanes_given,
     not_all_messages,
+    rows_of,
     time_given,
 )
 from outbox.producer_lanes import as_switched, switch
@@ -253,7 +254,7 @@ class Outbox:
         for lane in lanes:
             some = messages if len(lanes) == 1 else [message for message in messages if message.lane is lane]
             if self.settings.lane_enabled(lane):
-                rows[lane] = _once_each(some, self._door.text_of if self._door.filters(lane) else None)
+                rows[lane] = rows_of(some, self._door.text_of if self._door.filters(lane) else None)
             else:
                 result.duplicates -= len(some)  # neither added nor duplicates
         return result, rows
@@ -371,20 +372,6 @@ class Outbox:
         reports = [self.store.audit(each, mend=mend) for each in lanes_given(lane)]
         self.wake.set(set(Lane))
         return reports
-
-
-def _once_each(messages: Sequence[Message], text_of: Callable[[Message], str] | None) -> list[Row]:
-    """Rows to insert, in order. Of messages with the same id the first is kept."""
-    if text_of is None:
-        rows = [(message.id.bytes, text := message.payload, len(text)) for message in messages]
-    else:
-        rows = [(message.id.bytes, text := text_of(message), len(text)) for message in messages]
-    if len(rows) == 1 or len({id for id, _, _ in rows}) == len(rows):
-        return rows
-    first: dict[bytes, Row] = {}
-    for row in rows:
-        first.setdefault(row[0], row)
-    return list(first.values())
 
 
 def _default_settings() -> Settings:

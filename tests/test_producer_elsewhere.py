@@ -14,7 +14,7 @@ from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
-from sqlalchemy.sql import Insert
+from sqlalchemy.sql import Delete, Update
 
 from outbox import ConfigError, Outbox, Settings
 from outbox.errors import SchemaOutOfDate
@@ -88,7 +88,7 @@ def test_a_session_that_routes_by_statement_or_table_enqueues_where_it_inserts(
 ) -> None:
     class Routing(Session):
         def get_bind(self, mapper: Any = None, *, clause: Any = None, **_: Any) -> Engine:
-            return engine if isinstance(clause, Insert) else other
+            return engine if isinstance(clause, (Update, Delete)) else other
 
     from outbox.store.schema import metadata
 

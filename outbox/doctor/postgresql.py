@@ -11,7 +11,7 @@ from sqlalchemy.pool import NullPool
 from outbox.doctor.finding import Finding, ok, problem, warning
 from outbox.doctor.patient import DATABASE_SECONDS, Check, Need, Patient
 from outbox.store.database import Database
-from outbox.store.dialects.postgresql import pooler_of
+from outbox.store.dialects.postgresql_sessions import pooler_of
 
 OLDEST_WITH_FIXES = 14
 """Major version; older ones are out of support (https://www.postgresql.org/support/versioning/)."""

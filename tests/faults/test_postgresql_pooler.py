@@ -17,7 +17,7 @@ from outbox import BeaconTransport, Outbox, Settings, TelemetryEnvelope, Worker
 from outbox.core.lane import LANES
 from outbox.errors import DatabaseUnavailable
 from outbox.simulator import Simulator
-from outbox.store.dialects import postgresql
+from outbox.store.dialects import postgresql_sessions
 from tests.support import ledger
 from tests.support.databases import Database
 from tests.support.intervals import interval
@@ -150,7 +150,7 @@ def test_a_worker_behind_a_pooler_finds_by_its_poll_what_other_processes_put(
 def test_a_pooler_is_named_in_one_warning_of_the_process(
     pooled: str, pooler: PgBouncer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    postgresql._warn_of.cache_clear()  # another test's may have had the port
+    postgresql_sessions._warn_of.cache_clear()  # another test's may have had the port
     caplog.set_level(logging.WARNING, "outbox")
     for _ in range(2):
         with Outbox(pooled, settings=Settings(notify=False)) as box:

@@ -1,6 +1,7 @@
 """Everything that differs between databases, with the reason beside it. Code outside asks a ``Dialect``.
 
-`base.Dialect` holds the defaults; `sqlite`, `postgresql` and `mysql` (MariaDB too) override what is theirs.
+`base.Dialect` holds the defaults; `sqlite`, `postgresql` (with `postgresql_sessions`) and `mysql` (MariaDB too)
+override what is theirs.
 """
 
 from __future__ import annotations
