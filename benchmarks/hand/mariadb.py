@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from uuid import UUID
 
 import pymysql
+from pymysql.cursors import Cursor
 from sqlalchemy import make_url
 
 Rows = Sequence[tuple[UUID, str]]
@@ -48,6 +50,8 @@ class Ledger:
 
     def close(self) -> None:
         self.connection.close()
+        if "_alone" in vars(self):
+            self._alone.connection.close()
 
     def insert(self, rows: Rows) -> None:
         """One transaction; PyMySQL makes one statement of many rows."""
@@ -55,8 +59,15 @@ class Ledger:
         self.connection.commit()
 
     def insert_one(self, id: UUID, payload: str) -> None:
-        self._cursor.execute(_INSERT, (id.bytes, payload))
-        self.connection.commit()
+        """One statement that commits itself: one round trip."""
+        self._alone.execute(_INSERT, (id.bytes, payload))
+
+    @cached_property
+    def _alone(self) -> Cursor:
+        """Of a connection in autocommit."""
+        connection = self.connect()
+        connection.autocommit(True)
+        return connection.cursor()
 
     def step(self, settled: bytes | None, batch_rows: int) -> tuple[bytes, list[str]] | None:
         """One transaction: settle a batch, and lease the next."""

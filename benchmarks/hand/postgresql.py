@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from functools import cached_property
 from uuid import UUID
 
 import psycopg
@@ -37,6 +38,8 @@ class Ledger:
 
     def close(self) -> None:
         self.connection.close()
+        if "_alone" in vars(self):
+            self._alone.connection.close()
 
     def insert(self, rows: Rows) -> None:
         """One transaction, by COPY."""
@@ -50,8 +53,13 @@ class Ledger:
         self.connection.commit()
 
     def insert_one(self, id: UUID, payload: str) -> None:
-        self.connection.execute("INSERT INTO log (id, payload) VALUES (%s, %s)", (id, payload))
-        self.connection.commit()
+        """One prepared statement that commits itself: one round trip."""
+        self._alone.execute("INSERT INTO log (id, payload) VALUES (%b, %b)", (id, payload), prepare=True)
+
+    @cached_property
+    def _alone(self) -> psycopg.Cursor:
+        """Of a connection in autocommit."""
+        return psycopg.connect(self._dsn, autocommit=True).cursor()
 
     def step(self, settled: bytes | None, batch_rows: int) -> tuple[bytes, list[str]] | None:
         """One transaction: settle a batch, and lease the next."""
