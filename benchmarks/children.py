@@ -56,6 +56,11 @@ class Child:
         """Whether its stdout has unread output."""
         return bool(select.select([_pipe(self._process.stdout)], [], [], 0)[0])
 
+    def require_alive(self) -> None:
+        """Raises RuntimeError when it has ended: what it was to do will never be done."""
+        if (status := self._process.poll()) is not None:
+            raise RuntimeError(f"{self._name} ended with status {status}; what it wrote to stderr is above")
+
     def say(self, line: str) -> None:
         into = _pipe(self._process.stdin)
         into.write(f"{line}\n")
@@ -72,6 +77,7 @@ class Child:
         self.thaw()
         _pipe(self._process.stdin).close()
         _end(self._process)
+        _pipe(self._process.stdout).close()
 
 
 class Producer(Child):

@@ -18,7 +18,7 @@ class HandSender:
     def __init__(self, post: HandPost) -> None:
         self._post = post
         self._todo: SimpleQueue[Sequence[str] | None] = SimpleQueue()
-        self._done: SimpleQueue[None] = SimpleQueue()
+        self._done: SimpleQueue[Exception | None] = SimpleQueue()
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -26,8 +26,9 @@ class HandSender:
         self._todo.put(payloads)
 
     def wait(self) -> None:
-        """Until the request on the wire was answered 200."""
-        self._done.get()
+        """Until the request on the wire was answered 200. Raises what the request raised."""
+        if (error := self._done.get()) is not None:
+            raise error
 
     def close(self) -> None:
         self._todo.put(None)
@@ -36,8 +37,12 @@ class HandSender:
 
     def _run(self) -> None:
         while (payloads := self._todo.get()) is not None:
-            self._post.rows(payloads)
-            self._done.put(None)
+            try:
+                self._post.rows(payloads)
+            except Exception as error:  # noqa: BLE001 - raised in the thread that waits
+                self._done.put(error)
+            else:
+                self._done.put(None)
 
 
 def capacity(url: str, license: str, connections: int, payloads: Sequence[str], seconds: float) -> float:
