@@ -1,7 +1,8 @@
 """Enqueueing rows one by one and in bulk, in the caller's transaction and with ``put``.
 
-Each row is built from plain values: outbox validates and encodes them, the hand-written loop encodes them with msgspec
-without validation.
+Bulk figures include building each row from plain values: outbox validates and encodes them, the hand-written loop
+encodes them with msgspec without validation. Figures of single rows and asynchronous ones do not: there the rows are
+built before the clock starts, on both sides, so that what is compared is the way into the database.
 """
 
 from __future__ import annotations
@@ -15,20 +16,27 @@ from uuid import UUID
 import msgspec
 import uuid_utils
 from sqlalchemy import Engine, create_engine, insert, make_url
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from benchmarks.figures import Run
+from benchmarks.figures import ROUNDS, Run
 from benchmarks.hand import Hand, by_hand
 from benchmarks.places import Places, outbox_in, settings
 from benchmarks.rows import AT, ONE, messages
-from outbox import Outbox
+from outbox import Outbox, UsageInterval
 from outbox.core.lane import Lane
 from outbox.store.schema import LOGS
 
 ASYNC_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mariadb": "mysql+asyncmy"}
 FULL_ROWS = 200_000
+FULL_SINGLES = 2000
+QUICK_SINGLES = {"added": 400, "put": 500, "async": 150}
+"""Rows of a round. The full profile adds four times ``FULL_SINGLES`` rows to the caller's transaction."""
+ASYNC_ROUNDS, ASYNC_BULK_ROWS = 3, 1000
 BULK = {"100": (100, 2000), "1k": (1000, 3000), "10k": (10_000, 10_000)}
 """By name: rows per transaction, and rows in all in the quick profile."""
+
+Add = Callable[[AsyncEngine, Sequence[UsageInterval]], Awaitable[object]]
+"""Commits the rows in one transaction."""
 
 
 class _Row(msgspec.Struct):
@@ -59,15 +67,16 @@ def _by_hand(count: int) -> list[tuple[UUID, str]]:
 
 
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
-    singles = 2000 if run.full else 100
+    singles = QUICK_SINGLES if not run.full else QUICK_SINGLES | dict.fromkeys(("put", "async"), FULL_SINGLES)
+    added = 4 * FULL_SINGLES if run.full else QUICK_SINGLES["added"]
     for kind in databases:
         with places.fresh(kind) as url, outbox_in(url, settings()) as box:
             with closing(by_hand(kind, url)) as hand:
-                _added(run, kind, url, box, singles * 4)
-                _put(run, kind, box, hand, singles)
+                _added(run, kind, url, box, added)
+                _put(run, kind, box, hand, singles["put"])
                 for name, (size, quick) in BULK.items():
                     _bulk(run, kind, box, hand, name, size, FULL_ROWS if run.full else quick)
-            _async(run, kind, url, box, singles if run.full else 40)
+            Async(run, kind, url, box).all(singles["async"], FULL_ROWS // 4 if run.full else 2 * ASYNC_BULK_ROWS)
 
 
 def _added(run: Run, kind: str, url: str, box: Outbox, count: int) -> None:
@@ -143,30 +152,57 @@ def _bulk(run: Run, kind: str, box: Outbox, hand: Hand, name: str, size: int, co
     run.compare(f"enqueue/{kind}/{name}", f"bulk, {name} rows a transaction, {kind}", ours, base)
 
 
-def _async(run: Run, kind: str, url: str, box: Outbox, count: int) -> None:
-    """One row per transaction with an asynchronous driver, compared with a plain Core insert by the same driver."""
-    statement = insert(LOGS[Lane.USAGE])
+class Async:
+    """With an asynchronous driver, compared with a plain Core insert by the same driver."""
 
-    async def measure(add: Callable[..., Awaitable[object]]) -> float:
-        engine = create_async_engine(make_url(url).set(drivername=ASYNC_DRIVERS[kind], query={}))
-        rows = messages(count)
+    def __init__(self, run: Run, kind: str, url: str, box: Outbox) -> None:
+        self._run, self._kind, self._box = run, kind, box
+        self._url = make_url(url).set(drivername=ASYNC_DRIVERS[kind], query={})
+        self._statement = insert(LOGS[Lane.USAGE])
+
+    def all(self, singles: int, bulk: int) -> None:
+        one = "a row a transaction"
+        self._compare("async", f"{one}, asynchronous", singles, 1, self._enqueue)
+        self._compare("put-async", f"put_async, {one}", singles, 1, self._put)
+        bulk_title = "bulk, 1k rows a transaction, asynchronous"
+        self._compare("async-1k", bulk_title, bulk, ASYNC_BULK_ROWS, self._enqueue_many)
+
+    def _compare(self, name: str, title: str, count: int, size: int, ours: Add) -> None:
+        self._run.compare(
+            f"enqueue/{self._kind}/{name}",
+            f"{title}, {self._kind}",
+            lambda: asyncio.run(self._measure(ours, count, size)),
+            lambda: asyncio.run(self._measure(self._bare, count, size)),
+            base_name="bare Core insert",
+            rounds=ROUNDS if self._run.full else ASYNC_ROUNDS,
+        )
+
+    async def _measure(self, add: Add, count: int, size: int) -> float:
+        """Rows a second, from the rows to the commit of the last transaction."""
+        engine = create_async_engine(self._url)
+        chunks = [messages(size) for _ in range(count // size)]
         async with engine.connect():
             pass  # opens the pool's first connection before the clock starts
         began = time.perf_counter()
-        for row in rows:
-            async with engine.begin() as connection:
-                await add(connection, row)
+        for rows in chunks:
+            await add(engine, rows)
         took = time.perf_counter() - began
         await engine.dispose()
-        return count / took
+        return len(chunks) * size / took
 
-    async def bare(connection: object, row: object) -> None:
-        await connection.execute(statement, {"id": row.id, "payload": row.payload, "size": len(row.payload)})  # type: ignore[attr-defined]
+    async def _enqueue(self, engine: AsyncEngine, rows: Sequence[UsageInterval]) -> None:
+        async with engine.begin() as connection:
+            await self._box.enqueue_async(connection, *rows)
 
-    run.compare(
-        f"enqueue/{kind}/async",
-        f"a row a transaction, asynchronous, {kind}",
-        lambda: asyncio.run(measure(box.enqueue_async)),
-        lambda: asyncio.run(measure(bare)),
-        base_name="bare Core insert",
-    )
+    async def _enqueue_many(self, engine: AsyncEngine, rows: Sequence[UsageInterval]) -> None:
+        async with engine.begin() as connection:
+            await self._box.enqueue_many_async(connection, rows)
+
+    async def _put(self, _engine: AsyncEngine, rows: Sequence[UsageInterval]) -> None:
+        """In a thread, by the synchronous driver: that is what ``put_async`` does."""
+        await self._box.put_async(*rows)
+
+    async def _bare(self, engine: AsyncEngine, rows: Sequence[UsageInterval]) -> None:
+        values = [{"id": row.id, "payload": row.payload, "size": len(row.payload)} for row in rows]
+        async with engine.begin() as connection:
+            await connection.execute(self._statement, values if len(values) > 1 else values[0])
