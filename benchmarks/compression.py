@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from benchmarks.checks import require
 from benchmarks.figures import ROUNDS, Figure, Run
 from benchmarks.line import MEGABITS, ROUND_TRIP_MS, Line
 from benchmarks.places import Beacon, Places, outbox_in, settings
@@ -107,8 +108,8 @@ class Course:
                 sent = self._line.carried().up - before.up
         counts = self._beacon.counts[load.lane]
         held = len(messages) * (1 if load.lane is Lane.USAGE else SPANS)
-        assert report.sent == len(messages), report
-        assert held == counts["unique"] == counts["rows"], counts
+        require(report.sent == len(messages), report)
+        require(held == counts["unique"] == counts["rows"], counts)
         return Sample(len(messages) / took, busy / (_size(messages) / 1e6), sent)
 
 

@@ -15,18 +15,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
 
+from benchmarks.checks import require
 from benchmarks.figures import Run
 from benchmarks.hand import by_hand
 from benchmarks.hand.beacon import HandSender, drain
 from benchmarks.hand.post import HandPost
 from benchmarks.known import LICENSE
-from benchmarks.places import Places, fill, outbox_in, settings
+from benchmarks.places import Beacon, Places, fill, outbox_in, settings
 from benchmarks.rows import prepared
 from outbox import BeaconTransport, Dispatcher, Outbox
 from outbox.core.lane import Lane
 
-QUICK_ROWS = {"sqlite": 35_000, "postgresql": 50_000, "mariadb": 10_000}
-"""Rows of the figure 100k in the quick profile, chosen so that all databases take about as long to fill."""
+SHORT_ROWS = {"sqlite": 60_000, "postgresql": 60_000, "mariadb": 20_000}
+"""Rows of the figure "short", which both profiles have, chosen so that all databases take about as long to fill."""
+PAYLOADS = {2000: 50_000, 8000: 20_000}
+"""Bytes of a payload: rows of the backlog. Other figures have payloads of about 500 bytes."""
+BATCH_BYTES = 500_000
+"""About what a batch of 1,000 usual rows has, and a batch of larger payloads too."""
 FILL_ROWS = 10_000
 BATCH_ROWS = 1000
 Beside = Callable[[str], AbstractContextManager[object]]
@@ -34,12 +39,15 @@ Beside = Callable[[str], AbstractContextManager[object]]
 
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
     for kind in databases:
-        _backlog(run, places, kind, "100k", 100_000 if run.full else QUICK_ROWS[kind])
+        _backlog(run, places, kind, "short", SHORT_ROWS[kind])
         if run.full:
+            _backlog(run, places, kind, "100k", 100_000)
             _backlog(run, places, kind, "1M", 1_000_000)
             _httpx_by_hand(run, places, kind)
             for rows in (100, 300, 3000):
                 _sweep(run, places, kind, rows)
+            for payload_bytes, rows in PAYLOADS.items():
+                _payloads(run, places, kind, payload_bytes, rows)
             for number in (2, 4):
                 _several(run, places, kind, number)
 
@@ -73,6 +81,16 @@ def _sweep(run: Run, places: Places, kind: str, rows: int) -> None:
     )
 
 
+def _payloads(run: Run, places: Places, kind: str, payload_bytes: int, count: int) -> None:
+    rows = BATCH_BYTES // payload_bytes
+    run.compare(
+        f"drain/{kind}/payload-{payload_bytes}",
+        f"drain {count:,} rows of {payload_bytes:,} bytes, {kind}, batches of {rows}",
+        with_outbox(places, kind, count, payload_bytes=payload_bytes, batch_max_rows=rows, batch_max_bytes=4 * 2**20),
+        hand(places, kind, count, rows, payload_bytes=payload_bytes),
+    )
+
+
 def _several(run: Run, places: Places, kind: str, number: int) -> None:
     run.compare(
         f"drain/{kind}/{number}-workers",
@@ -94,8 +112,17 @@ def _by_workers(places: Places, kind: str, count: int, number: int) -> float:
             worker.start()
         sent = sum(worker.wait().sent for worker in workers)
         took = time.perf_counter() - began
-        assert sent == beacon.counts["usage"]["unique"] == beacon.counts["usage"]["rows"] == count
+        _each_once(beacon, count, sent)
     return count / took
+
+
+def _each_once(beacon: Beacon, count: int, sent: int) -> None:
+    """Raise RuntimeError unless ``count`` rows were ``sent``, and the simulator's record has each exactly once."""
+    usage = beacon.counts["usage"]
+    require(
+        sent == usage["unique"] == usage["rows"] == count,
+        f"{sent} of {count} rows were sent; beacon received {usage['rows']}, {usage['unique']} different ones",
+    )
 
 
 @dataclass(frozen=True)
@@ -112,7 +139,11 @@ class WorkerProcess:
         command = [sys.executable, "-m", "benchmarks.drain", url, beacon_url]
         self._process = Popen(command, stdin=PIPE, stdout=PIPE, text=True)
         assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
+        said = self._process.stdout.readline()
+        if said != "ready\n":
+            self._process.kill()
+            self._process.communicate()
+            raise RuntimeError(f"the worker did not start: it said {said!r}")
 
     def start(self) -> None:
         assert self._process.stdin is not None
@@ -120,7 +151,9 @@ class WorkerProcess:
         self._process.stdin.flush()
 
     def wait(self) -> Drained:
-        sent, kibibytes = self._process.communicate()[0].split()
+        said = self._process.communicate()[0]
+        require(self._process.returncode == 0, f"the worker ended with status {self._process.returncode}: {said!r}")
+        sent, kibibytes = said.split()
         return Drained(int(sent), int(kibibytes) * 1024)
 
 
@@ -143,14 +176,20 @@ def _peak_kibibytes() -> int:
 
 
 def with_outbox(
-    places: Places, kind: str, count: int, *, beside: Beside = nullcontext, **changes: object
+    places: Places,
+    kind: str,
+    count: int,
+    *,
+    beside: Beside = nullcontext,
+    payload_bytes: int = 0,
+    **changes: object,
 ) -> Callable[[], float]:
     """Rows a second. ``beside``: a context that is held on the database from before the first row to the end."""
 
     def measure() -> float:
         beacon = places.beacon()
         with places.fresh(kind) as url, outbox_in(url, settings(beacon, **changes)) as box, beside(url):
-            fill(box, count)
+            fill(box, count, payload_bytes=payload_bytes)
             with BeaconTransport(box.settings) as transport:
                 transport.verify()
                 dispatcher = Dispatcher(box, transport, lanes=[Lane.USAGE])
@@ -158,14 +197,14 @@ def with_outbox(
                 report = dispatcher.run_lane(Lane.USAGE)
                 took = time.perf_counter() - began
                 dispatcher.close()
-            assert report.sent == beacon.counts["usage"]["unique"] == beacon.counts["usage"]["rows"] == count
+            _each_once(beacon, count, report.sent)
         return count / took
 
     return measure
 
 
 def hand(
-    places: Places, kind: str, count: int, batch_rows: int = BATCH_ROWS, *, bare: bool = False
+    places: Places, kind: str, count: int, batch_rows: int = BATCH_ROWS, *, bare: bool = False, payload_bytes: int = 0
 ) -> Callable[[], float]:
     """Rows a second of the hand-written loop; ``bare``: with http.client instead of httpx."""
 
@@ -174,14 +213,14 @@ def hand(
         with places.fresh(kind) as url:
             ledger = by_hand(kind, url)
             for start in range(0, count, FILL_ROWS):
-                ledger.insert(prepared(min(FILL_ROWS, count - start)))
+                ledger.insert(prepared(min(FILL_ROWS, count - start), payload_bytes))
             sender = HandSender(HandPost(beacon.url, beacon.license, bare=bare))
             began = time.perf_counter()
             sent = drain(ledger, sender, batch_rows)
             took = time.perf_counter() - began
             sender.close()
             ledger.close()
-            assert sent == beacon.counts["usage"]["unique"] == count
+            _each_once(beacon, count, sent)
         return count / took
 
     return measure

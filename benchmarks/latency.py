@@ -24,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.checks import require
 from benchmarks.children import Child, HandWorker, OutboxWorker, Producer, close_all
 from benchmarks.figures import Figure, Run
 from benchmarks.hand import by_hand
@@ -112,8 +113,8 @@ class Side:
         for pace, began, ended in self.turns:
             during = commits.between(began, ended)
             found.setdefault(pace, []).append(waits(during, arrivals))
-            if not 0 < len(during) == len(found[pace][-1]):
-                raise RuntimeError(f"{len(during)} rows were committed in a turn, {len(found[pace][-1])} arrived")
+            arrived = len(found[pace][-1])
+            require(0 < len(during) == arrived, f"{len(during)} rows were committed in a turn, {arrived} arrived")
         return found
 
     def _until_received(self, rows: int) -> None:

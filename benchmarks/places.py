@@ -140,10 +140,12 @@ def outbox_in(url: str, given: Settings) -> Iterator[Outbox]:
         yield box
 
 
-def fill(box: Outbox, count: int, rows: int = 10_000) -> None:
+def fill(box: Outbox, count: int, rows: int = 10_000, payload_bytes: int = 0) -> None:
     """Commit ``count`` usage rows, ``rows`` per transaction, with the driver's bulk insert as ``enqueue_many`` does."""
     database, table = box.store.database, LANES[Lane.USAGE].table
     for start in range(0, count, rows):
         with database.write() as connection:
-            some = [(id.bytes, payload, len(payload)) for id, payload in prepared(min(rows, count - start))]
+            some = [
+                (id.bytes, payload, len(payload)) for id, payload in prepared(min(rows, count - start), payload_bytes)
+            ]
             database.dialect.insert(connection, table, some)

@@ -34,7 +34,12 @@ _TEMPLATE = messages(1)[0]
 _BEFORE, _AFTER = _TEMPLATE.payload.split(str(_TEMPLATE.id))
 
 
-def prepared(count: int) -> Sequence[tuple[UUID, str]]:
-    """Ids and stored payloads, equal to those of ``messages``, without the cost of building messages."""
+def prepared(count: int, payload_bytes: int = 0) -> Sequence[tuple[UUID, str]]:
+    """Ids and stored payloads, equal to those of ``messages``, without the cost of building messages.
+
+    ``payload_bytes``: the size of each payload; a transaction type that long is made up. By default as it is.
+    """
+    more = "x" * max(0, payload_bytes - len(_TEMPLATE.payload))
+    after = _AFTER.replace(_TEMPLATE.transaction_type, _TEMPLATE.transaction_type + more)
     ids = [UUID(bytes=uuid_utils.uuid7().bytes) for _ in range(count)]
-    return [(id, f"{_BEFORE}{id}{_AFTER}") for id in ids]
+    return [(id, f"{_BEFORE}{id}{after}") for id in ids]

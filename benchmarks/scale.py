@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import psycopg
 from sqlalchemy import make_url
 
+from benchmarks.checks import require
 from benchmarks.drain import WorkerProcess, hand, with_outbox
 from benchmarks.figures import Figure, Measure, Run
 from benchmarks.places import Places, fill, outbox_in, settings
@@ -71,7 +72,7 @@ def _megabytes(places: Places, kind: str, count: int) -> Callable[[], float]:
             worker = WorkerProcess(url, beacon.url)
             worker.start()
             drained = worker.wait()
-            assert drained.sent == count
+            require(drained.sent == count, f"{drained.sent} of {count} rows were sent")
         return drained.peak_bytes / MEGABYTE
 
     return measure

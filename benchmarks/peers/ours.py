@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.checks import require
 from benchmarks.children import OutboxWorker, Producer
 from benchmarks.drain import with_outbox
 from benchmarks.peers.columns import Measure, Values, waiting
@@ -73,7 +74,7 @@ def _drain(box: Outbox, rows: int) -> float:
     report = dispatcher.run_lane(Lane.USAGE)
     took = time.perf_counter() - began
     dispatcher.close()
-    assert report.sent == rows, report
+    require(report.sent == rows, report)
     return rows / took
 
 
@@ -104,7 +105,7 @@ def _storage(places: Places, kind: str, rows: int, *, purged: bool) -> float:
             _drain(box, rows)
             if purged:
                 deleted = box.store.purge(Lane.USAGE, EVERYTHING)
-                assert deleted == rows, deleted
+                require(deleted == rows, f"{deleted} of {rows} rows were purged")
         return (settled_bytes(url) - empty) / rows
 
 

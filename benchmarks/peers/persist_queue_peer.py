@@ -100,7 +100,7 @@ def _drain(job: Job, posters: Posters | None) -> Answer:
         queue.task_done()
         done += len(taken)
     answer = peer_side.took(len(payloads), began)
-    assert done == len(payloads), done
+    peer_side.require(done == len(payloads), f"{done} of {len(payloads)} rows were taken")
     return answer
 
 

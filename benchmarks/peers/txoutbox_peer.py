@@ -125,7 +125,7 @@ async def _drain(job: Job, publishers: list[Publish]) -> Answer:
     began = time.perf_counter()
     delivered = sum(await asyncio.gather(*map(run, relays)))
     answer = peer_side.took(len(payloads), began)
-    assert delivered == len(payloads), delivered
+    peer_side.require(delivered == len(payloads), f"{delivered} of {len(payloads)} rows were delivered")
     return answer
 
 

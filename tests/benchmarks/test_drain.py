@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.drain import WorkerProcess
-from benchmarks.places import Beacon, fill, outbox_in, settings
+import pytest
+
+from benchmarks.drain import WorkerProcess, _each_once, hand, with_outbox
+from benchmarks.hand.post import HandPost
+from benchmarks.places import Beacon, Places, fill, outbox_in, settings
+from benchmarks.rows import prepared
 
 BALLAST_BYTES = 512 * 2**20
 
@@ -20,3 +24,37 @@ def test_the_memory_of_a_worker_is_not_that_of_the_process_which_started_it(tmp_
         drained = worker.wait()
     assert drained.sent == 10
     assert drained.peak_bytes < len(ballast)
+
+
+def test_rows_of_a_size_are_drained_by_both() -> None:
+    assert {len(payload) for _, payload in prepared(3, payload_bytes=2000)} == {2000}
+    with Places() as places:
+        ours = with_outbox(places, "sqlite", 30, payload_bytes=2000, batch_max_rows=10)
+        assert ours() > 0
+        assert hand(places, "sqlite", 30, 10, payload_bytes=2000)() > 0
+
+
+def test_a_drain_that_sent_a_row_twice_is_no_figure() -> None:
+    [(_, payload)] = prepared(1)
+    with Places() as places:
+        beacon = places.beacon()
+        post = HandPost(beacon.url, beacon.license)
+        post.rows([payload])
+        _each_once(beacon, 1, 1)
+        post.rows([payload])
+        post.close()
+        with pytest.raises(RuntimeError, match="1 of 1 rows were sent; beacon received 2, 1 different ones"):
+            _each_once(beacon, 1, 1)
+
+
+def test_a_worker_that_does_not_start_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="the worker did not start: it said ''"):
+        WorkerProcess("nonsense://", "http://127.0.0.1:1")
+
+
+def test_a_worker_that_fails_has_drained_nothing(tmp_path: Path) -> None:
+    with Beacon() as beacon:
+        worker = WorkerProcess(f"sqlite:///{tmp_path}/no-such-file.db", beacon.url)
+        worker.start()
+        with pytest.raises(RuntimeError, match="the worker ended with status 1"):
+            worker.wait()
