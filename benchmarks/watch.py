@@ -42,7 +42,8 @@ class Sample:
 
 @dataclass
 class Watch:
-    """A thread that samples every ``seconds`` until ``close``. ``pids``: the process ids, by name."""
+    """A thread that samples every ``seconds`` until ``close``, which raises what a sample raised. ``pids``: the process
+    ids, by name."""
 
     beacon: Beacon
     box: Outbox
@@ -54,22 +55,33 @@ class Watch:
 
     def __post_init__(self) -> None:
         self._stop = Event()
+        self._error: Exception | None = None
         self._thread = Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Watch:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.close()
+        except Exception:
+            if failed is None:  # otherwise the error of the block is the first one
+                raise
 
     def close(self) -> None:
         self._stop.set()
         self._thread.join()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
 
     def _run(self) -> None:
-        while not self._stop.wait(self.seconds):
-            self.samples.append(self._sample())
+        try:
+            while not self._stop.wait(self.seconds):
+                self.samples.append(self._sample())
+        except Exception as error:  # noqa: BLE001 - raised by close(): a series that ends early would look complete
+            self._error = error
 
     def _sample(self) -> Sample:
         usage = self.beacon.counts["usage"]
@@ -102,8 +114,8 @@ def table(
     t: seconds since ``began``; arrival: rows/s committed; goodput: rows/s received for the first time; depth: rows
     committed but not received; oldest_age: seconds that the oldest of them has waited; senders: batches under a lease;
     paused: 1 while the lane is paused; requests: requests answered per second; limited_share: the share of them
-    answered 429; producer_p50_ms, producer_p99_ms: commit latency; NAME_rss_mib: memory of a process; size_mib: the
-    size of the database.
+    answered 429; producer_p50_ms, producer_p99_ms: commit latency, NaN where nothing was committed, since a producer
+    that is stalled has none yet; NAME_rss_mib: memory of a process; size_mib: the size of the database.
     """
     columns: dict[str, list[float]] = {}
     arrived = sorted(arrivals[id] for id in commits.ids if id in arrivals)
@@ -142,7 +154,7 @@ def _before(samples: Sequence[Sample], number: int) -> Sample:
 
 
 def _milliseconds(seconds: Sequence[float], part: float) -> float:
-    return 1000 * quantile(seconds, part) if seconds else 0.0
+    return 1000 * quantile(seconds, part)
 
 
 class _Oldest:

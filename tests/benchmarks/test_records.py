@@ -56,7 +56,14 @@ def test_depth_and_age_are_those_of_what_was_committed_and_has_not_arrived() -> 
     assert columns["depth"] == [0.0, 2.0, 0.0]
     assert columns["oldest_age"] == [0.0, 1.0, 0.0]
     assert columns["arrival"] == [0.0, 2.0, 0.0]
-    assert columns["producer_p99_ms"] == [0.0, 3.0, 0.0]
+    assert columns["producer_p99_ms"][1] == 3.0
+
+
+def test_a_producer_that_commits_nothing_for_a_second_has_a_gap_and_not_a_latency_of_nothing() -> None:
+    columns = table([_sample(1.0), _sample(3.0)], Commits(["a"], [0.5], [0.001]), {}, began=0.0)
+    for name in ("producer_p50_ms", "producer_p99_ms"):
+        assert columns[name][0] == 1.0
+        assert math.isnan(columns[name][1])
 
 
 def test_rates_are_of_the_time_since_the_sample_a_second_before() -> None:
