@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from benchmarks.figures import Run
 from benchmarks.hand.beacon import capacity
 from benchmarks.places import Beacon, Places
-from benchmarks.pressure import HEALTHY, Observations, Phase, report
+from benchmarks.pressure import BACK, HEALTHY, SETTLING, Observations, Phase, report
 from benchmarks.rows import messages
 from benchmarks.scene import Scene, scene
 
@@ -34,8 +34,8 @@ CAUGHT_UP_SECONDS = 0.1
 WARM_SECONDS = 0.5
 HEALTHY_SECONDS = 0.7
 SETTLING_PART = 0.6
-"""The share of the phase under a limit that is not measured: the worker has to find the limit first, and each 429 costs
-it a second."""
+"""The share of the phase under a limit that "goodput" and "429" leave out: the worker has to find the limit first, and
+each 429 costs it a second. "goodput-from-start" and "429-from-start" include it."""
 PATIENCE_SECONDS = 60.0
 """Upper bound of the time to clear a backlog, times the profile's scale."""
 
@@ -98,11 +98,12 @@ class Story:
         self.scene = scene
         self.profile = profile
         self.phases: list[Phase] = []
-        self.back_capacity = 0.0
+        self.back_capacity = self.calm_capacity = 0.0
         self._control = scene.beacon.control
 
     def play(self) -> None:
-        self.back_capacity = self._capacity_by_hand()
+        self.back_capacity = self._capacity_by_hand(self._back_latency)
+        self.calm_capacity = self._capacity_by_hand(0.0)
         self.scene.go(self.profile.rate, 1)
         time.sleep(WARM_SECONDS)
         self._healthy()
@@ -124,6 +125,7 @@ class Story:
             duplicates=self._control.duplicates(),
             limits={trouble.name: trouble.limit * self.profile.rate for trouble in TROUBLES if trouble.limit},
             back_capacity=self.back_capacity,
+            calm_capacity=self.calm_capacity,
             caught_up=int(CAUGHT_UP_SECONDS * self.profile.rate),
         )
 
@@ -140,17 +142,19 @@ class Story:
             return
         self._set(trouble)
         if trouble.limit:
-            self._pass(f"{trouble.name}, settling", trouble.seconds * SETTLING_PART)
+            self._pass(f"{trouble.name}{SETTLING}", trouble.seconds * SETTLING_PART)
             self._pass(trouble.name, trouble.seconds * (1 - SETTLING_PART))
         else:
             self._pass(trouble.name, trouble.seconds)
 
     def _burst(self, trouble: Trouble) -> None:
         half = trouble.seconds * self.profile.scale / trouble.bursts / 2
-        with self._phase(trouble.name):
+        with self._phase(trouble.name) as phase:
             for _ in range(trouble.bursts):
                 self._set(trouble)
+                since = time.time()
                 time.sleep(half)
+                phase.struck.append((since, time.time()))
                 self._control.patch(**CALM)
                 time.sleep(half)
 
@@ -164,23 +168,24 @@ class Story:
         """Seconds that beacon takes for an answer after an outage."""
         return SENDERS * BATCH_ROWS / (BACK_CAPACITY * self.profile.rate)
 
-    def _capacity_by_hand(self) -> float:
+    def _capacity_by_hand(self, latency: float) -> float:
+        """Rows/s that beacon takes, answering after ``latency`` seconds."""
         payloads = [message.payload for message in messages(BATCH_ROWS)]
         with Beacon() as beacon:
-            beacon.control.patch(latency_ms=1000 * self._back_latency)
+            beacon.control.patch(latency_ms=1000 * latency)
             return capacity(beacon.url, beacon.license, SENDERS, payloads, CAPACITY_SECONDS)
 
     def _recover(self, trouble: Trouble) -> None:
         latency = self._back_latency if "down" in trouble.faults else 0.0
-        with self._phase(f"back after {trouble.name}"):
+        with self._phase(f"{BACK}{trouble.name}"):
             self._control.patch(**(CALM | {"latency_ms": 1000 * latency}))
             caught_up = int(CAUGHT_UP_SECONDS * self.profile.rate)
             self.scene.until_depth(caught_up, PATIENCE_SECONDS * self.profile.scale)
         self._control.patch(**CALM)
 
     @contextmanager
-    def _phase(self, name: str) -> Iterator[None]:
+    def _phase(self, name: str) -> Iterator[Phase]:
         phase = Phase(name, time.time(), self.scene.beacon.counts["usage"])
-        yield
+        yield phase
         phase.end(time.time(), self.scene.beacon.counts["usage"])
         self.phases.append(phase)

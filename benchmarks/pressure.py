@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -16,19 +16,27 @@ from benchmarks.records import Commits, quantile
 from benchmarks.watch import Sample, table
 
 HEALTHY = "healthy"
+BACK = "back after "
+"""Before the name of a trouble: the phase after it, until its backlog is cleared."""
+SETTLING = ", settling"
+"""After the name of a trouble: the phase before it, in which the worker has yet to find the limit."""
 SHORTEST_SECONDS = 0.5
 """The minimum length of a phase for a meaningful p99; a shorter one, such as a quick recovery, has no such figure."""
 
 
 @dataclass
 class Phase:
-    """``since`` and ``until``: epoch seconds. ``before`` and ``after``: the simulator's counts of usage."""
+    """``since`` and ``until``: epoch seconds. ``before`` and ``after``: the simulator's counts of usage.
+
+    ``struck``: since and until of each time that a fault was on, of a phase with faults in a part of it.
+    """
 
     name: str
     since: float
     before: Mapping[str, Any]
     until: float = 0.0
     after: Mapping[str, Any] = field(default_factory=dict)
+    struck: list[tuple[float, float]] = field(default_factory=list)
 
     def end(self, until: float, after: Mapping[str, Any]) -> None:
         self.until, self.after = until, after
@@ -36,6 +44,16 @@ class Phase:
     @property
     def seconds(self) -> float:
         return self.until - self.since
+
+    @property
+    def spans(self) -> Sequence[tuple[float, float]]:
+        """Since and until of what counts for its producers: the time in which a fault was on."""
+        return self.struck or [(self.since, self.until)]
+
+    @property
+    def slug(self) -> str:
+        """Its name in a key; of a phase with faults in a part of it another one than of a whole phase."""
+        return self.name.replace(" ", "-").replace(",", "") + "-on" * bool(self.struck)
 
     @property
     def requests(self) -> int:
@@ -64,25 +82,30 @@ class Observations:
     duplicates: Mapping[str, Sequence[str]]
     limits: Mapping[str, float]
     back_capacity: float
-    """Rows/s that the hand-written loop gets through when beacon comes back."""
+    """Rows/s that the hand-written loop gets through when beacon comes back from an outage."""
+    calm_capacity: float
+    """The same while beacon has no trouble."""
     caught_up: int
     """A backlog of at most this many rows counts as cleared."""
 
     def waited(self, phase: Phase) -> list[float]:
         """The latency of each commit in the phase, in seconds."""
-        return self.commits.between(phase.since, phase.until).seconds
+        return [each for span in phase.spans for each in self.commits.between(*span).seconds]
 
     def p99s(self, phase: Phase) -> list[float]:
         """The p99 of commit latency in each part of the phase, of about a second, in milliseconds."""
-        parts = max(1, int(phase.seconds))
-        edges = [phase.since + phase.seconds * number / parts for number in range(parts + 1)]
-        waited = [self.commits.between(*span).seconds for span in pairwise(edges)]
+        waited = [self.commits.between(*part).seconds for span in phase.spans for part in _seconds_of(*span)]
         return [1000 * quantile(seconds, 0.99) for seconds in waited if seconds]
 
     @cached_property
     def healthy_p99(self) -> float:
         """The median of ``p99s`` over all healthy phases, in milliseconds."""
         return statistics.median(each for phase in self.phases if phase.name == HEALTHY for each in self.p99s(phase))
+
+    @cached_property
+    def healthy_waited(self) -> list[float]:
+        """The latency of each commit in all healthy phases, in seconds."""
+        return [each for phase in self.phases if phase.name == HEALTHY for each in self.waited(phase)]
 
     @property
     def lost(self) -> int:
@@ -97,16 +120,16 @@ class Observations:
         moments = (moment for moment in self._arrived if moment >= since)
         return next((moment - since for moment in moments if self.depth(moment) <= self.caught_up), float("inf"))
 
-    def ideal(self, since: float) -> float:
-        """The same if beacon received rows at exactly ``back_capacity``.
+    def ideal(self, since: float, capacity: float) -> float:
+        """The same if beacon received rows at exactly ``capacity``.
 
         It uses the rows that were really committed meanwhile: on a busy machine they are fewer than the nominal rate.
         """
         waiting = max(self.depth(since) - self.caught_up, 1)
         later = self.commits.times[bisect_right(self.commits.times, since) :]
-        reached = ((waiting + number) / self.back_capacity for number in range(len(later)))
+        reached = ((waiting + number) / capacity for number in range(len(later)))
         met = (seconds for seconds, moment in zip(reached, later, strict=True) if since + seconds <= moment)
-        return next(met, (waiting + len(later)) / self.back_capacity)
+        return next(met, (waiting + len(later)) / capacity)
 
     def first_after(self, since: float) -> float:
         """The time at which the next row after ``since`` was received, in epoch seconds."""
@@ -117,13 +140,21 @@ class Observations:
         return sorted(self.arrivals[id] for id in self.commits.ids if id in self.arrivals)
 
 
+def _seconds_of(since: float, until: float) -> Iterator[tuple[float, float]]:
+    """Equal parts of about a second."""
+    parts = max(1, int(until - since))
+    return pairwise([since + (until - since) * number / parts for number in range(parts + 1)])
+
+
 def report(run: Run, observed: Observations) -> None:
     for phase in observed.phases:
         if phase.name != HEALTHY:
             _waiting(run, observed, phase)
         if phase.name in observed.limits:
             _limited(run, observed, phase)
-        if phase.name == "back after down":
+        if phase.name == f"{BACK}down":
+            _outage(run, observed, phase)
+        elif phase.name.startswith(BACK) and observed.depth(phase.since) > observed.caught_up:
             _recovery(run, observed, phase)
     began = observed.phases[0].since
     run.series[observed.kind] = table(observed.samples, observed.commits, observed.arrivals, began)
@@ -131,21 +162,38 @@ def report(run: Run, observed: Observations) -> None:
 
 
 def _waiting(run: Run, observed: Observations, phase: Phase) -> None:
-    """Report producers' latency as the median of the p99s per second: a second in which the machine was busy with
-    something else changes one of the p99s, but not their median."""
+    """Report producers' latency as the median of the p99s per second, and as the p99 of all commits.
+
+    A second in which the machine was busy with something else changes one of the first, but not their median; so does
+    a second that outbox spoilt, which the second shows.
+    """
+    title = f"producers' p99, {observed.kind}, {phase.name}" + " while it is on" * bool(phase.struck)
     seconds = observed.p99s(phase)
     if phase.seconds < SHORTEST_SECONDS or not seconds:
         return
     run.add(
         Figure(
-            f"backpressure/{observed.kind}/p99/{phase.name.replace(' ', '-').replace(',', '')}",
-            f"producers' p99, {observed.kind}, {phase.name}",
+            f"backpressure/{observed.kind}/p99/{phase.slug}",
+            title,
             "ms",
             "lower",
             seconds,
             [observed.healthy_p99] * len(seconds),
             base_name=HEALTHY,
-            note="of the commits of each second",
+            note=f"of the commits of each second: {len(seconds)} of them",
+        )
+    )
+    waited = observed.waited(phase)
+    run.add(
+        Figure(
+            f"backpressure/{observed.kind}/p99-pooled/{phase.slug}",
+            f"{title}, all commits",
+            "ms",
+            "lower",
+            [1000 * quantile(waited, 0.99)],
+            [1000 * quantile(observed.healthy_waited, 0.99)],
+            base_name=HEALTHY,
+            note=f"of {len(waited):,} commits and {len(observed.healthy_waited):,} healthy ones",
         )
     )
 
@@ -158,9 +206,50 @@ def _limited(run: Run, observed: Observations, phase: Phase) -> None:
     refused, requests = phase.answered(429), phase.requests
     title = f"answered 429, {observed.kind}, beacon takes half of what arrives"
     run.add(Figure(f"{key}/429", title, "requests", "lower", [refused], [requests], base_name="of all"))
+    _limited_from_the_start(run, observed, phase)
+
+
+def _limited_from_the_start(run: Run, observed: Observations, phase: Phase) -> None:
+    """The same with the time in which the worker finds the limit: each 429 costs it a second."""
+    phases = [each for each in observed.phases if each.name in (f"{phase.name}{SETTLING}", phase.name)]
+    received, seconds = sum(each.received for each in phases), sum(each.seconds for each in phases)
+    key, what = f"backpressure/{observed.kind}", f"{observed.kind}, half is taken, from its first second"
+    limit = [observed.limits[phase.name]]
+    run.add(
+        Figure(
+            f"{key}/goodput-from-start",
+            f"goodput, {what}",
+            "rows/s",
+            "higher",
+            [received / seconds],
+            limit,
+            base_name="limit",
+        )
+    )
+    refused, requests = sum(each.answered(429) for each in phases), sum(each.requests for each in phases)
+    title = f"answered 429, {what}"
+    run.add(Figure(f"{key}/429-from-start", title, "requests", "lower", [refused], [requests], base_name="of all"))
 
 
 def _recovery(run: Run, observed: Observations, back: Phase) -> None:
+    """Report the time to clear a backlog of another trouble than an outage: a limit, latency, refusals, resets."""
+    what = back.name.removeprefix(BACK)
+    backlog = observed.depth(back.since)
+    run.add(
+        Figure(
+            f"backpressure/{observed.kind}/recovery/{back.slug.removeprefix('back-after-')}",
+            f"backlog cleared, {observed.kind}, after {what}",
+            "s",
+            "lower",
+            [observed.cleared(back.since)],
+            [observed.ideal(back.since, observed.calm_capacity)],
+            base_name="ideal",
+            note=f"{backlog} rows waited; the ideal is to send them as fast as beacon takes them by hand",
+        )
+    )
+
+
+def _outage(run: Run, observed: Observations, back: Phase) -> None:
     """Report the time to clear the backlog of an outage: from the end of the outage, and from the first row received
     after it. In between the worker waits for its next probe."""
     first = observed.first_after(back.since)
@@ -173,7 +262,7 @@ def _recovery(run: Run, observed: Observations, back: Phase) -> None:
                 "s",
                 "lower",
                 [observed.cleared(since)],
-                [observed.ideal(since)],
+                [observed.ideal(since, observed.back_capacity)],
                 base_name="ideal",
                 note=f"{backlog} rows waited; the first was taken {first - back.since:.2f} s after beacon was back",
             )
