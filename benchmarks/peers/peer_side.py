@@ -145,6 +145,26 @@ class AsyncSender:
             self._free.put_nowait(connection)
 
 
+class Coalescing:
+    """A handler by hand: what is handed over in one turn of the event loop leaves as one request."""
+
+    def __init__(self, sender: AsyncSender) -> None:
+        self._sender = sender
+        self._waiting: list[bytes] = []
+        self._sent: asyncio.Task[None] | None = None
+
+    async def post(self, payload: bytes) -> None:
+        self._waiting.append(payload)
+        if self._sent is None:
+            self._sent = asyncio.create_task(self._send())
+        # Awaited by a thousand: when one is cancelled the others still want it.
+        await asyncio.shield(self._sent)
+
+    async def _send(self) -> None:
+        payloads, self._waiting, self._sent = self._waiting, [], None
+        await self._sender.post(payloads)
+
+
 class _Connection(asyncio.Protocol):
     def __init__(self) -> None:
         self._read = b""

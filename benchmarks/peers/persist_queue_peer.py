@@ -44,6 +44,11 @@ def post(job: Job) -> Answer:
     return _drain(job, Posters(job, THREADS))
 
 
+def coalesced(job: Job) -> Answer:
+    """All rows of a commit in one request."""
+    return _drain(job, Sender(job))
+
+
 def produce(job: Job) -> Answer:
     queue = queue_in(job)
     pace, committed = Pace(job.rate), []
@@ -88,7 +93,7 @@ class Posters:
             self._local.sender.post([payload])
 
 
-def _drain(job: Job, posters: Posters | None) -> Answer:
+def _drain(job: Job, posters: Posters | Sender | None) -> Answer:
     queue, payloads = queue_in(job), job.payloads()
     for payload in payloads:
         queue.put(payload)
@@ -115,4 +120,6 @@ def _take(queue: FIFOSQLiteQueue, rows: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    peer_side.main({"enqueue": enqueue, "drain": drain, "post": post, "produce": produce, "work": work})
+    peer_side.main(
+        {"enqueue": enqueue, "drain": drain, "post": post, "coalesced": coalesced, "produce": produce, "work": work}
+    )

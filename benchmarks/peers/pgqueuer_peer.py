@@ -10,7 +10,7 @@ from typing import Any
 
 import asyncpg
 import peer_side
-from peer_side import Answer, AsyncSender, Job, Pace
+from peer_side import Answer, AsyncSender, Coalescing, Job, Pace
 from pgqueuer.models import Job as Row
 from pgqueuer.qm import QueueManager
 from pgqueuer.queries import Queries
@@ -19,9 +19,9 @@ ENTRYPOINT = "usage"
 Handler = Callable[[Row], Awaitable[None]]
 
 # Tuned: rows of a dequeue (and so of a write of its log) 100 < 500 < 1000; one connection as fast as a pool of three;
-# connections to beacon 8 >= 16, 32. A worker that waits for rows takes few at a time, and looks again at once.
+# connections to beacon 8 >= 16, 32; coalesced, 1 = 2 = 4 connections, 500 = 1000 > 2000 rows of a dequeue. A worker that waits for rows takes few at a time, and looks again at once.
 BATCH_ROWS = 1000
-CONNECTIONS = 8
+CONNECTIONS, COALESCING_CONNECTIONS = 8, 2
 WAITING_BATCH_ROWS = 10
 AT_ONCE = timedelta(milliseconds=1)
 
@@ -57,6 +57,15 @@ async def drain(job: Job) -> Answer:
 
 async def post(job: Job) -> Answer:
     return await _drain(job, await _poster(job))
+
+
+async def coalesced(job: Job) -> Answer:
+    coalescing = Coalescing(await AsyncSender(job).open(COALESCING_CONNECTIONS))
+
+    async def send(row: Row) -> None:
+        await coalescing.post(row.payload or b"")
+
+    return await _drain(job, send)
 
 
 async def produce(job: Job) -> Answer:
@@ -127,4 +136,14 @@ async def _drain(job: Job, handler: Handler) -> Answer:
 
 
 if __name__ == "__main__":
-    peer_side.main({"enqueue": enqueue, "bulk": bulk, "drain": drain, "post": post, "produce": produce, "work": work})
+    peer_side.main(
+        {
+            "enqueue": enqueue,
+            "bulk": bulk,
+            "drain": drain,
+            "post": post,
+            "coalesced": coalesced,
+            "produce": produce,
+            "work": work,
+        }
+    )

@@ -61,6 +61,7 @@ PEERS = (
         # It keeps no row that was delivered, so there is no "kept"; its log of jobs stays in both.
         {"enqueue": 1000, "bulk": 20_000, "drain": 10_000, "post": 4000, "latency": 400, "deleted": 200_000},
     ),
+    Peer("pgqueuer", "postgresql", {"post": 10_000}, "coalesced"),
     Peer(
         "procrastinate",
         "postgresql",
@@ -68,6 +69,7 @@ PEERS = (
     ),
     Peer("huey", "sqlite", {"enqueue": 1000, "drain": 1000, "post": 1000, "latency": 400}),
     Peer("persist-queue", "sqlite", {"enqueue": 1000, "drain": 5000, "post": 3000, "latency": 400}),
+    Peer("persist-queue", "sqlite", {"post": 10_000}, "coalesced"),
 )
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 import peer_side
-from peer_side import Answer, AsyncSender, Job, Pace
+from peer_side import Answer, AsyncSender, Coalescing, Job, Pace
 from txoutbox import OutboxMessage, Relay, RelayConfig
 from txoutbox.adapters.postgres import PostgresStorage
 
@@ -74,7 +74,7 @@ async def post(job: Job) -> Answer:
 
 async def coalesced(job: Job) -> Answer:
     sender = await AsyncSender(job).open(COALESCING_RELAYS)
-    return await _drain(job, [Coalescing(sender).publish for _ in range(COALESCING_RELAYS)])
+    return await _drain(job, [_publish_by(Coalescing(sender)) for _ in range(COALESCING_RELAYS)])
 
 
 async def produce(job: Job) -> Answer:
@@ -107,6 +107,13 @@ async def _poster(job: Job) -> Publish:
     return publish
 
 
+def _publish_by(coalescing: Coalescing) -> Publish:
+    async def publish(message: OutboxMessage) -> None:
+        await coalescing.post(message.payload)
+
+    return publish
+
+
 async def _drain(job: Job, publishers: list[Publish]) -> Answer:
     """A relay for each publisher, until each finds nothing."""
     storage = await storage_in(job)
@@ -127,26 +134,6 @@ async def _drain(job: Job, publishers: list[Publish]) -> Answer:
     answer = peer_side.took(len(payloads), began)
     peer_side.require(delivered == len(payloads), f"{delivered} of {len(payloads)} rows were delivered")
     return answer
-
-
-class Coalescing:
-    """A publisher by hand: what was published in one turn of the event loop leaves as one request."""
-
-    def __init__(self, sender: AsyncSender) -> None:
-        self._sender = sender
-        self._waiting: list[bytes] = []
-        self._sent: asyncio.Task[None] | None = None
-
-    async def publish(self, message: OutboxMessage) -> None:
-        self._waiting.append(message.payload)
-        if self._sent is None:
-            self._sent = asyncio.create_task(self._send())
-        # Awaited by a thousand: when one is cancelled the others still want it.
-        await asyncio.shield(self._sent)
-
-    async def _send(self) -> None:
-        payloads, self._waiting, self._sent = self._waiting, [], None
-        await self._sender.post(payloads)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from benchmarks.peers import environment
 from benchmarks.peers.columns import CONTESTS
 from benchmarks.peers.ours import ROWS
+from benchmarks.peers.peer_side import AsyncSender, Coalescing
 from benchmarks.peers.theirs import PEERS, Peer
 
 FOLDER = Path(environment.__file__).parent
@@ -35,6 +39,26 @@ def test_every_peer_is_pinned_and_its_program_can_do_what_it_is_asked_for(peer: 
     columns = peer.rows.keys() & {"enqueue", "bulk", "drain", "post"}
     asked = {peer.variant} if peer.variant else {"produce", "work"} | columns
     assert [what for what in asked if f'"{what}": {what}' not in program] == []
+
+
+def test_who_takes_many_rows_at_a_time_is_measured_with_many_rows_of_a_request_too() -> None:
+    assert {peer.name for peer in PEERS if peer.variant == "coalesced"} == {"txoutbox", "pgqueuer", "persist-queue"}
+
+
+def test_what_is_handed_over_in_one_turn_of_the_event_loop_is_one_request() -> None:
+    posted: list[Sequence[bytes]] = []
+
+    class Sender:
+        async def post(self, payloads: Sequence[bytes]) -> None:
+            posted.append(payloads)
+
+    async def hand_over() -> None:
+        coalescing = Coalescing(cast(AsyncSender, Sender()))
+        await asyncio.gather(*[coalescing.post(payload) for payload in (b"1", b"2", b"3")])
+        await coalescing.post(b"4")
+
+    asyncio.run(hand_over())
+    assert posted == [[b"1", b"2", b"3"], [b"4"]]
 
 
 def test_outbox_takes_part_in_every_column() -> None:
