@@ -3,8 +3,9 @@
     outbox  ──────────────────────────────▶ beacon
     program of a peer, .venv-peers ───────▶ beacon     (README.md: what was tuned)
 
-Each round measures outbox once and every peer once, and each peer's figure has the rounds of both. A peer that cannot
-be installed or run ends the benchmark: the best peer may be the one that is missing.
+Each round measures outbox once and every peer once, and each peer's figure has the rounds of both. What is measured of
+storage depends on the number of rows: there outbox is measured once for each number that a peer can be given. A peer
+that cannot be installed or run ends the benchmark: the best peer may be the one that is missing.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
             peers = [peer for peer in PEERS if peer.database == kind and contest in peer.rows]
             if peers:
                 samples = _in_turns(_rounds(run, contest), _measures(run, places, beacon, kind, contest, peers))
-                _report(run, kind, CONTESTS[contest], peers, samples)
+                _report(run, kind, contest, peers, samples)
                 _tabulate(tables, kind, CONTESTS[contest], samples)
     run.facts |= {"table": tables.get("rows/s", {}), "tables": tables}
     for unit, table in tables.items():
@@ -53,10 +54,23 @@ def _measures(
     run: Run, places: Places, beacon: Beacon, kind: str, contest: str, peers: Sequence[Peer]
 ) -> dict[str, Measure]:
     times = FULL_TIMES if run.full and contest not in STEADY else 1
-    measures = {"outbox": ours.measure(places, kind, contest, times * ours.ROWS[contest], ROWS_A_SECOND)}
+    counts = {ours_beside(peer, contest): _rows_of_ours(peer, contest) for peer in peers}
+    measures = {
+        who: ours.measure(places, kind, contest, times * rows, ROWS_A_SECOND) for who, rows in sorted(counts.items())
+    }
     for peer in peers:
         measures[peer.label] = theirs.measure(places, beacon, peer, contest, times * peer.rows[contest], ROWS_A_SECOND)
     return measures
+
+
+def ours_beside(peer: Peer, contest: str) -> str:
+    """Whose samples this peer's are compared with: those of outbox, of as many rows where their number matters."""
+    rows = _rows_of_ours(peer, contest)
+    return "outbox" if rows == ours.ROWS[contest] else f"outbox, {rows:,} rows"
+
+
+def _rows_of_ours(peer: Peer, contest: str) -> int:
+    return peer.rows[contest] if contest in STEADY else ours.ROWS[contest]
 
 
 def _rounds(run: Run, contest: str) -> int:
@@ -77,12 +91,15 @@ def _in_turns(rounds: int, measures: Mapping[str, Measure]) -> Samples:
     return samples
 
 
-def _report(run: Run, kind: str, columns: Sequence[Column], peers: Sequence[Peer], samples: Samples) -> None:
-    for column in columns:
-        mine = [values[column.name] for values in samples["outbox"]]
+def _report(run: Run, kind: str, contest: str, peers: Sequence[Peer], samples: Samples) -> None:
+    for column in CONTESTS[contest]:
         for peer in peers:
-            base = [values[column.name] for values in samples[peer.label]]
+            mine, base = (
+                [values[column.name] for values in samples[who]] for who in (ours_beside(peer, contest), peer.label)
+            )
             title = f"{column.title}, {kind}"
+            if contest in STEADY:
+                title += f", {peer.rows[contest]:,} rows"
             run.add(Figure(peer.key(column.name), title, column.unit, column.better, mine, base, peer.label))
 
 
@@ -90,7 +107,7 @@ def _tabulate(tables: dict[str, Table], kind: str, columns: Sequence[Column], sa
     for column in columns:
         table = tables.setdefault(column.unit, {})
         for who, rounds in samples.items():
-            row = table.setdefault(f"outbox, {kind}" if who == "outbox" else who, {})
+            row = table.setdefault(who.replace("outbox", f"outbox, {kind}", 1) if who.startswith("outbox") else who, {})
             row[column.title] = statistics.median(values[column.name] for values in rounds)
 
 

@@ -12,8 +12,8 @@ Values = dict[str, float]
 Measure = Callable[[], Values]
 
 COLD_PERCENT = 50
-"""The first second finds connections, caches and interpreters cold: a worker has just started. Its waits are left
-out."""
+"""The first rows find connections, caches and interpreters cold: a worker has just started. The waits of this share of
+them are left out."""
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,9 @@ from pgqueuer.queries import Queries
 ENTRYPOINT = "usage"
 Handler = Callable[[Row], Awaitable[None]]
 
-# Tuned: rows of a dequeue (and so of a write of its log) 100 < 500 < 1000; one connection as fast as a pool of three;
-# connections to beacon 8 >= 16, 32; coalesced, 1 = 2 = 4 connections, 500 = 1000 > 2000 rows of a dequeue. A worker that waits for rows takes few at a time, and looks again at once.
+# Tuned: rows of a dequeue (and so of a write of its log) 100 < 500 < 1000, coalesced 500 = 1000 > 2000; one connection
+# as fast as a pool of three; connections to beacon 8 >= 16, 32, coalesced 1 = 2 = 4. A worker that waits for rows takes
+# few at a time, and looks again at once.
 BATCH_ROWS = 1000
 CONNECTIONS, COALESCING_CONNECTIONS = 8, 2
 WAITING_BATCH_ROWS = 10

@@ -10,7 +10,8 @@ from typing import cast
 
 import pytest
 
-from benchmarks.peers import environment
+from benchmarks.figures import Run
+from benchmarks.peers import _report, environment, ours_beside
 from benchmarks.peers.columns import CONTESTS
 from benchmarks.peers.ours import ROWS
 from benchmarks.peers.peer_side import AsyncSender, Coalescing
@@ -59,6 +60,16 @@ def test_what_is_handed_over_in_one_turn_of_the_event_loop_is_one_request() -> N
 
     asyncio.run(hand_over())
     assert posted == [[b"1", b"2", b"3"], [b"4"]]
+
+
+def test_storage_is_compared_with_that_of_as_many_rows() -> None:
+    """What a table takes of a row depends on how many there are: a slow peer is given fewer."""
+    peers = [peer for peer in PEERS if "kept" in peer.rows]
+    rows = {who: peer.rows["kept"] for peer in peers for who in (peer.label, ours_beside(peer, "kept"))}
+    run = Run("peers", "quick")
+    _report(run, "postgresql", "kept", peers, {who: [{"kept": float(count)}] for who, count in rows.items()})
+    assert [(figure.base_name, figure.ratio) for figure in run.figures] == [(peer.label, 1.0) for peer in peers]
+    assert {figure.title.rpartition(", ")[2] for figure in run.figures} == {"200,000 rows", "20,000 rows"}
 
 
 def test_outbox_takes_part_in_every_column() -> None:
