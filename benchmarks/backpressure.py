@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from benchmarks.figures import Run
 from benchmarks.hand.beacon import capacity
-from benchmarks.places import Beacon, Places
+from benchmarks.places import Beacon, Places, effective
 from benchmarks.pressure import BACK, HEALTHY, SETTLING, Observations, Phase, report
 from benchmarks.rows import messages
 from benchmarks.scene import Scene, scene
@@ -84,8 +84,10 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
     if not run.full and len(databases) > 1:
         databases = ["sqlite"]  # where producers and the worker contend most: it has one writer
     profile = FULL if run.full else QUICK
+    worker = {"batch_max_rows": BATCH_ROWS, "max_senders": SENDERS}
+    run.settings |= {"outbox": effective(**worker)}
     for kind in databases:
-        with scene(places, kind, producers=profile.producers, batch_max_rows=BATCH_ROWS, max_senders=SENDERS) as actors:
+        with scene(places, kind, producers=profile.producers, **worker) as actors:
             story = Story(actors, profile)
             story.play()
             report(run, story.observed())

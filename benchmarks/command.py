@@ -23,7 +23,7 @@ from pathlib import Path
 from benchmarks.bars import missed
 from benchmarks.compare import compare
 from benchmarks.figures import NotAResult, Run
-from benchmarks.places import DATABASES, Places
+from benchmarks.places import DATABASES, Places, effective
 
 BENCHMARKS = {
     "enqueue": "adding rows: single, put, bulk; sync and async",
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def bench(name: str, *, full: bool, databases: Sequence[str], out: Path, places: Places) -> Run:
     """Run one benchmark and write its result."""
-    run = Run(name, "full" if full else "quick", {"databases": list(databases)})
+    run = Run(name, "full" if full else "quick", {"databases": list(databases), "outbox": effective()})
     print(f"{name}: {BENCHMARKS[name]} ({run.profile} profile)", flush=True)
     places.start(databases)
     module = importlib.import_module(f"benchmarks.{name}")

@@ -12,6 +12,7 @@ import json
 import math
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -108,6 +109,8 @@ class Run:
     def __post_init__(self) -> None:
         # Taken before the work starts: the load average without it, and the commit of the code that runs.
         self._machine, self._commit = machine_card(), commit() or "unknown"
+        if "durable" in self._machine:
+            print(f"warning: durable: {self._machine['durable']}; set TMPDIR to a folder on a disk", file=sys.stderr)
         self._began = time.monotonic()
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
 

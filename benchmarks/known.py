@@ -7,6 +7,9 @@ from pathlib import Path
 LICENSE = "lsv2-bench-0123456789abcdef"
 """The licence that the simulator accepts."""
 
+DEFAULTS = Path(__file__).with_name("defaults.toml")
+"""A file of no settings, in place of those that the current folder may have."""
+
 
 def folder_of(url: str) -> Path:
     """The folder of the SQLite file that ``url`` names."""

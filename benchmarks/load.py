@@ -26,7 +26,7 @@ from threading import Thread
 from uuid import UUID
 
 from benchmarks.hand.live import HandProducer, delivering
-from benchmarks.known import LICENSE
+from benchmarks.known import DEFAULTS, LICENSE
 from benchmarks.records import pack
 from benchmarks.rows import messages, prepared
 
@@ -83,7 +83,7 @@ def _with_outbox(given: argparse.Namespace) -> Iterator[Commit]:
 
     wire = {"beacon_url": given.beacon, "license_key": LICENSE} if given.beacon else {}
     woken: list[float] = []
-    with Outbox(given.database, settings=Settings(**wire)) as box:
+    with Outbox(given.database, settings=Settings(DEFAULTS, **wire)) as box:
 
         def commit(rows: int) -> tuple[Sequence[UUID], float]:
             made = messages(rows)

@@ -15,6 +15,7 @@ import time
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
+from benchmarks.known import DEFAULTS
 from outbox import Outbox, Settings
 
 FLUSHED = 1000
@@ -26,7 +27,7 @@ def processor(how: str, to: str) -> SpanProcessor:
     if how == "outbox":
         from outbox.otel import OutboxSpanProcessor
 
-        return OutboxSpanProcessor(Outbox(to, settings=Settings()))
+        return OutboxSpanProcessor(Outbox(to, settings=Settings(DEFAULTS)))
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 

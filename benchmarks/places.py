@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import create_engine, text
 
-from benchmarks.known import LICENSE
+from benchmarks.known import DEFAULTS, LICENSE
 from benchmarks.rows import prepared
 from outbox import Outbox, Settings
 from outbox.core.lane import LANES, Lane
@@ -26,6 +26,8 @@ from tests.support.servers import MariaDBServer, PostgresServer, Server
 DATABASES = ("sqlite", "postgresql", "mariadb")
 DRIVERS = {"postgresql": "psycopg", "mariadb": "pymysql"}
 _SERVERS: dict[str, type[Server]] = {"postgresql": PostgresServer, "mariadb": MariaDBServer}
+
+_PLACES = {"database_url", "beacon_url", "license_key", "license_file", "token_public_key"}
 
 
 class Places:
@@ -128,9 +130,15 @@ class Beacon:
 
 
 def settings(beacon: Beacon | None = None, **changes: Any) -> Settings:
-    """Settings with the URL and licence of ``beacon``, if given, and ``changes``; not of this machine's environment."""
+    """Settings with the URL and licence of ``beacon``, if given, and ``changes``; nothing of this machine's environment
+    or of a file in the current folder."""
     wire = {} if beacon is None else {"beacon_url": beacon.url, "license_key": beacon.license}
-    return settings_of_tests(**(wire | changes))
+    return settings_of_tests(config=DEFAULTS, **(wire | changes))
+
+
+def effective(**changes: Any) -> dict[str, Any]:
+    """The settings that are measured, for the result. Without those that only say where: of the database and beacon."""
+    return settings(**changes).model_dump(mode="json", exclude=_PLACES)
 
 
 @contextmanager

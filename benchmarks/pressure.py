@@ -237,7 +237,7 @@ def _recovery(run: Run, observed: Observations, back: Phase) -> None:
     backlog = observed.depth(back.since)
     run.add(
         Figure(
-            f"backpressure/{observed.kind}/recovery/{back.slug.removeprefix('back-after-')}",
+            f"backpressure/{observed.kind}/{back.slug}",
             f"backlog cleared, {observed.kind}, after {what}",
             "s",
             "lower",

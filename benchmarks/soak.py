@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import cycle
 
 from benchmarks.figures import Figure, Run
-from benchmarks.places import Places
+from benchmarks.places import Places, effective
 from benchmarks.records import Commits, quantile, waits
 from benchmarks.scene import Scene, scene
 from benchmarks.watch import table
@@ -49,10 +49,10 @@ CALM = dict.fromkeys(name for faults in TROUBLES.values() for name in faults)
 
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
     seconds = float(os.environ.get("BENCH_SOAK_SECONDS", FULL_SECONDS if run.full else QUICK_SECONDS))
-    run.settings |= {"seconds": seconds, "rate": RATE}
+    kept = max(5.0, seconds * RETENTION_PART)
+    run.settings |= {"seconds": seconds, "rate": RATE, "outbox": effective(retention_sent=kept)}
     sampling = max(0.2, seconds / SAMPLES)
     for kind in databases:
-        kept = max(5.0, seconds * RETENTION_PART)
         with scene(places, kind, sample_seconds=sampling, retention_sent=kept) as actors:
             soak = Soak(actors, seconds)
             soak.play()

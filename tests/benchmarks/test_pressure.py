@@ -67,10 +67,12 @@ def test_the_backlog_of_every_trouble_is_timed_and_none_is_no_figure() -> None:
     observed = _observed()
     phases = [observed.phases[0], _phase("back after limited", 6.0, 8.0), _phase("back after resets", 3.0, 4.0)]
     observed = replace(observed, phases=phases)
-    figure = _figure(observed, "recovery/limited")
+    figure = _figure(observed, "back-after-limited")
     assert figure.value == pytest.approx(0.9, abs=0.02)
     assert figure.base == [pytest.approx(0.3, abs=0.02)]  # 90 rows, less those that come meanwhile, at 400 a second
-    assert [each.key for each in _reported(observed).figures if "recovery/" in each.key] == [figure.key]
+    assert [
+        each.key for each in _reported(observed).figures if "/back-after" in each.key and "p99" not in each.key
+    ] == [figure.key]
 
 
 def test_goodput_and_refusals_are_counted_under_the_limit_alone() -> None:
