@@ -85,7 +85,7 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
         databases = ["sqlite"]  # where producers and the worker contend most: it has one writer
     profile = FULL if run.full else QUICK
     worker = {"batch_max_rows": BATCH_ROWS, "max_senders": SENDERS}
-    run.settings |= {"outbox": effective(**worker)}
+    run.settings |= effective(**worker)
     for kind in databases:
         with scene(places, kind, producers=profile.producers, **worker) as actors:
             story = Story(actors, profile)

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def bench(name: str, *, full: bool, databases: Sequence[str], out: Path, places: Places) -> Run:
     """Run one benchmark and write its result."""
-    run = Run(name, "full" if full else "quick", {"databases": list(databases), "outbox": effective()})
+    run = Run(name, "full" if full else "quick", {"databases": list(databases)} | effective())
     print(f"{name}: {BENCHMARKS[name]} ({run.profile} profile)", flush=True)
     places.start(databases)
     module = importlib.import_module(f"benchmarks.{name}")

@@ -6,8 +6,10 @@
     stdout  "ready", then "resting N" at each pause: rows committed so far
 
 Every commit is recorded (``benchmarks.records``): its ids, the time at which COMMIT returned, and its latency for the
-caller. No scheduled commit is skipped: after a stall the overdue ones follow at once, and the latency of each includes
-its delay by the commits before it. Otherwise a stall of one second would count as a single slow commit among many
+caller. Where another process delivers for outbox, that time is when ``put()`` returned: see ``benchmarks.latency``.
+
+No scheduled commit is skipped: after a stall the overdue ones follow at once, and the latency of each includes its
+delay by the commits before it. Otherwise a stall of one second would count as a single slow commit among many
 (coordinated omission).
 """
 

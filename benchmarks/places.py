@@ -137,8 +137,9 @@ def settings(beacon: Beacon | None = None, **changes: Any) -> Settings:
 
 
 def effective(**changes: Any) -> dict[str, Any]:
-    """The settings that are measured, for the result. Without those that only say where: of the database and beacon."""
-    return settings(**changes).model_dump(mode="json", exclude=_PLACES)
+    """The settings that are measured, for those of a run. Without those that only say where: of database and beacon."""
+    found = settings(**changes).model_dump(mode="json", exclude=_PLACES)
+    return {f"outbox.{name}": value for name, value in found.items()}
 
 
 @contextmanager

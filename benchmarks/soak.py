@@ -50,7 +50,7 @@ CALM = dict.fromkeys(name for faults in TROUBLES.values() for name in faults)
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
     seconds = float(os.environ.get("BENCH_SOAK_SECONDS", FULL_SECONDS if run.full else QUICK_SECONDS))
     kept = max(5.0, seconds * RETENTION_PART)
-    run.settings |= {"seconds": seconds, "rate": RATE, "outbox": effective(retention_sent=kept)}
+    run.settings |= {"seconds": seconds, "rate": RATE} | effective(retention_sent=kept)
     sampling = max(0.2, seconds / SAMPLES)
     for kind in databases:
         with scene(places, kind, sample_seconds=sampling, retention_sent=kept) as actors:

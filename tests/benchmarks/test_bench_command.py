@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import command
 from benchmarks.command import BENCHMARKS, QUICK, main
-from benchmarks.figures import Run
+from benchmarks.figures import Run, read
 from outbox.cli import bench
 from tests.benchmarks.results import figure, run_of
 from tests.cli.command import Command
@@ -146,3 +146,4 @@ def test_a_run_leaves_its_result_and_its_pictures(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "benchmarks.drain", stub)
     assert main(["drain", "--database", "sqlite", "--out", str(tmp_path)]) == 0
     assert {each.name for each in tmp_path.iterdir()} == {"drain.json", "drain-ratios.svg", "drain-ratios.png"}
+    assert read(tmp_path / "drain.json").settings["outbox.batch_max_rows"] == 1000

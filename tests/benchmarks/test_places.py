@@ -29,8 +29,8 @@ def test_the_files_of_the_current_folder_are_not_measured() -> None:
 @pytest.mark.usefixtures("configured")
 def test_the_effective_settings_can_be_written_and_hold_no_secret() -> None:
     found = effective(batch_max_rows=12)
-    assert found["batch_max_rows"] == 12
-    assert found["retention_sent"] == settings().retention_sent
+    assert found["outbox.batch_max_rows"] == 12
+    assert found["outbox.retention_sent"] == settings().retention_sent
     assert LICENSE not in str(effective(license_key=LICENSE))
 
 
