@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import drain
 from benchmarks.drain import WorkerProcess, _each_once, hand, with_outbox
+from benchmarks.figures import Run
 from benchmarks.hand.post import HandPost
-from benchmarks.places import Beacon, Places, fill, outbox_in, settings
+from benchmarks.places import DATABASES, Beacon, Places, fill, outbox_in, settings
 from benchmarks.rows import prepared
 
 BALLAST_BYTES = 512 * 2**20
@@ -58,3 +60,17 @@ def test_a_worker_that_fails_has_drained_nothing(tmp_path: Path) -> None:
         worker.start()
         with pytest.raises(RuntimeError, match="the worker ended with status 1"):
             worker.wait()
+
+
+@pytest.mark.parametrize("profile", ["quick", "full"])
+def test_a_figure_that_names_a_number_of_rows_has_that_many(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("with_outbox", "hand"):
+        monkeypatch.setattr(drain, name, lambda _places, _kind, count, *_, **__: lambda: float(count))
+    monkeypatch.setattr(drain, "_by_workers", lambda _places, _kind, count, _number: float(count))
+    run = Run("drain", profile)
+    with Places() as places:
+        drain.run(run, places, DATABASES)
+    rows = {figure.key: figure.value for figure in run.figures}
+    named = {"100k": 100_000.0, "1M": 1_000_000.0}
+    assert {key: named.get(key.rpartition("/")[2], count) for key, count in rows.items()} == rows
+    assert [f"drain/{kind}/short" in rows for kind in DATABASES] == [True] * 3
