@@ -50,10 +50,10 @@ def latency() -> Run:
 
 
 def test_the_report_tells_every_figure_with_base_ratio_spread_and_bar(tmp_path: Path) -> None:
-    run_of(figure("drain/sqlite/short", ours=50_000, base=100_000)).write(tmp_path)
+    run_of(figure(ours=50_000, base=100_000)).write(tmp_path)
     assert main(["report", "--out", str(tmp_path)]) == 0
     text = (tmp_path / "REPORT.md").read_text()
-    [row] = [line for line in text.splitlines() if line.startswith("| the title of drain/sqlite/short")]
+    [row] = [line for line in text.splitlines() if line.startswith("| the title of drain/sqlite/100k")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:5] == ["50,000 rows/s", "100,000 (by hand)", "**0.50**", "0.45 to 0.55, 3"]
     assert cells[6].startswith("at least")
@@ -123,11 +123,11 @@ def test_the_report_names_what_was_not_measured(tmp_path: Path) -> None:
 
 
 def test_a_missed_bar_is_in_the_report(tmp_path: Path) -> None:
-    run_of(figure("drain/sqlite/short", ours=1, base=100)).write(tmp_path)
+    run_of(figure(ours=1, base=100)).write(tmp_path)
     report(tmp_path, tmp_path / "REPORT.md")
     text = (tmp_path / "REPORT.md").read_text()
     assert ": **missed** |" in text
-    assert "- MISSED: drain/sqlite/short is 0.01" in text
+    assert "- MISSED: drain/sqlite/100k is 0.01" in text
 
 
 def test_without_matplotlib_the_report_says_which_extra_draws(
