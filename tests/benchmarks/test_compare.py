@@ -42,6 +42,26 @@ def test_of_times_more_is_worse() -> None:
     assert (remark(fast, slow), remark(slow, fast)) == ("worse", "better")
 
 
+def test_of_one_or_two_rounds_nothing_is_said() -> None:
+    assert remark(figure(ours=[50], base=[100]), figure(ours=[90], base=[100])) == "1 round: too few to tell"
+    assert remark(figure(ours=50), figure(ours=[90, 90], base=[100, 100])) == "2 rounds: too few to tell"
+
+
+def test_results_of_two_benchmarks_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drain, soak = run_of(figure()).write(tmp_path), run_of(name="soak").write(tmp_path)
+    assert main(["compare", str(drain), str(soak)]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "drain.json is of drain" in said.err
+    assert "soak.json of soak" in said.err
+
+
+def test_other_settings_and_databases_are_told() -> None:
+    a = run_of(databases="sqlite postgresql").result()
+    b = replace(a, settings={"databases": ["sqlite"], "seconds": 96.0})
+    assert list(differences(a, b)) == ["settings differ: databases sqlite and postgresql, sqlite; seconds none, 96.0"]
+
+
 def test_without_a_base_there_is_nothing_to_compare() -> None:
     assert remark(figure(base=[]), figure()) == ""
 
