@@ -19,15 +19,15 @@ import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import Result, Run, number
+from benchmarks.figures import Result, Run
+from benchmarks.keys import each_database, matches
+from benchmarks.numbers import number
 from benchmarks.places import DATABASES
 
 BARS = Path(__file__).with_name("bars.toml")
-_EACH = "{database}"
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,7 @@ class Check:
 def load(path: Path = BARS) -> list[Bar]:
     """The bars of a file. Raises ``ValueError`` for an invalid bar, ``TypeError`` for an unknown field."""
     bars = [Bar(key, **fields) for key, fields in tomllib.loads(path.read_text()).items()]
-    return [each for bar in bars for each in _for_each_database(bar)]
-
-
-def _for_each_database(bar: Bar) -> list[Bar]:
-    if _EACH not in bar.key:
-        return [bar]
-    return [replace(bar, key=bar.key.replace(_EACH, name)) for name in DATABASES]
+    return [replace(bar, key=key) for bar in bars for key in each_database(bar.key)]
 
 
 def check(run: Run | Result, bars: Sequence[Bar]) -> list[Check]:
@@ -110,7 +104,7 @@ def check(run: Run | Result, bars: Sequence[Bar]) -> list[Check]:
     checks = []
     for bar in bars:
         if bar.covered_by(run):
-            met = [Check(bar, key, value) for key, value in values.items() if fnmatchcase(key, bar.key)]
+            met = [Check(bar, key, value) for key, value in values.items() if matches(bar.key, key)]
             checks += met or [Check(bar, bar.key, None)]
     return checks
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,6 +36,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            process_group=0,  # Ctrl-C is for the benchmark, which ends its children; each would print a traceback
         )
 
     @property
@@ -74,8 +76,12 @@ class Child:
         self._process.send_signal(signal.SIGCONT)
 
     def close(self) -> None:
+        """End the process: after its work, or at once where an error ends the benchmark."""
         self.thaw()
-        _pipe(self._process.stdin).close()
+        if sys.exception():
+            self._process.terminate()
+        with suppress(BrokenPipeError):
+            _pipe(self._process.stdin).close()
         _end(self._process)
         _pipe(self._process.stdout).close()
 

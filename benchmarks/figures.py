@@ -20,12 +20,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks import targets
+from benchmarks.files import write_whole
 from benchmarks.machine import commit, machine_card, versions
+from benchmarks.numbers import number, percent, times
 
 SCHEMA = 1
 ROUNDS = 5
 _NUMBERS = re.compile(r"\[\n[\s\d.eE+\-,nul]+\]")
 """A list of numbers in indented JSON: ``write`` puts each on one line instead of a line per number."""
+
+PARTIAL = ".partial.json"
+"""The end of the name of a run's file that was interrupted, or ended by an error: it is no result for the report."""
+INTERRUPTED = "interrupted"
+"""The setting of such a run, which says by what."""
+OF_ALL = "of all"
+"""The ``base_name`` of a figure that is a share, to be read in percent."""
 
 Measure = Callable[[], float]
 """Does the work once and returns the measured value in the figure's unit."""
@@ -67,13 +77,30 @@ class Figure:
         ratios = [_divided(ours, base) for ours, base in zip(self.ours, self.base, strict=True)]
         return min(ratios), max(ratios)
 
+    @property
+    def is_share(self) -> bool:
+        return self.base_name == OF_ALL
+
+    @property
+    def read(self) -> str:
+        """The ratio as it is written: 0.82, 0.31 % of a share, "never" of what had not happened at the end."""
+        return self._written(self.ratio)
+
+    @property
+    def read_spread(self) -> str:
+        """The lowest and the highest round as they are written; empty if there was only one round."""
+        low, high = self.spread
+        return f"{self._written(low)} to {self._written(high)}" if len(self.ours) > 1 else ""
+
+    def _written(self, ratio: float) -> str:
+        return percent(ratio) if self.is_share else times(ratio)
+
     def __str__(self) -> str:
-        ours = f"{self.title:58} {number(self.value):>11} {self.unit}"
+        ours = f"{self.title:58} {with_unit(self.value, self.unit):>18}"
         if not self.base:
             return ours
-        low, high = self.spread
-        base = f"{self.base_name} {number(self.base_value):>10}"
-        return f"{ours}   {base}   ratio {self.ratio:.2f} ({low:.2f} to {high:.2f})"
+        rounds = f" ({self.read_spread})" if self.read_spread else ""
+        return f"{ours}   {self.base_name} {number(self.base_value):>10}   ratio {self.read}{rounds}"
 
 
 def _divided(ours: float, base: float) -> float:
@@ -82,9 +109,8 @@ def _divided(ours: float, base: float) -> float:
     return ours / base
 
 
-def number(value: float) -> str:
-    """``value`` with three significant digits, or with all digits before the point from 100 on."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def with_unit(value: float, unit: str) -> str:
+    return f"{number(value)} {unit}" if math.isfinite(value) else number(value)
 
 
 @dataclass
@@ -119,7 +145,7 @@ class Run:
         return self.profile == "full"
 
     def add(self, figure: Figure) -> Figure:
-        print(figure, flush=True)
+        print(f"{figure}{targets.beside(figure)}", flush=True)
         self.figures.append(figure)
         return figure
 
@@ -185,13 +211,16 @@ class Result:
     facts: dict[str, Any]
 
     def write(self, folder: Path) -> Path:
-        """Write ``folder/NAME.json``. It includes ratios and spreads for other programs; ``read`` recomputes them."""
+        """Write ``folder/NAME.json``, or ``NAME.partial.json`` if the run was interrupted. Raises ``OSError``.
+
+        It includes ratios and spreads for other programs; ``read`` recomputes them.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name}.json"
+        path = folder / f"{self.name}{PARTIAL if INTERRUPTED in self.settings else '.json'}"
         figures = [asdict(each) | {"ratio": each.ratio, "spread": each.spread} for each in self.figures]
         document = {"schema": SCHEMA} | asdict(self) | {"figures": figures}
-        text = json.dumps(_without_nan(document), indent=1, allow_nan=False)
-        path.write_text(_NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n")
+        text = json.dumps(_for_json(document), indent=1, allow_nan=False)
+        write_whole(path, _NUMBERS.sub(lambda found: " ".join(found[0].split()), text) + "\n")
         return path
 
 
@@ -207,23 +236,37 @@ def read(path: Path) -> Result:
         raise NotAResult(f"{path} is not JSON: {error}") from error
     if not isinstance(document, dict) or document.pop("schema", None) != SCHEMA:
         raise NotAResult(f"{path} is no result of this version of the benchmarks; run the benchmark again")
-    figures = [Figure(**{field.name: each[field.name] for field in fields(Figure)}) for each in document["figures"]]
-    figures = [replace(each, ours=_with_nan(each.ours), base=_with_nan(each.base)) for each in figures]
+    try:
+        return _result(document)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
+        # Such a file has our schema by chance, or is of a version whose figures had other fields.
+        what = f"{type(error).__name__}: {error}"
+        raise NotAResult(f"{path} is no result of this version ({what}); run the benchmark again") from error
+
+
+def _result(document: dict[str, Any]) -> Result:
+    given = [Figure(**{field.name: each[field.name] for field in fields(Figure)}) for each in document["figures"]]
+    figures = [replace(each, ours=_from_json(each.ours), base=_from_json(each.base)) for each in given]
     series = {
-        name: {column: _with_nan(values) for column, values in table.items()}
+        name: {column: _from_json(values) for column, values in table.items()}
         for name, table in document["series"].items()
     }
     return Result(**document | {"figures": figures, "series": series})
 
 
-def _with_nan(values: Sequence[float | None]) -> list[float]:
-    return [math.nan if each is None else each for each in values]
+_INFINITY = "infinity"
+"""JSON has no such number. NaN is null."""
 
 
-def _without_nan(value: Any) -> Any:
-    """``value`` with None for NaN and infinity, which JSON cannot represent."""
+def _from_json(values: Sequence[float | str | None]) -> list[float]:
+    return [math.nan if each is None else float(each) for each in values]
+
+
+def _for_json(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _without_nan(each) for key, each in value.items()}
+        return {key: _for_json(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [_for_json(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else _INFINITY
+    return value

@@ -5,18 +5,19 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from benchmarks import command
-from benchmarks.command import BENCHMARKS, QUICK, main
+from benchmarks.command import BENCHMARKS, CI, QUICK, main
 from benchmarks.figures import Run, read
 from outbox.cli import bench
 from tests.benchmarks.results import figure, run_of
 from tests.cli.command import Command
+from tests.support.servers import PostgresServer, ServerStartError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,7 +41,24 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
         return run_of(name=name, databases=" ".join(_strings(how["databases"])))
 
     monkeypatch.setattr(command, "bench", pretend)
+    monkeypatch.setattr(command, "available", lambda _places, databases: databases)
     return calls
+
+
+Work = Callable[[Run, object, Sequence[str]], object]
+Doing = Callable[[str, Work], None]
+
+
+@pytest.fixture
+def doing(monkeypatch: pytest.MonkeyPatch) -> Doing:
+    """Gives a benchmark other work than its own."""
+
+    def replace(name: str, work: Work) -> None:
+        stub = ModuleType(f"benchmarks.{name}")
+        stub.run = work  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, f"benchmarks.{name}", stub)
+
+    return replace
 
 
 def _strings(value: object) -> Sequence[str]:
@@ -53,8 +71,8 @@ def test_every_benchmark_has_its_module(name: str) -> None:
     assert importlib.util.find_spec(f"benchmarks.{name}") is not None, f"benchmarks/{name}.py is missing"
 
 
-def test_the_quick_ones_are_benchmarks() -> None:
-    assert set(QUICK) <= BENCHMARKS.keys()
+def test_the_quick_ones_and_those_of_ci_are_benchmarks() -> None:
+    assert set(QUICK) | set(CI) <= BENCHMARKS.keys()
 
 
 def test_without_a_checkout_bench_says_what_to_do(installed: Command) -> None:
@@ -140,10 +158,111 @@ def test_a_missed_bar_fails_the_command_and_the_others_are_measured_still(
     assert main(["quick", "--database", "sqlite"]) == 0
 
 
-def test_a_run_leaves_its_result_and_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stub = ModuleType("benchmarks.drain")
-    stub.run = lambda run, places, databases: run.add(figure())  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "benchmarks.drain", stub)
+def test_a_run_leaves_its_result_and_its_pictures(tmp_path: Path, doing: Doing) -> None:
+    doing("drain", lambda run, places, databases: run.add(figure()))
     assert main(["drain", "--database", "sqlite", "--out", str(tmp_path)]) == 0
     assert {each.name for each in tmp_path.iterdir()} == {"drain.json", "drain-ratios.svg", "drain-ratios.png"}
     assert read(tmp_path / "drain.json").settings["outbox.batch_max_rows"] == 1000
+
+
+def test_a_server_that_is_not_installed_is_told_and_the_other_databases_are_measured(
+    tmp_path: Path, doing: Doing, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(_: PostgresServer) -> None:
+        raise ServerStartError("no postgres on PATH")
+
+    monkeypatch.setattr(PostgresServer, "_prepare", missing)
+    measured: list[Sequence[str]] = []
+    doing("drain", lambda run, places, databases: measured.append(databases))
+    databases = ["--database", "postgresql", "--database", "sqlite"]
+    assert main(["drain", *databases, "--out", str(tmp_path)]) == 1
+    assert measured == [["sqlite"]]
+    assert read(tmp_path / "drain.json").settings["databases"] == ["sqlite"]
+    assert "postgresql is not measured" in (said := capsys.readouterr().err)
+    assert "no postgres on PATH" in said
+
+
+def test_a_database_that_is_named_twice_is_measured_once(measured: list[dict[str, object]]) -> None:
+    assert main(["drain", "--database", "mariadb", "--database", "sqlite", "--database", "mariadb"]) == 0
+    assert [each["databases"] for each in measured] == [["mariadb", "sqlite"]]
+
+
+@pytest.mark.parametrize("where", ["file", "file/below"])
+def test_a_folder_that_takes_no_results_is_told_before_anything_is_measured(
+    tmp_path: Path, measured: list[dict[str, object]], capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert main(["drain", "--out", str(tmp_path / where)]) == 2
+    assert measured == []
+    assert f"no result could be written in {tmp_path / where}" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_disk_that_fills_meanwhile_costs_no_result(
+    tmp_path: Path, doing: Doing, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+
+    def fill(run: Run, _places: object, _databases: object) -> None:
+        run.add(figure())
+        out.rmdir()
+        out.write_text("no folder any more")
+
+    doing("drain", fill)
+    assert main(["drain", "--database", "sqlite", "--out", str(out)]) == 1
+    [kept] = temporary.glob("*/drain.json")
+    assert read(kept).figures == [figure()]
+    assert str(kept) in capsys.readouterr().err
+
+
+def test_after_an_error_the_others_are_measured_still(
+    tmp_path: Path, doing: Doing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(run: Run, _places: object, _databases: object) -> None:
+        run.add(figure("enqueue/sqlite/put"))
+        raise RuntimeError("the peers cannot be installed")
+
+    for name in BENCHMARKS:
+        doing(name, lambda run, places, databases: run.add(figure()))
+    doing("enqueue", fails)
+    assert main(["all", "--database", "sqlite", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "enqueue ended before its end by RuntimeError: the peers cannot be installed" in said
+    complete = {path.name for path in tmp_path.glob("*.json")}
+    assert complete == {f"{name}.json" for name in BENCHMARKS if name != "enqueue"} | {"enqueue.partial.json"}
+    assert [each.key for each in read(tmp_path / "enqueue.partial.json").figures] == ["enqueue/sqlite/put"]
+
+
+def test_what_is_interrupted_keeps_what_it_has_and_replaces_no_result(
+    tmp_path: Path, doing: Doing, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(run: Run, _places: object, _databases: object) -> None:
+        run.add(figure())
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ConnectionError("the server had the signal too")
+
+    whole = run_of(figure(), figure("drain/sqlite/1M")).write(tmp_path)
+    before = whole.read_bytes()
+    doing("drain", interrupted)
+    assert main(["drain", "--database", "sqlite", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "error: interrupted; what was finished is kept, and nothing is drawn\n"
+    assert whole.read_bytes() == before
+    assert len(read(tmp_path / "drain.partial.json").figures) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["report --full", "report --bars", "report --database sqlite", "compare a b --out c", "compare a b --full"],
+)
+def test_options_of_what_is_measured_are_refused_where_nothing_is(
+    arguments: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(arguments.split())
+    assert exit.value.code == 2
+    assert "does not apply" in capsys.readouterr().err

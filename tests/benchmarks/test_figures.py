@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -84,3 +85,49 @@ def test_another_file_is_refused_by_name(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(NotAResult, match=r"other\.json"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"schema": 1}',
+        '{"schema": 1, "figures": [{"key": "a"}], "series": {}}',
+        '{"schema": 1, "figures": "none", "series": {}}',
+        '{"schema": 1, "figures": [], "series": [], "more": 1}',
+    ],
+)
+def test_a_file_with_our_schema_and_other_fields_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(NotAResult, match=r"other\.json.*run the benchmark again"):
+        read(path)
+
+
+def test_what_had_not_happened_at_the_end_is_never_and_reads_again_so(tmp_path: Path) -> None:
+    never = figure("backpressure/sqlite/recovery", ours=[math.inf], base=[2.0], unit="s", better="lower")
+    again = read(run_of(never).write(tmp_path)).figures[0]
+    for each in (never, again):
+        assert " ".join(str(each).split()) == "the title of backpressure/sqlite/recovery never by hand 2 ratio never"
+
+
+def test_a_result_that_cannot_be_written_whole_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = run_of(figure()).write(tmp_path)
+    before = path.read_bytes()
+
+    def full(self: Path, text: str) -> int:
+        with self.open("w") as file:
+            file.write(text[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        run_of(figure(ours=70)).write(tmp_path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_share_is_written_in_percent_and_a_small_ratio_is_not_zero() -> None:
+    assert figure(ours=[1.0], base=[1301.0], base_name="of all").read == "0.077 %"
+    assert figure(ours=[35.0], base=[1000.0]).read == "0.035"
