@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from benchmarks.figures import number
+from benchmarks.numbers import number
 
 PART = "part"
 """The column with the shares of a distribution. Each other column has the milliseconds that this share of one side's
@@ -17,6 +17,7 @@ values does not exceed."""
 _MARKS = (0.5, 0.9, 0.99, 0.999)
 _COLOURS = ("#0072b2", "#999999", "#d55e00", "#009e73")
 _NAMES = {"ours_ms": "outbox", "hand_ms": "by hand"}
+_WAYS = {"inside": "in one process", "across": "across processes"}
 _PANELS_A_ROW = 4
 
 
@@ -48,8 +49,13 @@ def _panel(axes: Axes, title: str, columns: Mapping[str, Sequence[float]]) -> No
     axes.yaxis.set_major_formatter(lambda value, _: number(value))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xticks([_nines(part) for part in _MARKS], [f"p{100 * part:g}" for part in _MARKS])
-    axes.set_title(title, size=10)
+    axes.set_title(_words(title), size=10)
     axes.grid(alpha=0.25)
+
+
+def _words(title: str) -> str:
+    """ "sqlite/inside/200" is "sqlite, in one process, 200 rows/s"."""
+    return ", ".join(f"{int(part):,} rows/s" if part.isdigit() else _WAYS.get(part, part) for part in title.split("/"))
 
 
 def _nines(part: float) -> float:

@@ -5,32 +5,47 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from benchmarks.figures import number
+from benchmarks.numbers import number
+from benchmarks.pressure import HEALTHY
 
 TIME = ("seconds", "time", "t", "at")
 """Possible names of the column with the seconds since the start; without one of them it is the first column."""
 RATES = "rows/s"
+SHARES = "429, % of answers"
+PAUSED = "lane paused"
 PANELS = (
     (RATES, r"arriv|goodput|rate$|per_second|inserted|delivered"),
     ("rows waiting", r"depth|backlog|waiting|pending"),
-    ("producer, ms", r"p50|p9\d|latency"),
-    ("429, share", r"429|limited"),
+    ("a commit, ms", r"p50|p9\d|latency"),
+    (SHARES, r"429|limited"),
     ("oldest waiting, s", r"oldest|(^|_)age"),
-    ("senders", r"senders|in_flight|in_use"),
+    ("batches leased", r"senders|in_flight|in_use"),
     ("memory, MiB", r"rss|memory"),
     ("on disk, MiB", r"file|table|disk|size"),
+    ("requests/s", r"^requests"),
+    (PAUSED, r"paused"),
 )
 """The label of each panel and the pattern of its columns, in order. A column without a match gets a panel of its own
 at the end."""
+_NAMES = {
+    "arrival": "committed",
+    "goodput": "received, first time",
+    "producer_p50_ms": "p50",
+    "producer_p99_ms": "p99",
+    "worker_rss_mib": "worker",
+    "producer_rss_mib": "producer",
+}
+"""What the lines of a panel are called."""
 _LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_SHADE = "#d55e00"
+_SHADE, _SHADE_BACK = "#d55e00", "#009e73"
+_BACK = "back after "
+"""The beginning of the name of a phase in which the trouble is over and its backlog is not."""
 _POINTS = 1500
 """The maximum of points per line: more cannot be distinguished, and would make the file of a long run large."""
 _ROOM = 0.009
@@ -55,9 +70,15 @@ def timeline(columns: Mapping[str, Sequence[float]], phases: Phases, caption: st
         seconds = _thinned(columns[time], max)
         _panel(axes, label, seconds, {name: _thinned(columns[name], reduce) for name in names})
         for phase in troubles:
-            axes.axvspan(phase["from"], phase["to"], color=_SHADE, alpha=0.1, lw=0)
+            shade = _SHADE_BACK if phase["name"].startswith(_BACK) else _SHADE
+            axes.axvspan(phase["from"], phase["to"], color=shade, alpha=0.1, lw=0)
+            axes.axvline(phase["from"], color=shade, alpha=0.5, lw=0.8)
     _name(all_axes[0], troubles)
-    all_axes[-1].set_xlabel("seconds since the start")
+    shades = "" if not troubles else "; orange: beacon in trouble"
+    shades += (
+        "; green: back, until the backlog is gone" if any(each["name"].startswith(_BACK) for each in troubles) else ""
+    )
+    all_axes[-1].set_xlabel(f"seconds since the start{shades}")
     canvas.align_ylabels()
     return canvas
 
@@ -72,10 +93,12 @@ def group(names: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _panel(axes: Axes, label: str, seconds: Sequence[float], columns: Mapping[str, Sequence[float]]) -> None:
-    for (name, values), colour in zip(columns.items(), _LINES * len(columns), strict=False):
-        axes.plot(seconds, values, lw=1.6, color=colour, label=name.replace("_", " "))
-    if len(columns) == 1:
-        axes.fill_between(seconds, next(iter(columns.values())), color=_LINES[0], alpha=0.2, lw=0)
+    times = 100 if label == SHARES else 1
+    lines = {name: [times * value for value in values] for name, values in columns.items()}
+    for (name, values), colour in zip(lines.items(), _LINES * len(lines), strict=False):
+        axes.plot(seconds, values, lw=1.6, color=colour, label=_NAMES.get(name, name.replace("_", " ")))
+    if len(lines) == 1:
+        axes.fill_between(seconds, next(iter(lines.values())), color=_LINES[0], alpha=0.2, lw=0)
     else:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axes.set_ylabel(label)
@@ -83,6 +106,8 @@ def _panel(axes: Axes, label: str, seconds: Sequence[float], columns: Mapping[st
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.yaxis.set_major_formatter(lambda value, _: number(value))
+    if label == PAUSED:
+        axes.set_yticks([0, 1], ["no", "yes"])
 
 
 def _thinned(values: Sequence[float], reduce: Callable[[Sequence[float]], float]) -> list[float]:
@@ -94,9 +119,8 @@ def _thinned(values: Sequence[float], reduce: Callable[[Sequence[float]], float]
 
 
 def _troubles(phases: Phases) -> Phases:
-    """The phases without the one that occurs most often: it is the calm between troubles, and is not marked."""
-    [(calm, times)] = Counter(phase["name"] for phase in phases).most_common(1) or [("", 0)]
-    return [phase for phase in phases if phase["name"] != calm or times == 1]
+    """The phases without the healthy ones between the troubles, which are not marked."""
+    return [phase for phase in phases if phase["name"] != HEALTHY]
 
 
 def _name(axes: Axes, phases: Phases) -> None:

@@ -15,9 +15,10 @@ import pytest
 
 from benchmarks.command import BENCHMARKS, main
 from benchmarks.figures import Run
-from benchmarks.plots import draw
+from benchmarks.plots import draw, ratios
 from benchmarks.report import report, table
 from benchmarks.timeline import group, timeline
+from benchmarks.words import ABOUT
 from tests.benchmarks.results import figure, run_of
 
 
@@ -32,7 +33,7 @@ def backpressure() -> Run:
     run.facts |= {
         "lost": 0,
         "phases": [{"name": "healthy", "from": 0, "to": 1}, {"name": "slow", "from": 1, "to": 2}],
-        "requests": {"sqlite": {"200": 1234}},
+        "sqlite": {"committed": 7, "requests": {"slow": {"200": 1234, "0": 5}, "down": {}}},
     }
     return run
 
@@ -56,8 +57,7 @@ def test_the_report_tells_every_figure_with_base_ratio_spread_and_bar(tmp_path: 
     [row] = [line for line in text.splitlines() if line.startswith("| the title of drain/sqlite/100k")]
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:5] == ["50,000 rows/s", "100,000 (by hand)", "**0.50**", "0.45 to 0.55, 3"]
-    assert cells[6].startswith("at least")
-    assert "`outbox bench all --full && outbox bench report`" in text
+    assert cells[7].startswith("at least")
     assert "`outbox bench drain --database sqlite`" in text
 
 
@@ -110,8 +110,10 @@ def test_counts_are_in_the_report_as_tables(tmp_path: Path) -> None:
     peers().write(tmp_path)
     report(tmp_path, tmp_path / "REPORT.md")
     text = (tmp_path / "REPORT.md").read_text()
-    assert "| lost | 0 |" in text
-    assert "| sqlite | 1,234 |" in text
+    assert "| rows lost (committed, never received) | 0 |" in text
+    assert "| sqlite: rows committed | 7 |" in text
+    assert "### sqlite: requests, by status\n\n|  | 200 | no answer |\n" in text
+    assert "| slow | 1,234 | 5 |" in text
     assert "| outbox | 100,000 | 90,000 |" in text
     assert r"| a\|b | 45,000 |  |" in text
 
@@ -193,10 +195,106 @@ def test_what_comes_between_the_troubles_is_not_named() -> None:
     assert [text.get_text() for text in axes.texts] == ["slow", "down"]
 
 
+def test_troubles_without_a_healthy_phase_between_them_are_all_named() -> None:
+    names = ["slow", "503", "down"] * 2
+    phases = [{"name": name, "from": 3 * turn, "to": 3 * turn + 2} for turn, name in enumerate(names)]
+    axes = timeline({"seconds": [0.0, 18.0], "depth": [0.0, 1.0]}, phases, "soak").axes[0]
+    assert [text.get_text() for text in axes.texts] == names
+
+
+def test_each_phase_has_its_edge_and_the_way_back_its_own_shade() -> None:
+    phases = [{"name": name, "from": at, "to": at + 5} for name, at in [("limited", 0), ("back after limited", 5)]]
+    axes = timeline({"seconds": [0.0, 10.0], "depth": [0.0, 1.0]}, phases, "backpressure").axes[0]
+    assert len({patch.get_facecolor() for patch in axes.patches}) == 2
+    assert [line.get_xdata()[0] for line in axes.lines[1:]] == [0, 5]  # type: ignore[index]
+
+
+def test_a_share_is_drawn_in_percent() -> None:
+    columns = {"seconds": [0.0, 1.0], "limited_share": [0.0, 0.25]}
+    axes = timeline(columns, [], "backpressure").axes[0]
+    assert "%" in axes.get_ylabel()
+    assert max(axes.lines[0].get_ydata()) == 25  # type: ignore[arg-type]
+
+
+def test_shares_have_a_picture_of_their_own_beside_the_ratios(tmp_path: Path) -> None:
+    refused = figure("backpressure/sqlite/429", ours=[1.0], base=[1301.0], base_name="of all", better="lower")
+    p99 = figure("backpressure/sqlite/p99/down", better="lower")
+    drawn = draw(run_of(refused, p99, name="backpressure").result(), tmp_path)
+    assert [each.path.name for each in drawn] == ["backpressure-ratios-lower.svg", "backpressure-shares.svg"]
+
+
+def test_values_on_an_axis_without_a_zero_are_points_and_not_bars() -> None:
+    near = ratios([figure("peers/a", ours=[2.0], base=[1.0])], "peers").axes[0]
+    far = ratios([figure("peers/a", ours=[200.0], base=[1.0])], "peers").axes[0]
+    assert (near.get_xscale(), len(near.patches)) == ("linear", 1)
+    assert (far.get_xscale(), len(far.patches)) == ("log", 0)
+
+
+def test_a_series_of_nothing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_of(name="soak")
+    run.series["sqlite"] = {"seconds": [], "depth": []}
+    assert draw(run.result(), tmp_path) == []
+    assert "soak: nothing was sampled of sqlite" in capsys.readouterr().err
+
+
+def test_the_report_begins_with_what_is_reached_and_hides_nothing_that_is_not(tmp_path: Path) -> None:
+    run_of(
+        figure("enqueue/sqlite/put", ours=90, title="put"),
+        figure("enqueue/sqlite/10k", ours=69, title="bulk"),
+        figure("enqueue/sqlite/100", ours=1),
+        name="enqueue",
+    ).write(tmp_path)
+    report(tmp_path, tmp_path / "REPORT.md")
+    text = (tmp_path / "REPORT.md").read_text()
+    assert "**1 of 2 targets are reached, 1 not**" in text
+    assert "| bulk | **0.69** | at least 0.7 (0.85) |" in text
+    assert "`enqueue/{database}/added` (sqlite, postgresql, mariadb)" in text  # not measured
+    assert text.index("What is reached") < text.index("Where the figures are from")
+    rows = {line.split("|")[1].strip(): line.split("|")[7].strip() for line in text.splitlines() if "(by hand)" in line}
+    assert rows == {
+        "put": "✓ at least 0.7 (0.85)",
+        "bulk": "**✗ not reached:** at least 0.7 (0.85)",
+        "the title of enqueue/sqlite/100": "",
+    }
+
+
+def test_rows_of_the_same_title_are_told_apart_by_their_bases(tmp_path: Path) -> None:
+    one, other = (figure(f"peers/bulk/{name}", title="bulk", base_name=name) for name in ("huey", "pgqueuer"))
+    run_of(one, other, name="peers").write(tmp_path)
+    report(tmp_path, tmp_path / "REPORT.md")
+    text = (tmp_path / "REPORT.md").read_text()
+    assert "| bulk, beside huey |" in text
+    assert "| bulk, beside pgqueuer |" in text
+
+
+def test_a_note_of_many_figures_is_written_once(tmp_path: Path) -> None:
+    noted = [figure(f"drain/{name}", title=f"p99, sqlite, {name}", note="of each second") for name in ("slow", "down")]
+    run_of(*noted).write(tmp_path)
+    report(tmp_path, tmp_path / "REPORT.md")
+    text = (tmp_path / "REPORT.md").read_text()
+    assert text.count("of each second") == 1
+    assert "- p99, sqlite, … (2 figures): of each second" in text
+
+
+def test_a_run_that_was_interrupted_is_not_reported(tmp_path: Path) -> None:
+    run_of(figure(ours=50)).write(tmp_path)
+    interrupted = run_of(figure(ours=10))
+    interrupted.settings["interrupted"] = "KeyboardInterrupt"
+    interrupted.write(tmp_path)
+    report(tmp_path, tmp_path / "REPORT.md")
+    text = (tmp_path / "REPORT.md").read_text()
+    assert "**0.50**" in text
+    assert "**0.10**" not in text
+
+
+def test_every_benchmark_is_described() -> None:
+    assert ABOUT.keys() == BENCHMARKS.keys()
+
+
 def test_columns_of_one_kind_share_a_panel() -> None:
     assert group(["rss_mib", "producer_p99_ms", "arrival", "producer_p50_ms", "goodput", "mood"]) == {
         "rows/s": ["arrival", "goodput"],
-        "producer, ms": ["producer_p99_ms", "producer_p50_ms"],
+        "a commit, ms": ["producer_p99_ms", "producer_p50_ms"],
         "memory, MiB": ["rss_mib"],
         "mood": ["mood"],
     }
