@@ -1,7 +1,7 @@
 """The bars of bars.toml: the bounds of a run's ratios, each with its reason.
 
-    ["drain/{database}/100k"]      the key of a figure; {database}: a bar for each database; * : all that match
-    at_least = 0.65                or at_most; a ratio to the base of the same run, never seconds
+    ["steady/{database}"]          the key of a figure; {database}: a bar for each database; * and [0-9]: all that match
+    at_least = 0.4                 or at_most; a ratio to the base of the same run, never seconds
     reason = "..."
     profile = "full"               only where the quick profile does not measure it
 

@@ -25,7 +25,7 @@ def distributions(tables: Mapping[str, Mapping[str, Sequence[float]]], caption: 
     """``tables``: the columns of each panel, by the panel's title."""
     wide = min(len(tables), _PANELS_A_ROW)
     high = math.ceil(len(tables) / wide)
-    canvas = Canvas(figsize=(12, 1.2 + 2.4 * high))
+    canvas = Canvas(figsize=(12, 1.2 + 2.6 * high))
     canvas.set_layout_engine("constrained")
     canvas.suptitle(caption, weight="bold")
     panels = list(canvas.subplots(high, wide, sharex=True, sharey=True, squeeze=False).flat)
@@ -54,8 +54,9 @@ def _panel(axes: Axes, title: str, columns: Mapping[str, Sequence[float]]) -> No
 
 
 def _words(title: str) -> str:
-    """ "sqlite/inside/200" is "sqlite, in one process, 200 rows/s"."""
-    return ", ".join(f"{int(part):,} rows/s" if part.isdigit() else _WAYS.get(part, part) for part in title.split("/"))
+    """ "sqlite/inside/200" is "sqlite, in one process" and, below, "200 rows/s"."""
+    words = [f"\n{int(part):,} rows/s" if part.isdigit() else _WAYS.get(part, part) for part in title.split("/")]
+    return ", ".join(words).replace(", \n", "\n")
 
 
 def _nines(part: float) -> float:

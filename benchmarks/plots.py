@@ -112,7 +112,7 @@ def _phases(result: Result, name: str) -> list[Mapping[str, Any]]:
 def ratios(figures: Sequence[Figure], caption: str) -> Canvas:
     """A bar or a point for each figure with a line for its spread, a mark for its target, a dashed line at ratio 1, and
     the numbers on the right: in orange if the target is not reached."""
-    canvas = _canvas(1.6 + 0.34 * len(figures), caption)
+    canvas = _canvas(1.8 + 0.34 * len(figures), caption)
     axes = canvas.subplots()
     wanted = [_aim(each) for each in figures]
     bounds = [aim.target.reach for aim in wanted if aim]
@@ -133,10 +133,10 @@ def ratios(figures: Sequence[Figure], caption: str) -> Canvas:
     one = names[0] if len(names) == 1 else ""
     axes.text(1, 1, one or "equal", transform=axes.get_xaxis_transform(), ha="center", va="bottom", size=9)
     _label(axes, [each.title if one else f"{each.title} ({each.base_name})" for each in figures])
-    marks = "thin lines: lowest to highest sample" + (
-        "; orange marks: to reach, orange numbers: not reached" if bounds else ""
-    )
-    axes.set_xlabel(f"ratio to {f'“{one}”' if one else 'what is in brackets'} ({marks})")
+    marks = ["thin lines: lowest to highest sample"] if any(len(each.ours) > 1 for each in figures) else []
+    marks += ["orange marks: to reach, orange numbers: not reached"] if bounds else []
+    legend = f"\n({'; '.join(marks)})" if marks else ""
+    axes.set_xlabel(f"ratio to {f'“{one}”' if one else 'what is in brackets'}{legend}")
     return canvas
 
 

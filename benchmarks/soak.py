@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 
@@ -42,6 +42,8 @@ TROUBLES: Mapping[str, Mapping[str, object]] = {
     "429": {"status": 429, "retry_after": 1, "times": 0.1},
     "down": {"down": True},
 }
+LOSE_ANSWERS = ("resets", "lost answers")
+"""The troubles after which a row may have to be sent again."""
 CYCLES = 4 * len(TROUBLES)
 """Each quarter has every trouble once, because some of them raise the latency for a while afterwards."""
 CALM = dict.fromkeys(name for faults in TROUBLES.values() for name in faults)
@@ -125,7 +127,24 @@ class Soak:
             {"series": kind, "name": name, "from": since - self.began, "to": until - self.began}
             for name, since, until in self.troubled
         )
-        run.facts[kind] = {"committed": len(commits), "lost": lost, "duplicates": usage["duplicates"]}
-        run.facts[kind]["statuses"] = usage["statuses"]
-        run.facts["lost"] = run.facts.get("lost", 0) + lost
+        again = self.scene.beacon.control.duplicates()
+        elsewhere = duplicates_elsewhere(again, arrivals, self.troubled)
+        run.facts[kind] = {
+            "committed": len(commits),
+            "lost": lost,
+            "duplicates": usage["duplicates"],
+            "duplicates_elsewhere": elsewhere,
+            "duplicates_of_another_key": sum(len(set(keys)) > 1 for keys in again.values()),
+            "statuses": usage["statuses"],
+        }
+        for name in ("lost", "duplicates_elsewhere"):
+            run.facts[name] = run.facts.get(name, 0) + run.facts[kind][name]
         print(f"{kind}: {len(commits):,} rows committed, {lost} lost, {usage['duplicates']} duplicates", flush=True)
+
+
+def duplicates_elsewhere(
+    duplicates: Iterable[str], arrivals: Mapping[str, float], troubled: Sequence[tuple[str, float, float]]
+) -> int:
+    """How many rows were received again though their first receipt was not in a trouble that loses answers."""
+    losing = [(since, until) for name, since, until in troubled if name in LOSE_ANSWERS]
+    return sum(not any(since <= arrivals[id] <= until for since, until in losing) for id in duplicates)

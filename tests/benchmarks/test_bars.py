@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.bars import Bar, load, missed
 from benchmarks.command import BENCHMARKS
+from benchmarks.keys import matches
 from tests.benchmarks.results import figure, run_of
 
 HALF = Bar("drain/sqlite/100k", "half is what we promise", at_least=0.5)
@@ -107,3 +108,11 @@ def test_every_bar_of_the_project_is_of_a_benchmark() -> None:
     bars = load()
     assert {each.benchmark for each in bars} <= BENCHMARKS.keys()
     assert all(each.at_least > 0 or each.at_most < math.inf for each in bars)
+
+
+@pytest.mark.parametrize("name", ["lost", "duplicates_elsewhere", "sqlite.duplicates_of_another_key"])
+@pytest.mark.parametrize("benchmark", ["backpressure", "soak"])
+def test_no_row_may_be_lost_or_sent_again_without_need(benchmark: str, name: str) -> None:
+    key = f"{benchmark}/facts.{name}"
+    bars = [bar for bar in load() if matches(bar.key, key)]
+    assert [(bar.at_most, bar.profile) for bar in bars] == [(0, "")]

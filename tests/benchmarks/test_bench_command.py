@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 from benchmarks import command
+from benchmarks.bars import load
 from benchmarks.command import BENCHMARKS, CI, QUICK, main
 from benchmarks.figures import Run, read
 from outbox.cli import bench
@@ -163,6 +164,14 @@ def test_a_run_leaves_its_result_and_its_pictures(tmp_path: Path, doing: Doing) 
     assert main(["drain", "--database", "sqlite", "--out", str(tmp_path)]) == 0
     assert {each.name for each in tmp_path.iterdir()} == {"drain.json", "drain-ratios.svg", "drain-ratios.png"}
     assert read(tmp_path / "drain.json").settings["outbox.batch_max_rows"] == 1000
+
+
+def test_ci_measures_those_with_bars_and_draws_nothing(tmp_path: Path, doing: Doing) -> None:
+    for name in CI:
+        doing(name, lambda run, places, databases: run.add(figure()))
+    assert main(["ci", "--database", "sqlite", "--out", str(tmp_path)]) == 0
+    assert {each.name for each in tmp_path.iterdir()} == {f"{name}.json" for name in CI}
+    assert set(CI) <= {bar.benchmark for bar in load()}
 
 
 def test_a_server_that_is_not_installed_is_told_and_the_other_databases_are_measured(
