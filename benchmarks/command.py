@@ -27,7 +27,7 @@ from pathlib import Path
 from benchmarks.bars import missed
 from benchmarks.compare import compare
 from benchmarks.figures import INTERRUPTED, NotAResult, Run
-from benchmarks.files import ready
+from benchmarks.files import QUICK_RESULTS, RESULTS, ready, short, usual
 from benchmarks.places import DATABASES, Places, effective
 from tests.support.servers import ServerStartError
 
@@ -50,11 +50,6 @@ CI = ("enqueue", "drain", "steady", "backpressure", "otel")
 _GROUPS = {"quick": QUICK, "ci": CI, "all": tuple(BENCHMARKS)}
 _OPTIONS = {"compare": (), "report": ("out",)}
 """The options of what measures nothing."""
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
-"""Results of the full profile, for REPORT.md; they are committed to the repository."""
-QUICK_RESULTS = HERE.parent / ".cache" / "benchmarks"
-"""Results of the quick profile, which must not replace those of the full one."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -101,7 +96,7 @@ def _keep(run: Run, out: Path) -> None:
 
 
 def _bench(given: argparse.Namespace) -> int:
-    out = given.out or (RESULTS if given.full else QUICK_RESULTS)
+    out = given.out or usual(full=given.full)
     try:
         ready(out)
     except OSError as error:
@@ -187,8 +182,25 @@ def _draw(runs: Sequence[Run], out: Path) -> bool:
 def _report(results: Path) -> int:
     from benchmarks.report import report
 
-    target = (HERE if results.resolve() == RESULTS else results) / "REPORT.md"
-    return report(results, target, list(BENCHMARKS))
+    done = report(
+        results, (RESULTS.parent if results.resolve() == RESULTS else results) / "REPORT.md", list(BENCHMARKS)
+    )
+    if results == RESULTS and (newer := _newer(QUICK_RESULTS, RESULTS)):
+        print(
+            f"not in it: newer results of {', '.join(newer)} in {short(QUICK_RESULTS)}; to report those: "
+            f"outbox bench report --out {short(QUICK_RESULTS)}; to measure for this report: --out {short(RESULTS)}"
+        )
+    return done
+
+
+def _newer(folder: Path, than: Path) -> list[str]:
+    """The benchmarks whose results in ``folder`` are newer."""
+    found = [path for path in sorted(folder.glob("*.json")) if path.stem in BENCHMARKS]
+    return [path.stem for path in found if _written(path) > _written(than / path.name)]
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime if path.exists() else 0.0
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -219,11 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--full", action="store_true", help="the full profile: larger backlogs, longer phases")
     parser.add_argument("--database", action="append", choices=DATABASES, help="only this one; repeatable")
     parser.add_argument(
-        "--out", type=Path, help=f"folder of the results; {_short(RESULTS)} with --full, else {_short(QUICK_RESULTS)}"
+        "--out", type=Path, help=f"folder of the results; {short(RESULTS)} with --full, else {short(QUICK_RESULTS)}"
     )
     parser.add_argument("--bars", action="store_true", help="fail when a ratio misses its bar in bars.toml")
     return parser
-
-
-def _short(path: Path) -> str:
-    return str(path.relative_to(HERE.parent))

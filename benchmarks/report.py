@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks import targets
 from benchmarks.bars import Check, check, load
 from benchmarks.figures import PARTIAL, Figure, NotAResult, Result, read, with_unit
-from benchmarks.files import write_whole
+from benchmarks.files import short, usual, write_whole
 from benchmarks.keys import EACH
 from benchmarks.numbers import number
 from benchmarks.places import DATABASES
@@ -51,9 +51,9 @@ def report(folder: Path, target: Path, order: Sequence[str] = ()) -> int:
     blocks += _reached(results)
     blocks += _where_from(results)
     for result in results:
-        blocks += section(result, (pictures or {}).get(result.name, []))
+        blocks += section(result, folder, (pictures or {}).get(result.name, []))
     write_whole(target, "\n".join(blocks))
-    print(f"written: {target}")
+    print(f"written: {target}, from {len(results)} results in {short(folder)}")
     return 0
 
 
@@ -117,7 +117,7 @@ def _where_from(results: Sequence[Result]) -> list[str]:
             "commit": each.commit,
             "started": each.started,
             "seconds": each.seconds,
-            "load before": each.machine.get("load_at_start"),
+            "load at the start": each.machine.get("load_at_start"),
             "fdatasync, ms": each.machine.get("fdatasync_ms"),
         }
         for each in results
@@ -146,9 +146,9 @@ def _versions(results: Sequence[Result]) -> str:
     return "Versions: " + ", ".join(f"{name} {' and '.join(each)}" for name, each in found.items()) + ".\n"
 
 
-def section(result: Result, pictures: Sequence[str]) -> list[str]:
+def section(result: Result, folder: Path, pictures: Sequence[str]) -> list[str]:
     """The section of one result: heading, command, words, pictures, figures, bars, notes and facts."""
-    blocks = [f"## {result.name}\n", f"`{command(result)}`\n"]
+    blocks = [f"## {result.name}\n", f"`{command(result, folder)}`\n"]
     if about := ABOUT.get(result.name):
         blocks.append(f"{about}\n")
     blocks += pictures
@@ -179,11 +179,14 @@ def _these(titles: Sequence[str]) -> str:
     return f"{', '.join([each[0] for each in parts] + ['…'])} ({len(titles)} figures)"
 
 
-def command(result: Result) -> str:
-    """The command line that reproduces the result."""
+def command(result: Result, folder: Path) -> str:
+    """The command line that makes the result anew, in its folder."""
     databases = result.settings.get("databases", DATABASES)
     narrowed = [] if set(databases) == set(DATABASES) else [f"--database {name}" for name in databases]
-    return " ".join(["outbox bench", result.name, *(["--full"] if result.profile == "full" else []), *narrowed])
+    full = result.profile == "full"
+    out = [] if usual(full=full) == folder.resolve() else [f"--out {short(folder)}"]
+    variables = [f"{name}={value}" for name, value in result.settings.get("environment", {}).items()]
+    return " ".join([*variables, "outbox bench", result.name, *(["--full"] if full else []), *narrowed, *out])
 
 
 def _row(figure: Figure, figures: Sequence[Figure], bar: str) -> dict[str, Any]:

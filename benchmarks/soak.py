@@ -11,6 +11,7 @@ reserved for settings.)
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import time
@@ -26,6 +27,7 @@ from benchmarks.watch import table
 
 RATE, ROWS = 200, 2
 QUICK_SECONDS, FULL_SECONDS = 96.0, 600.0
+SECONDS_VARIABLE = "BENCH_SOAK_SECONDS"
 CALM_PART = 0.7
 CAUGHT_UP_ROWS = RATE // 10
 """A calm phase begins when a trouble is over and at most this many rows wait."""
@@ -50,7 +52,10 @@ CALM = dict.fromkeys(name for faults in TROUBLES.values() for name in faults)
 
 
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
-    seconds = float(os.environ.get("BENCH_SOAK_SECONDS", FULL_SECONDS if run.full else QUICK_SECONDS))
+    seconds = FULL_SECONDS if run.full else QUICK_SECONDS
+    if given := os.environ.get(SECONDS_VARIABLE):
+        seconds = _seconds(given)
+        run.settings["environment"] = {SECONDS_VARIABLE: given}
     kept = max(5.0, seconds * RETENTION_PART)
     run.settings |= {"seconds": seconds, "rate": RATE} | effective(retention_sent=kept)
     sampling = max(0.2, seconds / SAMPLES)
@@ -59,6 +64,16 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
             soak = Soak(actors, seconds)
             soak.play()
             soak.report(run)
+
+
+def _seconds(given: str) -> float:
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise RuntimeError(f"{SECONDS_VARIABLE} is {given!r}: give the seconds of a run on one database, such as 600")
+    return seconds
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 import xml.etree.ElementTree as ET
@@ -15,8 +16,9 @@ import pytest
 
 from benchmarks.command import BENCHMARKS, main
 from benchmarks.figures import Run
+from benchmarks.files import QUICK_RESULTS, RESULTS
 from benchmarks.plots import draw, ratios
-from benchmarks.report import report, table
+from benchmarks.report import command, report, table
 from benchmarks.timeline import group, timeline
 from benchmarks.words import ABOUT
 from tests.benchmarks.results import figure, run_of
@@ -58,7 +60,7 @@ def test_the_report_tells_every_figure_with_base_ratio_spread_and_bar(tmp_path: 
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:5] == ["50,000 rows/s", "100,000 (by hand)", "**0.50**", "0.45 to 0.55, 3"]
     assert cells[7].startswith("at least")
-    assert "`outbox bench drain --database sqlite`" in text
+    assert f"`outbox bench drain --database sqlite --out {tmp_path}`" in text
 
 
 def test_the_report_states_machine_versions_and_commit(tmp_path: Path) -> None:
@@ -285,6 +287,29 @@ def test_a_run_that_was_interrupted_is_not_reported(tmp_path: Path) -> None:
     text = (tmp_path / "REPORT.md").read_text()
     assert "**0.50**" in text
     assert "**0.10**" not in text
+
+
+def test_the_command_of_a_result_writes_where_the_report_reads() -> None:
+    quick, full = run_of(profile="quick").result(), run_of(profile="full").result()
+    assert command(full, RESULTS) == "outbox bench drain --full --database sqlite"
+    assert command(quick, RESULTS) == "outbox bench drain --database sqlite --out benchmarks/results"
+    assert command(quick, QUICK_RESULTS) == "outbox bench drain --database sqlite"
+    short = replace(quick, settings={"environment": {"BENCH_SOAK_SECONDS": "9"}})
+    assert command(short, QUICK_RESULTS) == "BENCH_SOAK_SECONDS=9 outbox bench drain"
+
+
+def test_newer_results_that_are_not_in_the_report_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    committed, quick = tmp_path / "results", tmp_path / "quick"
+    monkeypatch.setattr("benchmarks.command.RESULTS", committed)
+    monkeypatch.setattr("benchmarks.command.QUICK_RESULTS", quick)
+    for name in ("drain", "steady"):
+        os.utime(run_of(name=name).write(committed), (1000, 1000))
+    os.utime(run_of(name="steady").write(quick), (900, 900))
+    run_of().write(quick)
+    assert main(["report"]) == 0
+    assert f"not in it: newer results of drain in {quick}" in capsys.readouterr().out
 
 
 def test_every_benchmark_is_described() -> None:

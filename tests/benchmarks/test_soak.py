@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from benchmarks import soak
+from benchmarks.places import Places
 from benchmarks.soak import LOSE_ANSWERS, TROUBLES, duplicates_elsewhere
+from tests.benchmarks.results import run_of
 
 TROUBLED = [("503", 10.0, 20.0), ("resets", 30.0, 40.0), ("lost answers", 50.0, 60.0)]
 
@@ -17,3 +22,10 @@ def test_a_row_sent_again_whose_answer_came_is_told() -> None:
 
 def test_the_troubles_that_lose_answers_are_troubles_of_the_run() -> None:
     assert set(LOSE_ANSWERS) <= TROUBLES.keys()
+
+
+@pytest.mark.parametrize("given", ["an hour", "0", "-5", "inf", "nan"])
+def test_a_length_that_is_none_is_refused_by_its_name(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    monkeypatch.setenv("BENCH_SOAK_SECONDS", given)
+    with Places() as places, pytest.raises(RuntimeError, match=r"BENCH_SOAK_SECONDS is .*: give the seconds"):
+        soak.run(run_of(name="soak"), places, ["sqlite"])
