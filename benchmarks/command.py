@@ -62,6 +62,8 @@ def main(arguments: Sequence[str]) -> int:
         return _bench(given)
     except (OSError, NotAResult) as error:
         return _error(str(error), 2)
+    except KeyboardInterrupt:
+        return _error("interrupted while the results were read or drawn; they are kept", 130)
 
 
 def bench(name: str, *, full: bool, databases: Sequence[str], out: Path, places: Places) -> Run:

@@ -83,8 +83,9 @@ class Figure:
 
     @property
     def read(self) -> str:
-        """The ratio as it is written: 0.82, 0.31 % of a share, "never" of what had not happened at the end."""
-        return self._written(self.ratio)
+        """The ratio as it is written: 0.82, 0.31 % of a share, "never" of what had not happened at the end, "none" to a
+        base of zero."""
+        return self._written(self.ratio if self.base_value else math.nan)
 
     @property
     def read_spread(self) -> str:

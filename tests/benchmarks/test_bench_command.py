@@ -275,3 +275,16 @@ def test_options_of_what_is_measured_are_refused_where_nothing_is(
         main(arguments.split())
     assert exit.value.code == 2
     assert "does not apply" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_pictures_are_drawn_is_a_line_too(
+    tmp_path: Path, doing: Doing, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_runs: object, _out: object) -> bool:
+        raise KeyboardInterrupt
+
+    doing("drain", lambda run, places, databases: run.add(figure()))
+    monkeypatch.setattr(command, "_draw", interrupted)
+    assert main(["drain", "--database", "sqlite", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.startswith("error: interrupted")
+    assert (tmp_path / "drain.json").exists()

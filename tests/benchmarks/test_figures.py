@@ -128,6 +128,10 @@ def test_a_result_that_cannot_be_written_whole_leaves_the_one_before(
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_there_is_no_ratio_to_nothing() -> None:
+    assert figure(ours=[5.0], base=[0.0]).read == "none"
+
+
 def test_a_share_is_written_in_percent_and_a_small_ratio_is_not_zero() -> None:
     assert figure(ours=[1.0], base=[1301.0], base_name="of all").read == "0.077 %"
     assert figure(ours=[35.0], base=[1000.0]).read == "0.035"
