@@ -77,10 +77,13 @@ def _reached(results: Sequence[Result]) -> list[str]:
     figures = [figure for result in results for figure in result.figures]
     aims = targets.aims(figures)
     missed = [each for each in aims if not each.reached]
+    counted = f"**{len(aims) - len(missed)} of {len(aims)} targets are reached, {len(missed)} not**"
+    stretched = sum(each.stretched for each in aims)
     blocks = [
         "## What is reached\n",
-        f"**{len(aims) - len(missed)} of {len(aims)} targets are reached, {len(missed)} not**; "
-        f"{sum(each.stretched for each in aims)} of those reached are better still by the mark in brackets.\n",
+        f"{counted}; {stretched} reach what stands in brackets, too.\n"
+        if aims
+        else "No target is for these figures.\n",
     ]
     if missed:
         rows = [
