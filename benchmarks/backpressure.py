@@ -81,7 +81,7 @@ CALM = dict.fromkeys(("latency_ms", "rate_limit", "status", "retry_after", "rese
 
 
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
-    if not run.full and len(databases) > 1:
+    if not run.full and "sqlite" in databases:
         databases = ["sqlite"]  # where producers and the worker contend most: it has one writer
     profile = FULL if run.full else QUICK
     worker = {"batch_max_rows": BATCH_ROWS, "max_senders": SENDERS}

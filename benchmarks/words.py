@@ -4,12 +4,14 @@ from __future__ import annotations
 
 ABOUT = {
     "enqueue": (
-        "From plain values to the commit. *Added* is a row in a transaction of the caller's, without its commit; "
-        "*put* is a transaction for each row. Outbox builds, validates and encodes its messages; the loop by hand "
-        "encodes trusted values."
+        "*Added* is a row in a transaction of the caller's, without its commit; *put* is a transaction for each row, "
+        "by hand a single statement that commits itself. Their messages are built before the clock starts. A bulk "
+        "is measured from plain values: outbox builds, validates and encodes its messages within the time, and the "
+        "loop by hand encodes trusted values."
     ),
     "drain": (
-        "A committed backlog is leased, posted over HTTP and settled by one worker. These backlogs are short; the "
+        "A committed backlog is leased, posted over HTTP and settled by one worker; the loop by hand posts by httpx "
+        "too, one request at a time. These backlogs are short; the "
         "targets are of a million rows, which *scale* measures."
     ),
     "scale": (
