@@ -108,7 +108,7 @@ class Worker:
 
     def stop(self) -> None:
         """Claim no more batches, let in-flight requests finish, and settle them. Returns at once: :meth:`close` waits,
-        at most two request timeouts."""
+        at most two request timeouts, and as long as another session holds a lock that it needs."""
         self._stop.set()
         self._called.set()
         self._woken(set(self.dispatcher.signals))

@@ -14,9 +14,12 @@ class LogFormat(StrEnum):
 
 
 def log_to_stderr(form: LogFormat, level: int = logging.INFO) -> None:
-    """Log the loggers below ``outbox`` to stderr; those of other libraries stay off, as httpx logs every request."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if form is LogFormat.JSON else _Text())
+    """Log the loggers below ``outbox`` to stderr, of other libraries only warnings, as httpx logs every request."""
+    handler, others = logging.StreamHandler(), logging.StreamHandler()
+    for each in (handler, others):
+        each.setFormatter(_Json() if form is LogFormat.JSON else _Text())
+    others.setLevel(logging.WARNING)
+    logging.lastResort = others  # what Python itself uses has no format
     own = logging.getLogger("outbox")
     own.handlers[:] = [handler]
     own.setLevel(level)

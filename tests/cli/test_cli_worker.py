@@ -8,8 +8,10 @@ import signal
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 
@@ -97,3 +99,13 @@ def test_the_simulator_serves_and_counts(outbox: Command) -> None:
     assert process.returncode == 0
     assert counts["usage"]["unique"] == 1
     assert counts["fired"] == {"statuses": 1}
+
+
+def test_what_other_libraries_warn_of_has_the_format_of_the_log(tmp_path: Path) -> None:
+    code = (
+        "import logging; from outbox.cli.logs import LogFormat, log_to_stderr; log_to_stderr(LogFormat.JSON);"
+        "log = logging.getLogger('sqlalchemy.pool'); log.info('a request'); log.error('a connection broke')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    [line] = [json.loads(line) for line in done.stderr.splitlines()]
+    assert (line["logger"], line["level"], line["message"]) == ("sqlalchemy.pool", "error", "a connection broke")
