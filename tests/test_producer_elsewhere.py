@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, event, make_url, text
+from sqlalchemy import Engine, NullPool, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import Session
@@ -18,6 +19,7 @@ from sqlalchemy.sql import Delete, Update
 
 from outbox import ConfigError, Outbox, Settings
 from outbox.errors import SchemaOutOfDate
+from outbox.store import same_place
 from tests.support.databases import Database
 from tests.support.intervals import interval
 
@@ -248,6 +250,51 @@ def test_an_enqueue_does_not_need_the_outboxs_own_connections(box: Outbox, engin
             with Session(engine) as session, session.begin():
                 cut_off.enqueue(session, interval())
     assert (stored(engine), len(tries)) == (3, 1)
+
+
+@postgresql
+def test_an_enqueue_does_not_wait_for_a_connection_that_its_own_transaction_holds(
+    box: Outbox, engine: Engine, schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(same_place, "WAIT_SECONDS", 0.05)
+    free, answered = threading.Event(), threading.Event()
+
+    def connect() -> Any:  # as PgBouncer does, or a pool of driver connections, when all are taken
+        assert free.wait(20), "the transaction ended only after the wait for its own connection"
+        return engine.dialect.connect(**where)
+
+    _, where = engine.dialect.create_connect_args(engine.url)
+    limited = create_engine(engine.url, creator=connect, poolclass=NullPool)
+    with Outbox(limited, settings=Settings(notify=False)) as pooled, engine.connect() as elsewhere:
+        event.listen(pooled.engine, "close", lambda *_: answered.set())
+        with Session(engine) as session, session.begin():
+            pooled.enqueue(session, interval())
+        free.set()
+        assert answered.wait(20)
+        elsewhere.execute(text(f"SET search_path = {schema}"))
+        with pytest.raises(ConfigError, match=NEVER_SENT):
+            pooled.enqueue(elsewhere, interval())
+    assert stored(engine) == 1
+
+
+@postgresql
+def test_tables_that_were_moved_are_the_same_for_both(engine: Engine, database: Database) -> None:
+    path = "?options=-csearch_path%3Dlater,public"
+    host = create_engine(f"{database.url}{path}")
+    with Outbox(f"{database.url}{path}") as box, host.connect() as connection:
+        box.migrate()
+        box.enqueue(connection, interval())
+        connection.commit()
+        connection.execute(text("CREATE SCHEMA later"))
+        connection.execute(text("ALTER TABLE outbox_usage SET SCHEMA later"))
+        connection.commit()
+        with host.connect() as another:
+            box.enqueue(another, interval())
+            another.commit()
+        assert stored(host) == 2
+        connection.execute(text("ALTER TABLE outbox_usage SET SCHEMA public"))
+        connection.commit()
+    host.dispose()
 
 
 @postgresql

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 import time
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
-from outbox.errors import NOTHING_WRITTEN, ConfigError, OutboxError, SchemaOutOfDate
+from outbox.errors import NOTHING_WRITTEN, ConfigError, SchemaOutOfDate
 from outbox.store.dialects import Place
 from outbox.store.engines import parsed
 
@@ -25,6 +25,8 @@ NO_TABLES = "the outbox tables are not there. Run: outbox migrate"
 """A sentence of error messages: what to do next."""
 ASK_AGAIN_SECONDS = 60.0
 """The pause after the outbox's own database did not answer: an enqueue does not need it."""
+WAIT_SECONDS = 2.0
+"""The longest wait for its answer: the hosts' transactions may hold all connections that a pooler has for both."""
 _PLACES = "outbox_places"
 _MOST_PLACES = 100
 """How many search_paths of one connection are remembered."""
@@ -37,7 +39,8 @@ class SamePlace:
 
     def __init__(self) -> None:
         self._ours: Place | None = None
-        self._ask_at = -math.inf
+        self._asking: Thread | None = None
+        self._wait_until = self._ask_at = -math.inf
 
     def require(self, connection: Connection, database: Database) -> None:
         """Raise ``ConfigError`` where the connection finds other tables, ``SchemaOutOfDate`` where it finds none."""
@@ -50,6 +53,8 @@ class SamePlace:
         ours = self._ours_of(database)
         if place is None or ours is not None:  # a change that the driver does not know of may have mended it
             place = database.dialect.place(connection)
+        if ours is not None and place != ours:
+            ours = self._ours_of(database, anew=True)  # the tables may have been moved
         if ours is not None:
             _compare(place, ours, connection, database)
         if not place.has_tables:
@@ -58,19 +63,34 @@ class SamePlace:
             places.clear()
         places[setting] = place
 
-    def _ours_of(self, database: Database) -> Place | None:
-        """Where the outbox's own connections find the tables. None: its database does not answer."""
-        if self._ours is not None or time.monotonic() < self._ask_at:
-            return self._ours
+    def _ours_of(self, database: Database, *, anew: bool = False) -> Place | None:
+        """Where the outbox's own connections find the tables. None: its database does not answer, or not yet.
+
+        Another thread asks, and goes on when the wait is over: the caller's transaction may hold the very connection
+        that the answer needs, and so may another one that the caller's event loop runs.
+        """
+        known = self._ours is not None and self._ours.has_tables and not anew
+        asking = self._asking
+        if not known and not (asking and asking.is_alive()) and time.monotonic() >= self._ask_at:
+            self._wait_until = time.monotonic() + WAIT_SECONDS
+            asking = Thread(target=self._ask, args=(database,), name="outbox-place", daemon=True)
+            try:
+                asking.start()
+            except RuntimeError:  # the interpreter ends, or there are too many threads
+                return self._ours
+            self._asking = asking
+        if not known and asking is not None:
+            asking.join(max(0.0, self._wait_until - time.monotonic()))
+        return self._ours
+
+    def _ask(self, database: Database) -> None:
         try:
             with database.read() as connection:
-                ours = database.dialect.place(connection)
-        except (OutboxError, DBAPIError):
+                self._ours = database.dialect.place(connection)
+        except Exception:  # noqa: BLE001 - a host's way to connect may raise anything
             self._ask_at = time.monotonic() + ASK_AGAIN_SECONDS
-            return None
-        if ours.has_tables:
-            self._ours = ours
-        return ours
+            if self._ours is not None and not self._ours.has_tables:
+                self._ours = None
 
 
 def _compare(place: Place, ours: Place, connection: Connection, database: Database) -> None:
