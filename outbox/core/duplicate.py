@@ -42,6 +42,9 @@ _DOUBTS = re.compile(
 )
 """Words that deny, doubt or limit, or that name a subject other than the batch."""
 
+_PARTS = re.compile(r"\b(?:rows?|records?|entry|entries|items?|index(?:es)?|indices|ids)\b")
+"""Words of a key by which a document tells of a part of the batch: ``{"error": "duplicate", "row": 2}``."""
+
 _UUID = re.compile(r"\b[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}\b", re.IGNORECASE)
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _CLAUSE = re.compile(r"[.,:;!()\"'`\n]+")
@@ -73,12 +76,13 @@ def _object_affirms(document: dict[str, object]) -> bool:
 
 
 def _denies(document: object) -> bool:
-    """Whether a text in the document, however deep, doubts, or a flag is anything but true."""
+    """Whether a text in the document, however deep, doubts, a flag is anything but true, or a key names a part."""
     left = [document]
     while left:
         value = left.pop()
         if isinstance(value, dict):
-            if any(_plain(key) in _FLAGS and inner is not True for key, inner in value.items()):
+            plain = [(_plain(key), inner) for key, inner in value.items()]
+            if any((key in _FLAGS and inner is not True) or _PARTS.search(key) for key, inner in plain):
                 return True
             left += value.values()
         elif isinstance(value, list):

@@ -77,6 +77,9 @@ DENYING = [
     "duplicate " + "of an earlier request " * 20,
 ]
 DENYING_DOCUMENTS: list[object] = [
+    {"error": "duplicate", "row": 0},
+    {"code": "duplicate", "index": 2},
+    {"duplicate": True, "conflicting_ids": ["0190a0a0-0000-7000-8000-000000000001"]},
     None,
     True,
     2,
