@@ -20,10 +20,9 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -31,8 +30,8 @@ from outbox.core.lane import SIGNALS
 from outbox.errors import ConfigError
 
 PREFIX = "OUTBOX_"
-_SWITCH_KEYS = ("config", "telemetry", *SIGNALS)
-"""The keys that lead to a switch in langsmith_config.yaml."""
+_SWITCH_KEYS = (("config",), ("telemetry",), SIGNALS)
+"""The keys that lead to a switch in langsmith_config.yaml, level by level."""
 FAMILIAR = {
     "LANGSMITH_LICENSE_KEY": "license_key",
     "BEACON_ENDPOINT": "beacon_url",
@@ -217,7 +216,10 @@ def _parse_toml(path: Path) -> dict[str, object]:
 
 def _parse_yaml(path: Path) -> object:
     try:
-        return yaml.load(_read(path), _UniqueKeys)  # noqa: S506 - it is a SafeLoader
+        loader = yaml.SafeLoader(_read(path))
+        document = loader.get_single_node()
+        _require_once(document)
+        return None if document is None else loader.construct_document(document)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -230,15 +232,19 @@ class _KeyTwice(yaml.MarkedYAMLError):
     pass
 
 
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key on the way to a switch that is there twice: PyYAML takes the last, and a switch would be lost."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key for key, _ in node.value if key.value in _SWITCH_KEYS]
-        for place, key in enumerate(keys):
-            if key.value in [earlier.value for earlier in keys[:place]]:
-                raise _KeyTwice(problem_mark=key.start_mark)
-        return super().construct_mapping(node, deep)
+def _require_once(node: yaml.Node | None) -> None:
+    """Refuse a key on the way to a switch that is there twice: PyYAML takes the last, and a switch would be lost. What
+    else the file holds is another product's."""
+    for names in _SWITCH_KEYS:
+        if not isinstance(node, yaml.MappingNode):
+            return
+        found: dict[str, yaml.Node] = {}
+        for key, value in node.value:
+            if key.value in names:
+                if key.value in found:
+                    raise _KeyTwice(problem_mark=key.start_mark)
+                found[key.value] = value
+        node = found.get(names[0])
 
 
 def _read(path: Path) -> str:

@@ -194,6 +194,15 @@ class TestConfigFile:
             Settings.load(directory / name)
         assert CANARY not in str(caught.value)
 
+    def test_keys_that_are_no_switch_may_be_there_twice_or_come_by_a_merge(self, directory: Path) -> None:
+        (directory / "langsmith_config.yaml").write_text(
+            "services: {a: {logs: 1, logs: 2}}\n"
+            "defaults: &on {metrics: true}\n"
+            "sites: {first: {deep: &off {<<: *on, metrics: false}}}\n"
+            "config: {telemetry: {<<: *off}}\n"
+        )
+        assert not Settings.load().telemetry_metrics
+
     def test_a_broken_file_of_the_directory_is_not_skipped(self, directory: Path) -> None:
         (directory / "langsmith_config.yaml").write_text("config: [")
         assert "langsmith_config.yaml is not valid YAML" in refusal()
