@@ -51,6 +51,14 @@ def test_a_driver_that_keeps_no_status_of_its_session_is_asked_for_autocommit(en
             assert dialect.commits_each(cast("Connection", without)) is (level == "AUTOCOMMIT" and not begun)
 
 
+def test_what_a_listener_has_set_on_a_connection_of_psycopg2_is_committed() -> None:
+    commits: list[int] = []
+    for status in (0, 2):  # idle; in a transaction, which its set_isolation_level would roll back
+        session = SimpleNamespace(info=SimpleNamespace(transaction_status=status), commit=lambda: commits.append(1))
+        dialect_named("postgresql").end_begun(session)
+    assert commits == [1]
+
+
 def test_options_of_an_async_driver_that_the_outboxs_own_does_not_know_are_translated_or_left_out() -> None:
     mysql = dialect_named("mysql").sync_url(make_url("mysql+aiomysql://h/n?echo=1&charset=utf8mb4"))
     assert str(mysql) == "mysql+pymysql://h/n?charset=utf8mb4"

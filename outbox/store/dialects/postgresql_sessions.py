@@ -105,6 +105,6 @@ class Sessions(Dialect):
         )
 
     def end_begun(self, driver_connection: Any) -> None:
-        session = getattr(driver_connection, "pgconn", None)
+        session = getattr(driver_connection, "pgconn", None) or getattr(driver_connection, "info", None)  # of psycopg2
         if session is not None and session.transaction_status != IDLE:
             driver_connection.commit()
