@@ -49,9 +49,8 @@ def _database(patient: Patient) -> Iterator[Finding]:
         with patient.read() as connection:
             migrate.schema_status(connection)  # reads a table: SQLite does not open its file for a SELECT 1
     except OutboxError as error:
-        if not (
-            patient.knows_database and patient.database.denied(error)
-        ):  # it answers; each other check says what it may not read
+        answers = patient.knows_database and patient.database.denied(error)
+        if not answers:  # else each other check says what it may not read
             patient.lack(Need.DATABASE, "the database cannot be used")
             yield problem_of(error)
             return
