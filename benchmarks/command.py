@@ -45,7 +45,7 @@ BENCHMARKS = {
 }
 QUICK = ("enqueue", "drain", "steady", "latency", "backpressure")
 """What ``make bench`` runs."""
-CI = ("enqueue", "drain", "steady", "backpressure", "otel")
+CI = ("enqueue", "drain", "backpressure")
 """What .ci/run runs: those with bars that a quarter of an hour has room for beside the tests. Nothing is drawn."""
 _GROUPS = {"quick": QUICK, "ci": CI, "all": tuple(BENCHMARKS)}
 _OPTIONS = {"compare": (), "report": ("out",)}
