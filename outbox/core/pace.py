@@ -39,10 +39,13 @@ MARGIN = 3
 may account for fewer."""
 STRICT, STRICT_PROOF_REQUESTS = 1, 4
 """Beacon is strict if it delivered at most ``STRICT`` requests between two 429s. Fewer requests prove a rate then."""
+LONGEST_PROOF_SECONDS = 30.0
+"""Deliveries at a rate for so long prove it, however large the burst allowance may be."""
 IN_USE = 0.85
 """Share of the rate that must have been used for the deliveries to say anything about it."""
-HOLD_SECONDS, HOLD_MAX_SECONDS = 30.0, 600.0
-"""How long a found rate is held before a higher one is tried: first, and at most."""
+HOLD_SECONDS, HOLD_MAX_SECONDS = 15.0, 120.0
+"""How long a found rate is held before a higher one is tried: first, and at most. The latter is about how late a limit
+that was lifted is noticed; each try in vain costs about a second."""
 LONGEST_STEP = 2.0
 """Largest factor by which a rate is raised or lowered in one step."""
 PAUSE_SECONDS = 1.0
@@ -179,7 +182,7 @@ def _taken(pace: Pace, left_at: float, now: float) -> Pace:
 def _proof(pace: Pace, seconds: float) -> bool:
     """Whether the deliveries at this rate prove it, ``seconds`` after the first request at it."""
     beyond = pace.taken - 1 - pace.proven * seconds
-    if pace.refused == math.inf and seconds < HOLD_SECONDS and beyond <= MARGIN * (pace.saved + 1):
+    if pace.refused == math.inf and seconds < LONGEST_PROOF_SECONDS and beyond <= MARGIN * (pace.saved + 1):
         return False  # a little above the limit the burst allowance lasts for a while
     if pace.strict and not pace.held:
         return pace.taken >= STRICT_PROOF_REQUESTS

@@ -127,17 +127,17 @@ def test_a_pace_that_is_refused_is_followed_by_one_half_way_down() -> None:
     assert (pace.since, pace.hold) == (1.0, HOLD_SECONDS)
 
 
-def test_when_proven_and_refused_are_close_what_is_proven_is_held_for_half_a_minute() -> None:
+def test_when_proven_and_refused_are_close_what_is_proven_is_held_for_a_quarter_of_a_minute() -> None:
     close = answered(taken(searching(rate=4.0 * CLOSE), 1, since=0.0, seconds=0.0), TOO_MANY, 1.0)
     assert close.held
     assert close.rate == 4.0
     assert not replace(close, refused=4.17).held
     assert not replace(close, proven=0.0, refused=0.0).held
-    pace = taken(held(), 296, since=0.0, seconds=29.5)
-    assert (pace.rate, pace.refused, pace.taken) == (10.0, 10.0 * CLOSE, 296)
-    pace = taken(pace, 1, since=30.0, seconds=0.0)
+    pace = taken(held(), 146, since=0.0, seconds=14.5)
+    assert (pace.rate, pace.refused, pace.taken) == (10.0, 10.0 * CLOSE, 146)
+    pace = taken(pace, 1, since=15.0, seconds=0.0)
     assert (pace.rate, pace.refused, pace.proven) == (10.0 * CLOSE, math.inf, 10.0)
-    assert pace.since == 30.0
+    assert pace.since == 15.0
 
 
 def test_a_look_beyond_the_limit_that_is_refused_is_repeated_after_twice_as_long_up_to_ten_minutes() -> None:
