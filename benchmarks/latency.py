@@ -51,7 +51,7 @@ class Pace:
     seconds: float
 
 
-QUICK, QUICK_ROUNDS = (Pace(200, 1, 0.5), Pace(2000, 10, 0.5)), 5
+QUICK, QUICK_ROUNDS = (Pace(200, 1, 0.35), Pace(2000, 10, 0.35)), 5
 FULL, FULL_ROUNDS = (Pace(200, 1, 5.0), Pace(2000, 10, 5.0)), 7
 
 

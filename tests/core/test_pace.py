@@ -140,7 +140,7 @@ def test_when_proven_and_refused_are_close_what_is_proven_is_held_for_a_quarter_
     assert pace.since == 15.0
 
 
-def test_a_look_beyond_the_limit_that_is_refused_is_repeated_after_twice_as_long_up_to_ten_minutes() -> None:
+def test_a_look_beyond_the_limit_that_is_refused_is_repeated_after_twice_as_long_up_to_two_minutes() -> None:
     beyond = Pace(rate=10.4, proven=10.0, since=0.0, taken=1)
     back = answered(beyond, TOO_MANY, 1.0)
     assert (back.rate, back.hold, back.step) == (10.0, 2 * HOLD_SECONDS, CLOSE)
