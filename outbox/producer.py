@@ -262,7 +262,8 @@ class Outbox:
     def _insert(self, connection: Connection, result: EnqueueResult, rows: Rows) -> None:
         dialect, inserted = self.store.database.dialect, 0
         try:
-            self._require_room(connection, len(rows.get(Lane.USAGE, ())), rows.get(Lane.USAGE, ()))
+            usage = rows.get(Lane.USAGE, ())
+            self._require_room(connection, len(usage), usage)
             chunks = [
                 (LANES[lane].table, fresh[start : start + CHUNK_ROWS])
                 for lane, fresh in rows.items()
@@ -355,7 +356,7 @@ class Outbox:
     def _windows(self, ids: Ids, lane: AnyLane, since: Time, until: Time) -> Sequence[tuple[Lane, Window]]:
         """For each lane the window to search, which ends at its current version: later deaths are not in it."""
         numbers = None if ids is None else self.store.numbers_of(ids_given(ids))
-        window = Window(None, time_given("since", since), time_given("until", until))
+        window = Window(since=time_given("since", since), until=time_given("until", until))
         return [
             (
                 each,

@@ -14,7 +14,7 @@ import pytest
 from benchmarks.children import Child
 from tests.support.waiting import wait_until
 
-BUSY = "import time\nprint('ready', flush=True)\nwhile True: time.sleep(1)\n"
+BUSY = "import signal\nprint('ready', flush=True)\nwhile True: signal.pause()\n"
 
 
 @pytest.fixture

@@ -166,8 +166,9 @@ class Dialect(ABC):
         return isinstance(its, type) and not (issubclass(kind, its) and kind.close is its.close)  # type: ignore[attr-defined]
 
     def borrow(self, driver_connection: Any, driver: Driver) -> Callable[[], None]:
-        """Set up such a connection. Returns the function that restores its state."""
-        raise NotImplementedError
+        """Set up such a connection. Returns the function that restores its state. Of a file nothing is borrowed: the
+        outbox opens it itself."""
+        return lambda: None
 
     def end(self, driver_connection: Any) -> None:
         """End the connection's session for good, wherever ``close`` gives it back to."""
@@ -291,8 +292,9 @@ class Dialect(ABC):
 
     def place(self, connection: Connection) -> Place:
         """Where the connection finds the tables: one statement, which fails in a transaction that has failed. Whether
-        there are tables is only told where a connection may see those of several schemas."""
-        raise NotImplementedError
+        there are tables is only told where a connection may see those of several schemas. A file has none: the path is
+        its place, and ``same_file`` tells whether it is still there."""
+        return Place(connection.engine.url.database)
 
     def search_path(self, pooled: PoolProxiedConnection) -> Any:
         """What the driver knows of the session's settings that decide on :meth:`place`, without a round trip. None:
