@@ -38,6 +38,7 @@ BEYOND = 10
 """The distribution is drawn as far as this many commits lie beyond."""
 MODES = {"inside": "in one process", "across": "across processes"}
 ARRIVAL_SECONDS = 20.0
+WARM_SECONDS = 0.8
 AWAKE_SECONDS = 0.02
 """A pause after SIGCONT, in which the processes handle timers that expired while they were stopped."""
 
@@ -64,8 +65,7 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
                     _side("outbox", places, kind, mode, for_ours) as ours,
                     _side("hand", places, kind, mode, for_hand) as hand,
                 ):
-                    for side in (ours, hand):
-                        side.warm()
+                    _warm((ours, hand))
                     _take_turns((ours, hand), paces, rounds)
                     _report(run, kind, mode, paces, ours.waits(), hand.waits())
 
@@ -84,13 +84,6 @@ class Side:
     turns: list[tuple[Pace, float, float]] = field(default_factory=list)
     """The pace of each turn, with its begin and end in epoch seconds."""
 
-    def warm(self) -> None:
-        """Wait until all processes are ready, and run a short turn that is not recorded."""
-        for child in self.children:
-            child.expect(child.ready)
-        self.turn(Pace(200, 1, 0.1))
-        self.turns.clear()
-
     def turn(self, pace: Pace) -> None:
         self.thaw()
         time.sleep(AWAKE_SECONDS)
@@ -99,6 +92,10 @@ class Side:
         time.sleep(pace.seconds)
         committed = self.producer.rest()
         self.turns.append((pace, began, time.time()))
+        self.freeze(committed)
+
+    def freeze(self, committed: int) -> None:
+        """Stop the processes, once beacon has received that many rows."""
         self._until_received(committed)
         for child in self.children:
             child.freeze()
@@ -123,6 +120,18 @@ class Side:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"{rows} rows were committed, received: {self.beacon.counts['usage']}")
             time.sleep(0.01)
+
+
+def _warm(sides: tuple[Side, Side]) -> None:
+    """Run both sides at once until what each does at its start is over, unrecorded: a worker audits all lanes."""
+    for side in sides:
+        for child in side.children:
+            child.expect(child.ready)
+    for side in sides:
+        side.producer.go(200, 1)
+    time.sleep(WARM_SECONDS)
+    for side in sides:
+        side.freeze(side.producer.rest())
 
 
 def _take_turns(sides: tuple[Side, Side], paces: Sequence[Pace], rounds: int) -> None:
