@@ -201,6 +201,7 @@ class Worker:
             looked_lately = time.monotonic() - idle.looked_at < LOOK_DUE_SECONDS
             if idle.expecting and looked_lately and store.claims_by_reading(lane):
                 lane_signal.entries = True  # as after a notification: it reads the log, without an outlook first
+                lane_signal.other_process_at = idle.found_at  # so what settles looks for more, as after a notification
             elif not woken:
                 idle = idle.looked(time.monotonic())
             report = self.dispatcher.run_lane(lane, stop=self._stop, notified=True)

@@ -6,7 +6,7 @@ import math
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,11 @@ from sqlalchemy import Engine, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
-from outbox import BeaconTransport, Outbox, Settings, Worker
+from outbox import BeaconTransport, Outbox, Settings, UsageInterval, Worker
+from outbox.core.batch import Batch
 from outbox.core.lane import Lane
-from outbox.core.step import Outlook, Step
+from outbox.core.receipt import Receipt
+from outbox.core.step import Outlook, Settlement, Step
 from outbox.simulator import Simulator
 from outbox.store.watch import Watch
 from tests.support import killable, ledger
@@ -102,6 +104,53 @@ def test_where_nobody_tells_of_commits_elsewhere_they_are_claimed_without_a_look
             beacon.wait_for("usage", found)
             wait_until(lambda sent=found: slow_poll.status().lanes["usage"].sent == sent)
             assert found < 30, f"each was looked for first: {looks}"
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_where_nobody_tells_of_commits_elsewhere_what_is_committed_during_a_request_is_claimed_by_what_settles_it(
+    slow_poll: Outbox, database: Database, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seconds in ("core.idle.EXPECTED", "lanesignal.EXPECTED", "worker.LOOK_DUE", "flight.LOOK_DUE"):
+        monkeypatch.setattr(f"outbox.{seconds}_SECONDS", 3600)
+    settling: list[tuple[int, int]] = []
+    step = slow_poll.store.step
+
+    def stepping(lane: Lane, landed: Sequence[Settlement], **options: Any) -> Step:
+        reads = slow_poll.store.claims_by_reading(lane)
+        done = step(lane, landed, **options)
+        if landed and reads:
+            settling.append((len(landed), len(done.batches)))
+        return done
+
+    def sent(rows: int) -> bool:
+        return slow_poll.status().lanes["usage"].sent == rows
+
+    monkeypatch.setattr(slow_poll.store, "step", stepping)
+    with (
+        BeaconTransport(slow_poll.settings) as transport,
+        Outbox(database.url, settings=Settings(notify=False)) as elsewhere,
+    ):
+        send, during = transport.send, list[UsageInterval]()
+
+        def sending(batch: Batch) -> Receipt:
+            receipt = send(batch)
+            while during:
+                elsewhere.put(during.pop())
+            return receipt
+
+        monkeypatch.setattr(transport, "send", sending)
+        with Worker(slow_poll, transport):
+            rows = 0
+            while not settling:  # until it claims by reading alone
+                rows += 1
+                elsewhere.put(interval())
+                wait_until(lambda wanted=rows: sent(wanted))
+                assert rows < 60, "it never has the lane to itself"
+            settling.clear()
+            during.append(interval())
+            elsewhere.put(interval())
+            wait_until(lambda: sent(rows + 2))
+        assert settling == [(1, 1), (1, 0)]
 
 
 @pytest.mark.parametrize("database", ["mariadb"], indirect=True)

@@ -7,7 +7,8 @@ A notification ends a wait; the waits themselves are for the entries that no not
     found nothing                                      after 1, 2, 4 ... ms, up to the poll
     reported a timer (a retry, a probe, a lease)       when the timer is due
     followed an announcement made before the COMMIT    after as long again as the announcement is old
-    the database sends no notifications                after an eighth of the time waited since entries were last found
+    the database sends no notifications                at once when it found some, for it looked before it settled them;
+                                                       else after an eighth of the time waited since some were found
 
 A pure value: the worker passes ``now``, in seconds of a monotonic clock.
 """
@@ -28,7 +29,7 @@ NOTIFIED_PAUSE_SECONDS = 0.05
 that is still missing from the log."""
 UNANNOUNCED_PAUSE_SECONDS, UNANNOUNCED_SHARE = 0.0005, 1 / 8
 """Where the database sends no notifications, an unannounced entry waits for at most this share of the time that the
-lane had waited since it found the one before, but never less than the pause."""
+lane had waited since it found the one before; looks in vain are at least the pause apart."""
 EXPECTED_SECONDS = 1.0
 """For this long after an unannounced entry was found, the next ones are claimed without a look first."""
 
@@ -76,8 +77,10 @@ class Idle:
         if report.paused:
             return min(self.pause, due)
         soon = max(now - early_at, FIRST_PAUSE_SECONDS)
-        close = self.pause if self.notifies else max(self.waited * UNANNOUNCED_SHARE, UNANNOUNCED_PAUSE_SECONDS)
-        return min(self.pause, due, soon, close)
+        if self.notifies:
+            return min(self.pause, due, soon)
+        least = 0.0 if report.batches else UNANNOUNCED_PAUSE_SECONDS
+        return min(self.pause, due, soon, max(self.waited * UNANNOUNCED_SHARE, least))
 
     def after_wait(self, seconds: float, *, longest: float) -> Self:
         """After a wait of ``seconds``: the pause is twice as long, at most ``longest``."""

@@ -81,9 +81,12 @@ def test_a_commit_that_was_announced_before_it_was_visible_is_looked_for_after_a
 class TestWithoutNotifications:
     def test_entries_wait_for_a_share_of_the_time_since_the_last_were_found(self) -> None:
         idle = ticked(Idle(notifies=False), SENT)
-        assert idle.wait(SENT, early_at=NEVER, now=0) == UNANNOUNCED_PAUSE_SECONDS
+        assert idle.wait(NOTHING, early_at=NEVER, now=0) == UNANNOUNCED_PAUSE_SECONDS
         idle = ticked(idle.after_wait(0.08, longest=60), NOTHING, now=0.08)
         assert idle.wait(NOTHING, early_at=NEVER, now=0.08) == pytest.approx(0.08 * UNANNOUNCED_SHARE)
+
+    def test_a_lane_that_found_some_looks_at_once_since_its_last_look_was_before_it_settled_them(self) -> None:
+        assert ticked(Idle(notifies=False), SENT).wait(SENT, early_at=NEVER, now=0) == 0
 
     def test_entries_that_were_announced_do_not_count_as_found(self) -> None:
         for woken, notified in ((True, False), (False, True)):
