@@ -97,6 +97,7 @@ class Worker:
         for lane in lanes:
             self._every(self.box.settings.poll_seconds, self._drain_on, lane)
         self._every(BOUNDS_SECONDS, self._keep_within_bounds, executor="upkeep")
+        self._every(UPKEEP_SECONDS, self._give_back, executor="upkeep")  # before the purge: see Store.give_back
         for lane in Lane:  # a job for each lane: an error in one lane does not keep the others from their upkeep
             self._every(UPKEEP_SECONDS, self._upkeep, lane, executor="upkeep")
             self._every(3600, self._audit, lane, executor="upkeep")
@@ -248,6 +249,11 @@ class Worker:
             shed = self.box.store.keep_within(lane, bounds)
             if shed:
                 logger.warning("lane %s: %d of the oldest entries shed, beyond OUTBOX_TELEMETRY_MAX_*", lane, shed)
+
+    def _give_back(self) -> None:
+        self._begin()
+        while not self._stop.is_set() and self.box.store.give_back():
+            pass
 
     def _upkeep(self, lane: Lane) -> None:
         self._begin()

@@ -172,6 +172,22 @@ def test_upkeep_goes_on_when_the_wall_clock_was_set_back(short_poll: Outbox, mon
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
+def test_free_room_that_nothing_took_since_the_last_upkeep_goes_back_to_the_disk(box: Outbox, engine: Engine) -> None:
+    def pages(what: str) -> int:
+        with engine.connect() as connection:
+            return int(connection.exec_driver_sql(f"PRAGMA {what}").scalar_one())
+
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE another (room)")
+        connection.exec_driver_sql("INSERT INTO another VALUES (zeroblob(8000000))")
+        connection.exec_driver_sql("DROP TABLE another")
+    full = pages("page_count")
+    assert pages("freelist_count") > full / 2
+    with Worker(box, Held()):
+        wait_until(lambda: pages("page_count") < full / 2)
+
+
+@pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_lane_that_cannot_be_audited_keeps_no_other_from_its_upkeep(
     box: Outbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:

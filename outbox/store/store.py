@@ -292,8 +292,6 @@ class Store:
                 total += deleted
         self._after_purge(lane)
         self._drop_receipts(lane, now - int(rules.receipts_seconds * MICROSECONDS), now)
-        while total and self._give_back():
-            pass
         return total
 
     def _after_purge(self, lane: Lane) -> None:
@@ -318,7 +316,9 @@ class Store:
                 retention.delete_receipts(connection, receipts.old)
             until = receipts.until
 
-    def _give_back(self) -> bool:
+    def give_back(self) -> bool:
+        """Return some free space of the file to the disk. Before :meth:`purge`: what it frees is for the next rows.
+        Returns whether there is more."""
         with self.database.write(in_turn=True) as connection:
             return self.database.dialect.give_back(connection)
 

@@ -283,7 +283,8 @@ class Dialect(ABC):
         return nullcontext(lambda _stop: ())
 
     def give_back(self, connection: Connection) -> bool:
-        """Return some of the space of deleted rows to the file system. Returns whether there is more."""
+        """Return some of the space of deleted rows to the file system, beyond what the next rows need. Returns whether
+        there is more."""
         return False
 
     def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
