@@ -25,7 +25,8 @@ from outbox.core.batch import Batch
 from outbox.core.lane import Lane
 from outbox.core.policy import Retention
 
-QUICK_ROWS = {"sqlite": 10_000, "postgresql": 10_000, "mariadb": 4_000}
+QUICK_ROWS = {"sqlite": 30_000, "postgresql": 30_000, "mariadb": 10_000}
+QUICK_PURGED_ROWS = {"sqlite": 10_000, "postgresql": 10_000, "mariadb": 4_000}
 ALONE_SECONDS = 0.3
 TURN_SECONDS = {"sqlite": 0.001}
 """A pause of the hand-written loop after each transaction, where there is one writer at a time: it leaves the lock to
@@ -46,7 +47,7 @@ class Swallow:
 def run(run: Run, places: Places, databases: Sequence[str]) -> None:
     with closing(Child("benchmarks.steady")) as other:
         for kind in databases:
-            count = 1_000_000 if run.full else QUICK_ROWS[kind]
+            count, purged = (1_000_000, 1_000_000) if run.full else (QUICK_ROWS[kind], QUICK_PURGED_ROWS[kind])
             run.compare(
                 f"steady/{kind}",
                 f"insert + drain + purge at once, {kind}, no HTTP",
@@ -54,7 +55,7 @@ def run(run: Run, places: Places, databases: Sequence[str]) -> None:
                 lambda kind=kind, count=count: _hand(places, other, kind, count),  # type: ignore[misc]
                 rounds=5 if not run.full else 3,
             )
-            _beside_a_purge(run, places, other, kind, count, BATCH_ROWS)
+            _beside_a_purge(run, places, other, kind, purged, BATCH_ROWS)
             if kind == "sqlite":  # SQLite has one writer at a time, so a purge may block a put
                 _beside_a_purge(run, places, other, kind, SMALL_BATCHES * SMALL_BATCH_ROWS, SMALL_BATCH_ROWS)
 
