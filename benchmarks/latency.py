@@ -226,9 +226,10 @@ def _milliseconds(groups: Sequence[Sequence[float]], part: float) -> list[float]
 def distribution(ours: Sequence[Sequence[float]], hand: Sequence[Sequence[float]], rows: int) -> dict[str, list[float]]:
     """The columns of a plot of the whole distribution: the share of rows, and the milliseconds of each side.
 
-    It ends where fewer than ``BEYOND`` commits of a side lie beyond: what is further out is chance.
+    It begins at p5: a row that a look met by chance would stretch the axis. It ends where fewer than ``BEYOND`` commits
+    of a side lie beyond: what is further out is chance.
     """
     columns = {"ours_ms": sorted(_pooled(ours)), "hand_ms": sorted(_pooled(hand))}
     last = 1 - BEYOND * rows / min(map(len, columns.values()))
-    parts = [part for part in (*(number / 200 for number in range(1, 200)), 0.998, 0.999) if part <= last]
+    parts = [part for part in (*(number / 200 for number in range(10, 200)), 0.998, 0.999) if part <= last]
     return {"part": parts} | {name: [1000 * quantile(side, part) for part in parts] for name, side in columns.items()}
