@@ -11,13 +11,13 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.processes import free_port
 from tests.support.waiting import wait_until
 
 SECONDS = 60.0
@@ -55,7 +55,7 @@ class Shell:
     def __init__(self, process: subprocess.Popen[str], notes: Path) -> None:
         self._process = process
         self._notes = notes
-        self._port = _free_port()
+        self._port = str(free_port())
         self._steps = 0
 
     def follows(self, step: Step) -> None:
@@ -88,8 +88,3 @@ def shell(folder: Path, notes: Path, environment: Mapping[str, str]) -> Iterator
             yield Shell(process, notes)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def _free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return str(taken.getsockname()[1])

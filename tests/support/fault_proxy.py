@@ -93,7 +93,9 @@ class FaultProxy:
         self._planted: list[_Planted] = []
         self._lines: set[_Line] = set()
         self._threads: list[threading.Thread] = []
-        self._listen(0)
+        self._held = self._hold_port()
+        self._port: int = self._held.getsockname()[1]
+        self._listen()
 
     @property
     def port(self) -> int:
@@ -125,19 +127,18 @@ class FaultProxy:
         """While the block runs the port does not listen and all connections are closed. Fires after one connection of
         its own was refused."""
         self._stop_listening()
-        held = self._hold_port()
         try:
             with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", self._port)):
                 raise AssertionError("somebody listens on the port of the proxy")
             self.fire(Fault.REFUSE)
             yield
         finally:
-            held.close()
-            self._listen(self._port)
+            self._listen()
 
     def close(self) -> None:
         self.ending.set()
         self._stop_listening()
+        self._held.close()
 
     def __enter__(self) -> Self:
         return self
@@ -188,9 +189,8 @@ class FaultProxy:
 
     # -- listening
 
-    def _listen(self, port: int) -> None:
-        self._listener = socket.create_server(("127.0.0.1", port), backlog=64)
-        self._port: int = self._listener.getsockname()[1]
+    def _listen(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self._port), backlog=64)
         self._accepting = threading.Thread(target=self._accept, args=(self._listener,), name="fault-proxy", daemon=True)
         self._accepting.start()
 
@@ -227,11 +227,12 @@ class FaultProxy:
             thread.join(10)
             assert not thread.is_alive(), f"{thread.name} hangs"
 
-    def _hold_port(self) -> socket.socket:
-        """The port, bound but not listening, so that no other process can take it meanwhile."""
+    @staticmethod
+    def _hold_port() -> socket.socket:
+        """A port, bound but not listening, so that no other process can take it while nobody listens."""
         held = socket.socket()
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind(("127.0.0.1", self._port))
+        held.bind(("127.0.0.1", 0))
         return held
 
 

@@ -19,7 +19,6 @@ from tests.support.waiting import wait_until
 
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 15.0
-_PORT_TRIES = 3
 
 NOBODY = 65534
 
@@ -73,10 +72,17 @@ def environment(libraries: str = "") -> dict[str, str]:
 
 
 def free_port() -> int:
-    """A free port. Another process may take it first, so a start must try again."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of loopback that refuses connections until somebody listens there, and is nobody else's till we end.
+
+    A bound socket that does not listen holds it: no port is given to two, and none is lost while a server restarts.
+    Whoever is to listen there must set SO_REUSEADDR, as servers do.
+    """
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        port = int(held.getsockname()[1])
+        held.detach()  # stays open
+    return port
 
 
 class Server(ABC):
@@ -189,24 +195,20 @@ class Server(ABC):
         return ""
 
     def _launch(self) -> None:
-        for left in reversed(range(_PORT_TRIES)):
-            self.port = self.port or free_port()
-            with (self.home / "server.log").open("ab") as log:
-                self._process = subprocess.Popen(
-                    self._command(),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd=self.home,
-                    env=environment(self._libraries),
-                    start_new_session=True,  # Ctrl-C must reach pytest only, which stops the servers itself
-                    **account(),
-                )
-            if self._becomes_ready():
-                return
-            if not left or "ddress already in use" not in self._log():
-                raise ServerStartError(f"{self.product} ({self.source}) ended at start:\n{self._log()[-2000:]}")
-            self.port = 0
+        self.port = self.port or free_port()
+        with (self.home / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.home,
+                env=environment(self._libraries),
+                start_new_session=True,  # Ctrl-C must reach pytest only, which stops the servers itself
+                **account(),
+            )
+        if not self._becomes_ready():
+            raise ServerStartError(f"{self.product} ({self.source}) ended at start:\n{self._log()[-2000:]}")
 
     def _becomes_ready(self) -> bool:
         process = self._process
