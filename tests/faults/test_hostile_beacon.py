@@ -160,6 +160,7 @@ def test_an_odd_answer_that_http_allows_is_taken(victim: Victim, beacon_host: Ra
     victim.box.put(*intervals(2))
     beacon_host.on(USAGE, noted("odd", raw))
     victim.until(lambda: victim.lane().sent == 2)
+    beacon_host.wait_for("odd")
     assert beacon_host.fired == ["odd"]
 
 
@@ -200,7 +201,9 @@ def test_a_second_answer_to_one_batch_is_not_taken_for_the_next_one(victim: Vict
     first, second = victim.box.put(*intervals(2))
     beacon_host.on(USAGE, twice(b'{"inserted_count":1}'), hang_up, inserted(1))
     victim.until(lambda: victim.lane().sent == 2)
-    assert beacon_host.fired == ["answered twice", "hung up"]
+    beacon_host.wait_for("answered twice")
+    beacon_host.wait_for("hung up")
+    assert sorted(beacon_host.fired) == ["answered twice", "hung up"]
     assert len(beacon_host.posts(USAGE)) == 3
     assert victim.find(first).num_failed_send_attempts == 0
     assert victim.find(second).num_failed_send_attempts == 1
@@ -216,7 +219,9 @@ def test_a_second_answer_of_verify_is_not_taken_for_that_of_a_batch(victim: Vict
     beacon_host.on("/verify", verify)
     beacon_host.on(USAGE, hang_up, inserted(2))
     victim.until(lambda: victim.lane().sent == 2)
-    assert beacon_host.fired == ["answered twice", "hung up"]
+    beacon_host.wait_for("answered twice")
+    beacon_host.wait_for("hung up")
+    assert sorted(beacon_host.fired) == ["answered twice", "hung up"]
     assert victim.find(id).num_failed_send_attempts == 1
 
 

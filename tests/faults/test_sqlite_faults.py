@@ -135,10 +135,10 @@ def test_the_hosts_own_transaction_gets_the_error_of_sqlalchemy(box: Outbox, fil
 def test_a_worker_outlives_a_lock_held_too_long(
     box: Outbox, file: Path, beacon: Simulator, caplog: pytest.LogCaptureFixture
 ) -> None:
+    ids = box.put(*intervals(3))  # a put beside the worker would soon lose its patience too
     patience(box, 20)
     beacon.faults.status = 503  # so that it has something to write all the time
     with BeaconTransport(box.settings) as transport, Worker(box, transport):
-        ids = box.put(*intervals(3))
         beacon.wait_for(lambda received: received.counts()["usage"]["requests"] > 0)
         with lock_held(file):
             wait_until(lambda: "database is locked" in caplog.text)
