@@ -16,6 +16,7 @@ from outbox.messages import Message
 from tests.messages.documents import example
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
+from tests.support.locks import waits_for_a_lock
 from tests.support.waiting import wait_until
 
 CHUNK_ROWS = 120
@@ -135,19 +136,10 @@ def test_what_a_signals_handler_raises_while_the_server_is_at_work_comes_out(
 ) -> None:
     """The INSERT waits for another transaction, which has one of its ids."""
     messages = intervals(2000)
-    waiting = {
-        "mariadb": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
-        "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-        " AND wait_event_type = 'Lock'",
-    }[database.name]
     observer = create_engine(database.url, isolation_level="AUTOCOMMIT")
 
-    def waits() -> bool:
-        with observer.connect() as connection:
-            return bool(connection.execute(text(waiting)).scalar())
-
     def end_the_time() -> None:
-        wait_until(waits)
+        wait_until(lambda: waits_for_a_lock(observer))
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     def handler(*_: object) -> None:

@@ -275,8 +275,10 @@ def test_a_slow_commit_of_a_connection_elsewhere_is_looked_for_again(
 
 
 def listens(engine: Engine) -> bool:
+    """Whether a session of this database does: the workers of other tests listen on the same server."""
+    listening = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query = 'LISTEN outbox'"
     with engine.connect() as connection:
-        return bool(connection.scalar(text("SELECT count(*) FROM pg_stat_activity WHERE query = 'LISTEN outbox'")))
+        return bool(connection.scalar(text(listening)))
 
 
 def test_a_pause_is_not_disturbed_by_what_is_committed_in_it(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from outbox.simulator import Simulator
 from tests.faults.own_server import started
 from tests.support import ledger
 from tests.support.intervals import interval, intervals
+from tests.support.locks import waits_for_a_lock
 from tests.support.servers import MariaDBServer
 from tests.support.waiting import wait_until
 
@@ -62,18 +62,6 @@ def impatient(engine: Engine) -> None:
     """Wait for a lock one second at most: the least that InnoDB knows."""
     engine.dispose()
     event.listen(engine, "connect", lambda c, _: c.cursor().execute("SET SESSION innodb_lock_wait_timeout = 1"))
-
-
-def waits_for_a_lock(engine: Engine) -> bool:
-    """Whether a session of this database waits for a row.
-
-    By the monitor's text: InnoDB's tables in information_schema stand still while anybody asks for them often.
-    """
-    with engine.connect() as connection:
-        sessions = connection.scalars(text("SELECT id FROM information_schema.processlist WHERE db = database()")).all()
-        status = connection.execute(text("SHOW ENGINE INNODB STATUS")).one()[2]
-    waiting = re.findall(r"LOCK WAIT.*?thread id (\d+)", status, re.DOTALL)
-    return not {int(thread) for thread in waiting}.isdisjoint(sessions)
 
 
 # --- the worker's transactions -------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from outbox.store.optimistic import OptimisticSteps
 from outbox.store.schema import BATCH, LANE
 from tests.store.driving import Worker
 from tests.support.databases import Database as Place
+from tests.support.locks import waits_for_a_lock
 from tests.support.strike import Operator
 from tests.support.waiting import wait_until
 
@@ -136,25 +137,18 @@ def test_a_write_whose_answer_is_lost_has_leased_what_is_sent_when_its_lease_end
     assert worker.ids(worker.must_claim()) == put
 
 
-WAITING = {
-    "postgresql": "SELECT count(*) FROM pg_locks WHERE NOT granted",
-    "mariadb": "SELECT count(*) + SLEEP(0.2) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
-}
-"""MariaDB's table shows what it did when nobody has read it for 0.1 s: two tests that ask often see nothing new."""
-
-
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
 @pytest.mark.parametrize("ends", ["commit", "rollback"])
 def test_a_write_that_waits_for_somebody_else_on_the_lane_holds_only_if_they_changed_nothing(
-    worker: Worker, sent: Batch, database: Place, engine: Engine, locks: list[Lane], ends: str
+    worker: Worker, sent: Batch, engine: Engine, locks: list[Lane], ends: str
 ) -> None:
     put = worker.put(ROWS)
-    with engine.connect() as operator, engine.connect() as other:
+    with engine.connect() as other:
         transaction = other.begin()
         other.execute(update(LANE).where(LANE.c.lane == str(worker.lane)).values(version=LANE.c.version + 1))
         with ThreadPoolExecutor(1) as thread:
             stepping = thread.submit(worker.step, [sent])
-            wait_until(lambda: operator.execute(text(WAITING[database.name])).scalar(), message="nobody waits")
+            wait_until(lambda: waits_for_a_lock(engine), message="nobody waits")
             assert not locks
             getattr(transaction, ends)()
             done = stepping.result(30)
