@@ -386,7 +386,7 @@ def test_puts_beside_all_others_are_delivered_once_each_with_what_they_say(
             end.set()
         for each in work:
             each.result()
-    beacon.wait_for("usage", 3 + len(committed))
+    beacon.wait_for("usage", 3 + len(committed), timeout=60)
     ids = beacon.received.ids()
     assert {str(id): 1 for id in committed}.items() <= ids.items()
     assert len(ids) == 3 + len(committed)

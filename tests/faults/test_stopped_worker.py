@@ -26,7 +26,7 @@ from tests.support.databases import Database
 from tests.support.waiting import wait_until
 
 STOPS = int(os.environ.get("OUTBOX_TEST_STOPS", "3"))
-LEASE_SECONDS = 1.0
+LEASE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from sqlalchemy import URL, make_url
 
 from tests.support.waiting import wait_until
 
-START_TIMEOUT = 30.0
-STOP_TIMEOUT = 15.0
+START_TIMEOUT = 90.0
+STOP_TIMEOUT = 60.0
 
 NOBODY = 65534
 

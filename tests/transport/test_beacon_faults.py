@@ -27,7 +27,7 @@ from tests.transport.support.raw_server import (
     silence,
 )
 
-DEADLINE = 0.4
+DEADLINE = 1.0
 """Request timeout in seconds; short, because each of these tests waits for it."""
 
 STATUS_LINE = b"HTTP/1.1 200 OK\r\n"

@@ -29,7 +29,7 @@ from tests.transport.support.raw_server import (
     silence,
 )
 
-DEADLINE = 0.4
+DEADLINE = 1.0
 
 
 def serve(server: RawServer) -> RawServer:
