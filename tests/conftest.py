@@ -43,7 +43,8 @@ _CONFIGURES_OUTBOX = re.compile(r"OUTBOX_|BEACON_|LANGSMITH_|(HTTP|HTTPS|ALL|NO)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    hypothesis.settings.register_profile("suite", deadline=None)  # no test measures its own duration
+    unhurried = [hypothesis.HealthCheck.too_slow]  # a busy machine draws slowly too
+    hypothesis.settings.register_profile("suite", deadline=None, suppress_health_check=unhurried)
     hypothesis.settings.load_profile("suite")
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # inherited from a shell's background job, and by every child
         signal.signal(signal.SIGINT, signal.default_int_handler)

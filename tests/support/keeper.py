@@ -27,7 +27,7 @@ DRIVERS = {"postgresql": ("psycopg", "asyncpg", "psycopg"), "mariadb": ("pymysql
 """For each server, the driver of ``create_engine``, then those of ``create_async_engine``."""
 
 _ROOT = Path(__file__).resolve().parents[2]
-_STOP_TIMEOUT = 60.0
+_STOP_TIMEOUT = 150.0
 
 
 @dataclass(frozen=True, slots=True)
