@@ -193,6 +193,8 @@ class _PoolTransport(httpx.BaseTransport):
             _require_fresh(answer)
         except BaseException as exc:
             self._pools.drop(pool)
+            if _by_socks(exc):
+                raise httpcore.ProxyError(f"the proxy does not answer as a SOCKS5 proxy ({exc})") from exc
             if departure.left or not isinstance(exc, _FAILURES):
                 raise
             raise httpcore.ConnectError(str(exc)) from exc
@@ -207,6 +209,11 @@ class _PoolTransport(httpx.BaseTransport):
 
 
 _FAILURES = (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError)
+
+
+def _by_socks(exc: BaseException) -> bool:
+    """Whether socksio could not read the proxy's reply. httpcore lets its exceptions through, before any POST."""
+    return type(exc).__module__.partition(".")[0] == "socksio"
 
 
 def _require_fresh(answer: httpcore.Response) -> None:

@@ -8,11 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest.mock import Mock
 
+import httpcore
 import httpx
 import pytest
 
-from outbox.core.receipt import Verdict
+from outbox.core.receipt import Failure, Verdict
 from outbox.transport import client
+from outbox.transport.answer import failure_of
 from outbox.transport.beacon import BeaconTransport
 from tests.transport.support.batches import batch_of
 from tests.transport.support.raw_server import Connection, RawServer, Reply, answer, hang_up, send_bytes
@@ -68,6 +70,15 @@ def test_a_pool_whose_request_failed_is_not_used_again(pools: Any) -> None:
     pools.drop(failed)
     assert failed.close.called
     assert pools.take() is not failed
+
+
+def test_a_proxy_that_does_not_answer_as_socks_does_is_no_surprise() -> None:
+    """socksio's exception as httpcore lets it through; the suite runs without that package."""
+    unread = type("ProtocolError", (Exception,), {"__module__": "socksio.exceptions"})
+    pools = client._Pools(lambda: Mock(**{"handle_request.side_effect": unread("Malformed reply")}))
+    with pytest.raises(httpcore.ProxyError, match=r"does not answer as a SOCKS5 proxy \(Malformed reply\)") as caught:
+        client._PoolTransport(pools).handle_request(httpx.Request("POST", "https://beacon.invalid"))
+    assert failure_of(caught.value) is Failure.NOT_SENT
 
 
 @pytest.mark.parametrize(
