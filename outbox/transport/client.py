@@ -56,7 +56,7 @@ def tls_context(settings: TransportSettings) -> ssl.SSLContext | None:
 
 
 def build_client(base_url: str, context: ssl.SSLContext | None, proxy: httpx.Proxy | None) -> BeaconClient:
-    _keep_headers_out_of_debug_logs()
+    _keep_secrets_out_of_debug_logs()
     url = httpx.URL(base_url)
     if context is None and url.scheme == "https":
         context = httpx.create_ssl_context()  # loads all certificate authorities, which takes tens of milliseconds
@@ -255,14 +255,16 @@ class _Stream(httpx.SyncByteStream):
             self._closed()
 
 
-def _keep_headers_out_of_debug_logs() -> None:
-    logging.getLogger("httpcore.http11").addFilter(_without_headers)
+def _keep_secrets_out_of_debug_logs() -> None:
+    for name in ("httpcore.http11", "httpcore.socks"):
+        logging.getLogger(name).addFilter(_without_details)
 
 
-def _without_headers(record: logging.LogRecord) -> bool:
+def _without_details(record: logging.LogRecord) -> bool:
     """Reduce httpcore's DEBUG records of our requests to the event name.
 
-    They contain the response headers and quote malformed responses, where a server may repeat a token.
+    They contain the response headers and quote malformed responses, where a server may repeat a token, and the password
+    for a SOCKS proxy.
     """
     if in_request():
         record.msg = str(record.msg).partition(" ")[0]  # the event name

@@ -18,6 +18,7 @@ import pytest
 from outbox.core.lane import LANES, Lane
 from outbox.errors import LicenseRefused
 from outbox.transport.beacon import BeaconTransport
+from outbox.transport.deadline import deadline
 from outbox.transport.request import build_request, build_verify
 from outbox.transport.secret import Secret, mask
 from tests.transport.support.batches import LICENSE, TOKEN, MakeTransport, batch_of
@@ -112,6 +113,15 @@ def test_a_reason_phrase_that_repeats_the_token_is_not_logged(
 ) -> None:
     server.on("/ingest-traces", send_bytes(f"HTTP/1.1 503 {TOKEN}\r\nContent-Length: 0\r\n\r\n".encode()))
     assert_silent(log, transport.send(batch_of()))
+
+
+def test_the_password_for_a_socks_proxy_is_not_logged(transport: BeaconTransport, log: Any) -> None:
+    """The record is that of httpcore's ``Socks5Connection``; the suite runs without the package that it needs."""
+    transport.verify()
+    log.clear()
+    with deadline(20.0):
+        logging.getLogger("httpcore.socks").debug("setup_socks5_connection.started auth=(b'user', b'hunter2')")
+    assert [record.getMessage() for record in log.records] == ["setup_socks5_connection.started"]
 
 
 def test_the_words_of_an_exception_are_masked(transport_to: MakeTransport, log: Any) -> None:
