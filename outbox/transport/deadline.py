@@ -13,10 +13,10 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import httpcore
 
@@ -27,15 +27,21 @@ TELLS_OF_MORE = "outbox_tells_of_more"
 there it is not."""
 
 _WRITE_BYTES = 8192
-"""Size of one write in TLS within TLS, which only httpcore can write. A writable socket takes this much at once, so
-the write waits at most once."""
+"""Size of one write in TLS within TLS, whose timeout starts again with each part that the socket accepts. A writable
+socket takes this much at once, so the write waits at most once."""
 
 _ANSWER = b"HTTP/"
+
+_RECORD_BYTES = 16 * 1024
+"""Bytes of TLS that are read at once: the size of a record."""
 
 _JOINED_BYTES = 16 * 1024
 """Requests up to this size are copied into one buffer: the size of a TLS record."""
 
 _ends_at: ContextVar[float | None] = ContextVar("outbox_request_ends_at", default=None)
+
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -147,13 +153,64 @@ class _DeadlineStream(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         left = _left(timeout, httpcore.ConnectTimeout)
-        nested = isinstance(self._stream.get_extra_info("socket"), ssl.SSLSocket)
-        return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, left), plain=not nested)
+        if isinstance(self._stream.get_extra_info("socket"), ssl.SSLSocket):
+            return _DeadlineStream(_TlsWithinTls(self._stream, ssl_context, server_hostname, timeout), plain=False)
+        return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, left))
 
     def get_extra_info(self, info: str) -> Any:
         if info == ANSWERED_SINCE_WRITE:
             return bool(self._answered)
         return self._plain if info == TELLS_OF_MORE else self._stream.get_extra_info(info)
+
+
+class _TlsWithinTls(httpcore.NetworkStream):
+    """TLS to beacon inside the TLS connection to a proxy.
+
+    httpcore has one too, but there each part of a record has the whole timeout: a byte now and then never exceeds it.
+    """
+
+    def __init__(
+        self, outer: httpcore.NetworkStream, context: ssl.SSLContext, server_hostname: str | None, timeout: float | None
+    ) -> None:
+        self._outer = outer
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=server_hostname)
+        try:
+            self._carry_out(self._tls.do_handshake, timeout, httpcore.ConnectError)
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return self._carry_out(lambda: self._tls.read(max_bytes), timeout, httpcore.ReadError)
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        self._carry_out(lambda: self._tls.write(buffer), timeout, httpcore.WriteError)
+
+    def close(self) -> None:
+        self._outer.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._tls if info == "ssl_object" else self._outer.get_extra_info(info)
+
+    def _carry_out(self, operation: Callable[[], T], timeout: float | None, failed: type[Exception]) -> T:
+        """The result of ``operation``, after reading and writing what it needs from and to the proxy."""
+        while True:
+            try:
+                result = operation()
+            except ssl.SSLWantReadError:
+                self._send(timeout)
+                data = self._outer.read(_RECORD_BYTES, _left(timeout, httpcore.ReadTimeout))
+                self._incoming.write(data) if data else self._incoming.write_eof()
+            except ssl.SSLError as exc:
+                raise failed(str(exc)) from exc
+            else:
+                self._send(timeout)
+                return result
+
+    def _send(self, timeout: float | None) -> None:
+        if data := self._outgoing.read():
+            self._outer.write(data, _left(timeout, httpcore.WriteTimeout))
 
 
 def _left(timeout: float | None, over: type[Exception], *, among: int = 1) -> float | None:

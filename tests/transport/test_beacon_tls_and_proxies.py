@@ -115,13 +115,16 @@ def test_a_dripping_answer_over_tls_is_cut_at_the_deadline(
 # ------------------------------------------------------------------------------------------------- proxies
 
 
-def tunnel_to(port: int) -> Reply:
-    """A minimal CONNECT proxy: joins two sockets, for any requested name."""
+def tunnel_to(port: int, drips: threading.Event | None = None) -> Reply:
+    """A minimal CONNECT proxy: joins two sockets, for any requested name; byte by byte once ``drips`` is set."""
 
-    def pump(source: socket.socket, sink: socket.socket) -> None:
+    def pump(source: socket.socket, sink: socket.socket, connection: Connection) -> None:
         try:
             while chunk := source.recv(65536):
-                sink.sendall(chunk)
+                size = 1 if drips and drips.is_set() else len(chunk)
+                for start in range(0, len(chunk), size):
+                    sink.sendall(chunk[start : start + size])
+                    connection.pause(0.05 if size < len(chunk) else 0)
             sink.shutdown(socket.SHUT_WR)
         except OSError:
             return
@@ -132,9 +135,9 @@ def tunnel_to(port: int) -> Reply:
         connection.server.seen.append(request)
         connection.sock.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
         with socket.create_connection(("127.0.0.1", port)) as upstream:
-            back = threading.Thread(target=pump, args=(upstream, connection.sock))
+            back = threading.Thread(target=pump, args=(upstream, connection.sock, connection))
             back.start()
-            pump(connection.sock, upstream)
+            pump(connection.sock, upstream, connection)
             back.join(10)
 
     return reply
@@ -212,6 +215,40 @@ def test_a_proxy_behind_tls_is_trusted_as_beacon_is_and_its_connections_are_used
         transport.close()
         assert [seen.method for seen in proxy.seen] == ["CONNECT"] * 3
     assert [seen.path for seen in tls_server.seen] == ["/verify", "/ingest-traces", "/ingest-traces"]
+
+
+def test_a_handshake_that_drips_through_a_proxy_behind_tls_is_cut_at_the_deadline(
+    authority: Authority, transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tunnel_to_a_drip(connection: Connection) -> None:
+        connection.sock.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        assert connection.sock.recv(65536), "the client's side of the handshake"
+        drip(b"\x16\x03\x03\x40\x00", byte=b"\x02")(connection)
+
+    with RawServer(on_connect=within_tls(authority.server_context(), asked_and(tunnel_to_a_drip))) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("http://", "https://"))
+        transport = transport_to(f"https://{NAME}", ca_file=authority.ca, request_timeout=DEADLINE)
+        assert certainly_not_sent(transport.send(batch_of()))
+        proxy.wait_for("client hung up while it dripped many")
+
+
+def test_an_answer_that_drips_through_a_proxy_behind_tls_is_cut_at_the_deadline(
+    tls_server: RawServer, authority: Authority, transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer reaches the proxy at once, as one record."""
+    drips = threading.Event()
+
+    def long_answer(connection: Connection) -> None:
+        drips.set()
+        answer(200, b'{"inserted_count":2}' + b" " * 8000)(connection)
+        connection.wait_for_hang_up()
+
+    tls_server.on("/ingest-traces", long_answer)
+    with RawServer(on_connect=within_tls(authority.server_context(), tunnel_to(tls_server.port, drips))) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("http://", "https://"))
+        receipt = transport_to(f"https://{NAME}", ca_file=authority.ca, request_timeout=1.0).send(batch_of())
+        tls_server.wait_for("client hung up")
+    assert receipt.verdict is Verdict.AMBIGUOUS
 
 
 def test_a_proxy_that_repeats_its_password_does_not_show_it(
