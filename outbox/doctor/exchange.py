@@ -20,13 +20,14 @@ from outbox.core.text import EXCERPT_CHARS, printable
 from outbox.settings import Settings
 from outbox.transport.answer import failure_of, read_answer
 from outbox.transport.beacon import USAGE_ANSWER_BYTES
-from outbox.transport.client import BeaconClient, build_client, tls_context
+from outbox.transport.client import BeaconClient, build_client
 from outbox.transport.compression import Compression
 from outbox.transport.config import checked_base_url, checked_token_header
 from outbox.transport.deadline import deadline, expired
 from outbox.transport.proxy import proxy_for, secrets_of
 from outbox.transport.request import build_verify
 from outbox.transport.secret import Secret, mask
+from outbox.transport.tls import tls_context
 from outbox.transport.verify import read_verify
 
 
@@ -52,12 +53,12 @@ def ask(settings: Settings, license: Secret, seconds: float) -> Exchange:
     base_url = checked_base_url(settings)
     checked_token_header(settings)  # verify sends no token, but a worker refuses to start with a wrong header name
     Compression(settings)
-    context = tls_context(settings) or httpx.create_ssl_context()
+    context = tls_context(settings, https=base_url.startswith("https:"))
     proxy = proxy_for(httpx.URL(base_url))
-    certificates = _note_certificates(context)
+    certificates = [] if context is None else _note_certificates(context)
     words = ""
     started, sent_at = time.monotonic(), time.time()
-    with closing(build_client(base_url, context, proxy)) as client:
+    with closing(build_client(lambda: context, proxy)) as client:
         answer: Answer | Failure
         try:
             answer = _post(client, base_url, license, seconds)

@@ -29,7 +29,7 @@ from outbox.core.text import EXCERPT_CHARS, printable
 from outbox.core.verdict import judge
 from outbox.errors import ConfigError, LicenseRefused, Offline
 from outbox.transport.answer import failure_of, read_answer
-from outbox.transport.client import Client, build_client, tls_context
+from outbox.transport.client import Client, build_client
 from outbox.transport.compression import CONTENT_ENCODING, Compression
 from outbox.transport.config import (
     TransportSettings,
@@ -42,6 +42,7 @@ from outbox.transport.parts import Parts
 from outbox.transport.proxy import proxy_for, secrets_of
 from outbox.transport.request import WireRequest, build_request, build_verify
 from outbox.transport.secret import Secret, mask
+from outbox.transport.tls import TlsFiles
 from outbox.transport.token import TokenSource
 from outbox.transport.verify import read_verify
 from outbox.uninstrumented import uninstrumented
@@ -95,7 +96,7 @@ class BeaconTransport:
         self._timeout = checked_timeout(settings)
         self._compression = Compression(settings)
         self._parts = Parts()
-        self._tls = tls_context(settings)
+        self._tls = TlsFiles(settings, https=client is None and self._base_url.startswith("https:"))
         self._proxy = proxy_for(httpx.URL(self._base_url)) if client is None else None
         self._tokens = TokenSource(self._ask_for_token, public_key=settings.token_public_key)
         self._stopping = threading.Event()
@@ -248,7 +249,7 @@ class BeaconTransport:
             return self._injected
         with self._building:
             if self._own is None or self._own[0] != os.getpid():
-                self._own = (os.getpid(), build_client(self._base_url, self._tls, self._proxy))
+                self._own = (os.getpid(), build_client(self._tls.current, self._proxy))
             return self._own[1]
 
 

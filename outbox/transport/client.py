@@ -19,8 +19,6 @@ from typing import Any, Literal, Protocol
 import httpcore
 import httpx
 
-from outbox.errors import ConfigError
-from outbox.transport.config import TransportSettings
 from outbox.transport.deadline import ANSWERED_SINCE_WRITE, TELLS_OF_MORE, DeadlineBackend, in_request
 from outbox.transport.proxy import wire_proxy
 
@@ -34,40 +32,20 @@ class Client(Protocol):
     def close(self) -> None: ...
 
 
-def tls_context(settings: TransportSettings) -> ssl.SSLContext | None:
-    """The TLS context for a private certificate authority or a client certificate; None: neither is configured.
-
-    Raises ConfigError for a file that cannot be read and for a certificate that does not match its key.
-    """
-    if not (settings.ca_file or settings.client_cert_file):
-        return None
-    try:
-        context = (
-            ssl.create_default_context(cafile=settings.ca_file) if settings.ca_file else httpx.create_ssl_context()
-        )
-        if settings.client_cert_file:
-            context.load_cert_chain(settings.client_cert_file, settings.client_key_file)
-    except OSError as exc:  # ssl.SSLError is one
-        raise ConfigError(
-            f"TLS files cannot be used ({exc.strerror or exc}); check OUTBOX_CA_FILE, OUTBOX_CLIENT_CERT_FILE "
-            "and OUTBOX_CLIENT_KEY_FILE"
-        ) from exc
-    return context
-
-
-def build_client(base_url: str, context: ssl.SSLContext | None, proxy: httpx.Proxy | None) -> BeaconClient:
+def build_client(tls: Callable[[], ssl.SSLContext | None], proxy: httpx.Proxy | None) -> BeaconClient:
+    """``tls``: gives the context for a new connection."""
     _keep_secrets_out_of_debug_logs()
-    url = httpx.URL(base_url)
-    if context is None and url.scheme == "https":
-        context = httpx.create_ssl_context()  # loads all certificate authorities, which takes tens of milliseconds
-    new_pool = partial(
-        httpcore.ConnectionPool,
-        ssl_context=context,
-        proxy=None if proxy is None else wire_proxy(proxy, context),
-        max_connections=1,
-        keepalive_expiry=KEEPALIVE_SECONDS,
-        network_backend=DeadlineBackend(),
-    )
+
+    def new_pool() -> httpcore.ConnectionPool:
+        context = tls()
+        return httpcore.ConnectionPool(
+            ssl_context=context,
+            proxy=None if proxy is None else wire_proxy(proxy, context),
+            max_connections=1,
+            keepalive_expiry=KEEPALIVE_SECONDS,
+            network_backend=DeadlineBackend(),
+        )
+
     return BeaconClient(_PoolTransport(_Pools(new_pool)))
 
 
@@ -162,6 +140,15 @@ class _Pools:
             self._used.discard(pool)
         pool.close()
 
+    def fail(self, pool: httpcore.ConnectionPool) -> None:
+        """Drop a pool whose request failed, and the idle ones, which were made before it failed: their addresses and
+        certificates may be out of date too."""
+        with self._lock:
+            idle = [each for _, each in self._idle]
+            self._idle.clear()
+        for each in (pool, *idle):
+            self.drop(each)
+
     def close(self) -> None:
         with self._lock:
             pools = [*self._used, *(pool for _, pool in self._idle)]
@@ -192,7 +179,7 @@ class _PoolTransport(httpx.BaseTransport):
             answer = pool.handle_request(wire_request)
             _require_fresh(answer)
         except BaseException as exc:
-            self._pools.drop(pool)
+            self._pools.fail(pool)
             if _by_socks(exc):
                 raise httpcore.ProxyError(f"the proxy does not answer as a SOCKS5 proxy ({exc})") from exc
             if departure.left or not isinstance(exc, _FAILURES):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shutil
 import socket
 import ssl
 import threading
@@ -82,6 +83,37 @@ def test_a_key_of_another_certificate_is_a_config_error(
     other = Authority(tmp_path / "other")
     with pytest.raises(ConfigError, match="OUTBOX_CLIENT_KEY_FILE"):
         transport_to("https://x", client_cert_file=authority.cert, client_key_file=other.key)
+
+
+def renewed(path: Path, by: Path) -> None:
+    """Replaces a file as certificates are renewed: by another one, in one step."""
+    shutil.copy(by, path.with_suffix(".new")).replace(path)
+
+
+def test_a_renewed_authority_is_trusted_without_a_restart(
+    tmp_path: Path, tls_server: RawServer, authority: Authority, transport_to: MakeTransport
+) -> None:
+    trusted = shutil.copy(Authority(tmp_path / "former").ca, tmp_path / "trusted.pem")
+    transport = transport_to(tls_server.url, ca_file=trusted)
+    assert certainly_not_sent(transport.send(batch_of()))
+    renewed(trusted, authority.ca)
+    assert transport.send(batch_of()).verdict is Verdict.DELIVERED
+
+
+def test_a_renewed_client_certificate_is_shown_once_its_key_is_there_too(
+    tmp_path: Path, authority: Authority, transport_to: MakeTransport, caplog: pytest.LogCaptureFixture
+) -> None:
+    former = Authority(tmp_path / "former")
+    cert, key = shutil.copy(former.cert, tmp_path / "cert.pem"), shutil.copy(former.key, tmp_path / "key.pem")
+    with RawServer(tls=authority.server_context(clients_of=authority)) as server:
+        serve(server)
+        transport = transport_to(server.url, ca_file=authority.ca, client_cert_file=cert, client_key_file=key)
+        assert transport.send(batch_of()).verdict is Verdict.UNAVAILABLE
+        renewed(cert, authority.cert)
+        assert transport.send(batch_of()).verdict is Verdict.UNAVAILABLE
+        assert "those from before stay in use" in caplog.text
+        renewed(key, authority.key)
+        assert transport.send(batch_of()).verdict is Verdict.DELIVERED
 
 
 def test_a_tls_handshake_that_never_ends_is_certainly_not_sent(

@@ -72,6 +72,15 @@ def test_a_pool_whose_request_failed_is_not_used_again(pools: Any) -> None:
     assert pools.take() is not failed
 
 
+def test_what_is_idle_when_a_request_fails_is_not_used_again_either(pools: Any) -> None:
+    idle, failed = pools.take(), pools.take()
+    pools.give_back(idle)
+    pools.fail(failed)
+    assert idle.close.called
+    assert failed.close.called
+    assert pools.take() not in (idle, failed)
+
+
 def test_a_proxy_that_does_not_answer_as_socks_does_is_no_surprise() -> None:
     """socksio's exception as httpcore lets it through; the suite runs without that package."""
     unread = type("ProtocolError", (Exception,), {"__module__": "socksio.exceptions"})
