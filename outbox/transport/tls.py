@@ -72,4 +72,10 @@ def tls_context(settings: TransportSettings, *, https: bool) -> ssl.SSLContext |
 
 def _public_authorities() -> ssl.SSLContext:
     """Loads all of them, which takes tens of milliseconds."""
-    return httpx.create_ssl_context()
+    try:
+        return httpx.create_ssl_context()
+    except OSError as exc:
+        raise ConfigError(
+            f"the public certificate authorities cannot be read ({exc.strerror or exc}); correct or remove "
+            "SSL_CERT_FILE in the environment, or set OUTBOX_CA_FILE"
+        ) from exc

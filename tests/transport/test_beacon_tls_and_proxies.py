@@ -116,6 +116,14 @@ def test_a_renewed_client_certificate_is_shown_once_its_key_is_there_too(
         assert transport.send(batch_of()).verdict is Verdict.DELIVERED
 
 
+def test_public_authorities_that_cannot_be_read_are_a_config_error(
+    transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", "/nowhere/authorities.pem")
+    with pytest.raises(ConfigError, match=r"No such file or directory.*SSL_CERT_FILE"):
+        transport_to(f"https://{NAME}")
+
+
 def test_a_tls_handshake_that_never_ends_is_certainly_not_sent(
     authority: Authority, transport_to: MakeTransport
 ) -> None:
