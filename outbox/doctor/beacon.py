@@ -11,7 +11,6 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlsplit
 
-import httpx
 import jwt
 
 from outbox.core.receipt import Answer, Failure, Receipt, Verdict
@@ -23,7 +22,7 @@ from outbox.doctor.skew import judge_skew
 from outbox.errors import ConfigError
 from outbox.messages.usage import FUTURE_SECONDS
 from outbox.settings_values import human_seconds
-from outbox.transport.config import is_loopback
+from outbox.transport.config import is_loopback, parse_url
 from outbox.transport.proxy import proxy_for
 from outbox.transport.secret import Secret, mask
 from outbox.transport.token import LEEWAY_SECONDS, MAX_LIFE_SECONDS, life_seconds, load_public_key
@@ -35,7 +34,13 @@ _DAY = 86_400
 
 def _proxy(patient: Patient) -> Iterator[Finding]:
     try:
-        named = proxy_for(httpx.URL(patient.settings.beacon_url))
+        beacon = parse_url(patient.settings.beacon_url)
+    except ConfigError as error:
+        patient.lack(Need.EGRESS, "OUTBOX_BEACON_URL names no host")
+        yield problem_of(error)
+        return
+    try:
+        named = proxy_for(beacon)
     except ConfigError as error:
         patient.lack(Need.EGRESS, "the environment names no usable proxy")
         yield problem_of(error)
@@ -47,7 +52,7 @@ def _proxy(patient: Patient) -> Iterator[Finding]:
 
 
 def _name(patient: Patient) -> Iterator[Finding]:
-    beacon = httpx.URL(patient.settings.beacon_url)
+    beacon = parse_url(patient.settings.beacon_url)
     proxy = proxy_for(beacon)
     host = (beacon if proxy is None else proxy.url).host
     try:

@@ -82,6 +82,7 @@ def parse_url(text: str) -> httpx.URL:
         url = httpx.URL(text)
         if url.port is not None and not 0 < url.port < 65536:
             raise ValueError("httpx takes any number for a port, and socket then raises OverflowError")
+        _ = url.host  # raises for a name in xn-- that stands for no other, which httpx reads only here
     except (httpx.InvalidURL, ValueError):
         # From None: the original message may repeat a password of the URL.
         raise ConfigError("OUTBOX_BEACON_URL cannot be parsed; give https://HOST/PATH") from None

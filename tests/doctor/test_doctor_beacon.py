@@ -172,6 +172,12 @@ def test_a_name_without_an_address_is_one_problem(outbox: Command) -> None:
     assert report.the("beacon").found == "beacon.invalid has no address"
 
 
+@pytest.mark.parametrize("url", ["https://\u2603.example/v1", "https://xn--/v1", "https://beacon.invalid:0/v1"])
+def test_a_url_that_names_no_host_is_one_problem(outbox: Command, url: str) -> None:
+    report = examined(outbox.but(beacon_url=url))
+    assert [problem.found for problem in report.problems] == ["OUTBOX_BEACON_URL cannot be parsed"]
+
+
 @pytest.mark.parametrize("status", [429, 500, 503])
 def test_a_beacon_that_is_busy_is_a_warning(outbox: Command, server: RawServer, status: int) -> None:
     server.on("/verify", answer(status, LICENCE.encode()))

@@ -54,6 +54,7 @@ def test_http_to_another_host_is_refused_unless_it_is_allowed(url: str) -> None:
         "https://[::1",
         "https://x:0",
         "https://x:99999",
+        "https://xn--",
         "https://x?a=1",
         "https://x#y",
         "\x00",
