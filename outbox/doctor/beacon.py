@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import time
@@ -132,6 +133,10 @@ def _mend_of(words: str) -> str:
         return "OUTBOX_CA_FILE=/path/to/the/authority.pem, of the private authority or of the proxy that opens TLS"
     if "CERTIFICATE_REQUIRED" in words.upper() or "HANDSHAKE_FAILURE" in words.upper():
         return "OUTBOX_CLIENT_CERT_FILE=/path/to/the/certificate.pem, and OUTBOX_CLIENT_KEY_FILE"
+    if "ALERT_UNKNOWN_CA" in words or re.search("ALERT_[A-Z_]*CERTIFICATE", words):  # said by the server, of ours
+        return "renew the client certificate: OUTBOX_CLIENT_CERT_FILE, OUTBOX_CLIENT_KEY_FILE; beacon refuses this one"
+    if words.startswith("ProxyError"):
+        return "have the proxy let this host reach beacon; HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT where it asks who"
     if "WRONG_VERSION_NUMBER" in words.upper() or "RECORD_LAYER_FAILURE" in words.upper():
         return "what answers there does not speak TLS: check the port of OUTBOX_BEACON_URL, or of HTTPS_PROXY"
     return "let this host reach beacon (firewall, HTTPS_PROXY), or set OUTBOX_OFFLINE=true where it must not"

@@ -16,7 +16,7 @@ from outbox.simulator import Simulator
 from tests.cli.command import Command
 from tests.doctor.report import Report, examined, with_setting
 from tests.transport.support.certificates import Authority
-from tests.transport.support.raw_server import JSON, RawServer, answer, half, hang_up, silence
+from tests.transport.support.raw_server import JSON, RawServer, answer, half, hang_up, read_request, silence
 
 LICENCE = "lic-C4NARY-doctor-5f1e"
 KEY = "a key of thirty-two characters.."
@@ -256,6 +256,27 @@ def test_a_certificate_of_another_name_is_a_problem(outbox: Command, authority: 
         ours = outbox.but(ca_file=str(authority.ca), beacon_url=server.url.replace("127.0.0.1", "localhost"))
         report = examined(ours)
     assert report.mend("beacon") == "name the host in OUTBOX_BEACON_URL as its certificate does"
+
+
+def test_a_client_certificate_that_beacon_refuses_is_said_to_be_that(
+    outbox: Command, authority: Authority, tmp_path: Path
+) -> None:
+    other = Authority(tmp_path / "other")
+    with RawServer(tls=authority.server_context(clients_of=authority)) as server:
+        shown = {"client_cert_file": str(other.cert), "client_key_file": str(other.key)}
+        report = of_the_way(outbox, server, ca_file=str(authority.ca), **shown)
+    assert "UNKNOWN_CA" in report.the("beacon", "problem").found
+    assert report.mend("beacon").startswith("renew the client certificate: OUTBOX_CLIENT_CERT_FILE")
+
+
+def test_a_proxy_that_asks_who_is_there_is_said_to_do_so(outbox: Command) -> None:
+    refusal = half(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
+    with RawServer(on_connect=lambda connection: (read_request(connection.sock), refusal(connection))[1]) as proxy:
+        ours = outbox.but(beacon_url="https://beacon.invalid/v1")
+        ours.env["HTTPS_PROXY"] = proxy.url
+        report = examined(ours)
+    assert "407" in report.the("beacon", "problem").found
+    assert "HTTPS_PROXY=http://USER:PASSWORD@HOST:PORT" in report.mend("beacon")
 
 
 def test_a_file_of_authorities_that_is_not_there_is_one_problem(outbox: Command, server: RawServer) -> None:
