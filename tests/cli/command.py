@@ -18,6 +18,8 @@ from typing import Any
 import pytest
 
 from outbox.cli import main
+from outbox.simulator import Simulator
+from tests.support.waiting import wait_until
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 _CONFIGURES = re.compile(
@@ -95,6 +97,17 @@ class Command:
         other = Command(self.directory)
         other.env = self.env | {f"OUTBOX_{name.upper()}": value for name, value in settings.items()}
         return other
+
+
+def drain_in_vain(outbox: Command, beacon: Simulator) -> Done:
+    """What a short drain told that met a fault of beacon's: on a slow machine one may end before its first request."""
+
+    def drained() -> Done | None:
+        done = outbox("drain", "--timeout", "0.3")
+        assert done.code == 3, done.err
+        return done if beacon.faults.fired["status"] or beacon.faults.fired["statuses"] else None
+
+    return wait_until(drained)
 
 
 def usage_line(**changes: object) -> bytes:
