@@ -110,7 +110,8 @@ def test_a_handler_may_come_at_any_step_of_who_announces_a_commit(box: Outbox, e
         driver.autocommit = True
         driver.execute("LISTEN outbox")
         ends(announce)
-        assert [told.payload for told in driver.notifies(timeout=10, stop_after=1)] == ["outbox_usage"]
+        # Its thread may have had one of those before still to tell: then two arrive together.
+        assert {told.payload for told in driver.notifies(timeout=30, stop_after=1)} == {"outbox_usage"}
     ends(announcer.close)
 
 

@@ -222,10 +222,10 @@ def test_a_journal_that_is_damaged_is_named_with_its_line_and_left_as_it_is(tmp_
 
 def test_a_simulator_whose_port_is_taken_lets_go_of_what_it_had_opened(tmp_path: Path) -> None:
     with Simulator() as running:
-        opened = os.listdir("/proc/self/fd")
+        opened = set(os.listdir("/proc/self/fd"))
         with pytest.raises(ConfigError, match="choose another port"):
             Simulator(running.port, journal=tmp_path / "journal.jsonl").start()
-        assert os.listdir("/proc/self/fd") == opened
+        assert set(os.listdir("/proc/self/fd")) <= opened  # the collector may have closed another test's meanwhile
 
 
 def test_a_row_that_the_journal_cannot_hold_is_not_accepted_and_the_simulator_ends_with_what_broke_it(
