@@ -30,6 +30,12 @@ from tests.support.transports import PATIENCE_SECONDS, Beacon
 from tests.support.waiting import wait_until
 
 
+@pytest.fixture(autouse=True)
+def no_look_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is: a lane that has not looked for a while does so, whatever it is told."""
+    monkeypatch.setattr(flight, "LOOK_DUE_SECONDS", 3600)
+
+
 class Scene:
     """A notified dispatcher that may have two requests in flight, and has one."""
 
@@ -218,6 +224,7 @@ def test_due_batches_are_not_looked_for_under_the_lock_where_an_outlook_said_tha
     told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
+    monkeypatch.setattr(flight, "LOOK_DUE_SECONDS", LOOK_DUE_SECONDS)
     for module in (dispatcher, flight):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     looked: list[bool] = []
