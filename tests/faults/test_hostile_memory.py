@@ -57,7 +57,7 @@ def sender(server: RawServer, folder: Path, lane: str) -> Iterator[Sender]:
         "OUTBOX_DATABASE_URL": f"sqlite:///{folder}/outbox.db",
         "OUTBOX_BEACON_URL": server.url,
         "OUTBOX_LICENSE_KEY": "licence-of-the-victim",
-        "OUTBOX_REQUEST_TIMEOUT": "1",
+        "OUTBOX_REQUEST_TIMEOUT": "10",
         "OUTBOX_BACKOFF_BASE": "0.001",
         "OUTBOX_BACKOFF_MAX": "0.001",
         "OUTBOX_MAX_ATTEMPTS": "1000",
