@@ -180,9 +180,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 
 @pytest.fixture
-def delivering(database: Database, engine: Engine, beacon: Simulator) -> Iterator[Outbox]:
+def delivering(
+    database: Database, engine: Engine, beacon: Simulator, request: pytest.FixtureRequest
+) -> Iterator[Outbox]:
     """The outbox of a worker in this process."""
-    settings = Settings(beacon_url=beacon.url, license_key=beacon.license)
+    poll_seconds = 3600.0 if "undisturbed" in request.fixturenames else 1.0
+    settings = Settings(beacon_url=beacon.url, license_key=beacon.license, poll_seconds=poll_seconds)
     with Outbox(database.url, settings=settings) as box:
         box.migrate()
         with BeaconTransport(settings) as transport, Worker(box, transport):
@@ -196,8 +199,8 @@ def delivering(database: Database, engine: Engine, beacon: Simulator) -> Iterato
 
 @pytest.fixture
 def undisturbed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No looks but those of notifications. The file's watcher, or a worker that looks again after a pause, may see a
-    commit a moment before its notification here, and then reads the entries."""
+    """No looks but those of notifications. The file's watcher, or a worker that looks again after a pause or by its
+    poll, may see a commit a moment before its notification here, and then reads the entries."""
     monkeypatch.setattr(Watch, "start", lambda _: None)
     monkeypatch.setattr("outbox.flight.LOOK_DUE_SECONDS", 3600)
     monkeypatch.setattr("outbox.core.idle.NOTIFIED_PAUSE_SECONDS", 3600)
