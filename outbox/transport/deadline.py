@@ -134,17 +134,21 @@ class _DeadlineStream(httpcore.NetworkStream):
             self._stream.write(piece, _left(timeout, httpcore.WriteTimeout))
         return None
 
-    @staticmethod
-    def _send(peer: socket.socket, left: memoryview, timeout: float | None) -> None:
-        """Like httpcore's own write, whose timeout however would start again with each part that the socket accepts."""
-        try:
-            while left:
-                peer.settimeout(_left(timeout, httpcore.WriteTimeout))
+    def _send(self, peer: socket.socket, left: memoryview, timeout: float | None) -> None:
+        """Like httpcore's own write, whose timeout however would start again with each part that the socket accepts.
+
+        It waits for half of the time left at once, and gives up after that if there is something to read: an answer to
+        what was sent, by a server that reads no further. httpcore reads the answer after a WriteError.
+        """
+        while left:
+            try:
+                peer.settimeout(_left(timeout, httpcore.WriteTimeout, among=2))
                 left = left[peer.send(left) :]
-        except TimeoutError as exc:
-            raise httpcore.WriteTimeout(str(exc)) from exc
-        except OSError as exc:
-            raise httpcore.WriteError(str(exc)) from exc
+            except TimeoutError as exc:
+                if self._stream.get_extra_info("is_readable"):
+                    raise httpcore.WriteError("the server answered and reads no further") from exc
+            except OSError as exc:
+                raise httpcore.WriteError(str(exc)) from exc
 
     def close(self) -> None:
         self._stream.close()

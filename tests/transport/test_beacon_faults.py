@@ -14,6 +14,7 @@ from outbox.transport.beacon import OTLP_ANSWER_BYTES, USAGE_ANSWER_BYTES, Beaco
 from tests.transport.support.batches import MakeTransport, batch_of, envelope
 from tests.transport.support.raw_server import (
     JSON,
+    Connection,
     RawServer,
     Reply,
     answer,
@@ -183,6 +184,22 @@ def test_an_early_error_is_read_although_the_body_was_not(server: RawServer, tra
         transport._tokens._verify = lambda: token
         receipt = transport.send(batch_of([envelope(Lane.TRACES, "x" * (4 << 20))], lane=Lane.TRACES))
     server.wait_for("refused unread")
+    assert receipt.verdict is Verdict.TOO_LARGE
+
+
+def test_an_early_error_is_read_although_the_server_keeps_the_connection_and_reads_no_further(
+    server: RawServer, transport_to: MakeTransport
+) -> None:
+    """Without its 413 a batch that is too large would be sent for ever, and never halved."""
+
+    def refuse_and_stay(connection: Connection) -> None:
+        connection.sock.recv(1024)
+        connection.sock.sendall(head_of(413, {}, 0))
+        connection.pause(60)
+
+    with RawServer(on_connect=refuse_and_stay) as strict:
+        transport = with_a_token(transport_to(strict.url, request_timeout=1.0), server, transport_to)
+        receipt = transport.send(batch_of([envelope(Lane.TRACES, "x" * (24 << 20))] * 2, lane=Lane.TRACES))
     assert receipt.verdict is Verdict.TOO_LARGE
 
 
