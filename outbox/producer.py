@@ -19,7 +19,7 @@ from sqlalchemy.engine import URL
 from sqlalchemy.exc import DBAPIError
 
 from outbox.boottime import boottime
-from outbox.core.entry import DeadCounts, DeadLetter, EntryView, LicenseStatus, OutboxStatus
+from outbox.core.entry import DeadCounts, DeadLetter, EntryView, OutboxStatus
 from outbox.core.lane import LANES, Lane
 from outbox.core.policy import Policy
 from outbox.core.privacy import Removed
@@ -37,7 +37,7 @@ from outbox.producer_arguments import (
     rows_of,
     time_given,
 )
-from outbox.producer_lanes import as_switched, switch
+from outbox.producer_lanes import as_switched, license_status, switch
 from outbox.producer_privacy import Door
 from outbox.producer_room import with_room
 from outbox.store import bounds, migrate
@@ -299,7 +299,7 @@ class Outbox:
         self.store.require_schema()
         return OutboxStatus(
             lanes={str(lane): as_switched(self.settings, lane, self.store.lane_status(lane)) for lane in Lane},
-            license=LicenseStatus(present=self.settings.license() is not None, offline=self.settings.offline),
+            license=license_status(self.settings),
             schema=self.store.schema(),
         )
 

@@ -1,13 +1,14 @@
-"""What the settings of this process switch off: which lanes, why, and how the database is told."""
+"""What the settings of this process say of its sending: which lanes are off and why, and whether there is a licence."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from outbox.core.entry import LaneStatus
+from outbox.core.entry import LaneStatus, LicenseStatus
 from outbox.core.health import LaneState
 from outbox.core.lane import Lane
+from outbox.errors import ConfigError
 from outbox.store.store import Store
 
 if TYPE_CHECKING:
@@ -27,6 +28,15 @@ def as_switched(settings: Settings, lane: Lane, status: LaneStatus) -> LaneStatu
     """The status of a lane with the switches of these settings, which the database learns only when something sends."""
     reason = why_off(settings, lane)
     return status if reason is None else replace(status, state=LaneState.OFF, reason=reason, next_probe_seconds=None)
+
+
+def license_status(settings: Settings) -> LicenseStatus:
+    """A file without a licence is none: the state of the lanes must be seen just then."""
+    try:
+        present = settings.license() is not None
+    except ConfigError:
+        present = False
+    return LicenseStatus(present, settings.offline)
 
 
 def switch(store: Store, settings: Settings, lane: Lane) -> str | None:

@@ -24,7 +24,7 @@ from outbox.cli.output import (
 )
 from outbox.core.entry import EntryView, LaneStatus, OutboxStatus
 from outbox.core.lane import Lane
-from outbox.errors import OutboxError, SchemaOutOfDate
+from outbox.errors import ConfigError, OutboxError, SchemaOutOfDate
 from outbox.store import migrate as migrations
 
 if TYPE_CHECKING:
@@ -99,16 +99,23 @@ def _require_agreement(box: Outbox, revision: str) -> None:
 def status(context: typer.Context, output: Output = Form.TABLE) -> None:
     """Show what waits, what was sent and what is dead, lane by lane."""
     with box_of(context) as box:
-        seen = box.status()
-    show_document(asdict(seen), output, lambda: _status_tables(seen))
+        seen, license = box.status(), _license(box)
+    show_document(asdict(seen), output, lambda: _status_tables(seen, license))
 
 
-def _status_tables(seen: OutboxStatus) -> None:
+def _license(box: Outbox) -> str:
+    try:
+        present = box.settings.license() is not None
+    except ConfigError as error:
+        return f"none: {error}"
+    return "present" if present else "none: set OUTBOX_LICENSE_KEY or OUTBOX_LICENSE_FILE"
+
+
+def _status_tables(seen: OutboxStatus, license: str) -> None:
     table(("lane", *LANE_COLUMNS), [[name, *_fields(lane, LANE_COLUMNS)] for name, lane in seen.lanes.items()])
     for name, lane in seen.lanes.items():
         for line in _warnings(name, lane):
             tell(line)
-    license = "present" if seen.license.present else "none: set OUTBOX_LICENSE_KEY or OUTBOX_LICENSE_FILE"
     tell(f"license: {license}{'; offline' if seen.license.offline else ''}")
     tell(f"schema: {seen.schema.current} (this version needs {seen.schema.head})")
 

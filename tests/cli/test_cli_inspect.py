@@ -24,6 +24,14 @@ def test_status_has_the_promised_keys(outbox: Command) -> None:
     assert status["schema"]["current"] == status["schema"]["head"]
 
 
+def test_the_lanes_are_shown_while_the_licence_file_is_away(outbox: Command) -> None:
+    away = outbox.but(license_key="", license_file="gone/licence")
+    assert away("status", "--output", "json").json()["license"] == {"present": False, "offline": False}
+    done = away("status")
+    assert done.code == 0
+    assert "license: none: environment OUTBOX_LICENSE_FILE (gone/licence): cannot be read" in done.err
+
+
 def test_a_document_as_jsonl_is_one_line(outbox: Command) -> None:
     assert outbox("status", "--output", "jsonl").lines() == [outbox("status", "--output", "json").json()]
 
