@@ -46,7 +46,8 @@ def build_client(tls: Callable[[], ssl.SSLContext | None], proxy: httpx.Proxy | 
             network_backend=DeadlineBackend(),
         )
 
-    return BeaconClient(_PoolTransport(_Pools(new_pool)))
+    by_http = proxy is not None and proxy.url.scheme in ("http", "https")
+    return BeaconClient(_PoolTransport(_Pools(new_pool), brackets=by_http))
 
 
 class BeaconClient:
@@ -159,17 +160,23 @@ class _Pools:
 
 
 class _PoolTransport(httpx.BaseTransport):
-    """An httpx transport on ``_Pools``. Exceptions stay httpcore's; ``failure_of`` knows them by the same names."""
+    """An httpx transport on ``_Pools``. Exceptions stay httpcore's; ``failure_of`` knows them by the same names.
 
-    def __init__(self, pools: _Pools) -> None:
+    ``brackets``: an IPv6 address is put into the brackets that it has in what an HTTP proxy is told to reach; httpcore
+    takes the host as it is.
+    """
+
+    def __init__(self, pools: _Pools, *, brackets: bool = False) -> None:
         self._pools = pools
+        self._brackets = brackets
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         departure = _Departure()
         url = request.url
+        host = b"[%b]" % url.raw_host if self._brackets and b":" in url.raw_host else url.raw_host
         wire_request = httpcore.Request(
             method=request.method,
-            url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            url=httpcore.URL(scheme=url.raw_scheme, host=host, port=url.port, target=url.raw_path),
             headers=request.headers.raw,
             content=request.stream,
             extensions={**request.extensions, "trace": departure.trace},

@@ -157,6 +157,7 @@ class _DeadlineStream(httpcore.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
         left = _left(timeout, httpcore.ConnectTimeout)
+        server_hostname = server_hostname and server_hostname.strip("[]")  # of an IPv6 address in a URL
         if isinstance(self._stream.get_extra_info("socket"), ssl.SSLSocket):
             return _DeadlineStream(_TlsWithinTls(self._stream, ssl_context, server_hostname, timeout), plain=False)
         return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, left))

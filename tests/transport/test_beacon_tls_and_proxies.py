@@ -257,6 +257,23 @@ def test_a_proxy_behind_tls_is_trusted_as_beacon_is_and_its_connections_are_used
     assert [seen.path for seen in tls_server.seen] == ["/verify", "/ingest-traces", "/ingest-traces"]
 
 
+def test_a_proxy_is_told_an_ipv6_address_in_brackets(
+    tls_server: RawServer, authority: Authority, transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RawServer(on_connect=tunnel_to(tls_server.port)) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        transport = transport_to("https://[2001:db8::1]:8443", ca_file=authority.ca)
+        assert transport.send(batch_of()).verdict is Verdict.DELIVERED
+        transport.close()
+        assert proxy.seen[0].path == proxy.seen[0].headers["host"] == "[2001:db8::1]:8443"
+    with RawServer() as proxy:
+        proxy.on("http://[2001:db8::1]/verify", answer(200, b'{"token":"t"}'))
+        proxy.on("http://[2001:db8::1]/ingest-traces", answer(200, b'{"inserted_count":2}'))
+        monkeypatch.setenv("HTTP_PROXY", proxy.url)
+        transport = transport_to("http://[2001:db8::1]", allow_http=True)
+        assert transport.send(batch_of()).verdict is Verdict.DELIVERED
+
+
 def test_a_handshake_that_drips_through_a_proxy_behind_tls_is_cut_at_the_deadline(
     authority: Authority, transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:

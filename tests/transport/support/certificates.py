@@ -1,4 +1,4 @@
-"""A temporary certificate authority, and certificates for 127.0.0.1 and one invented name."""
+"""A temporary certificate authority, and certificates for 127.0.0.1, an IPv6 address and one invented name."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Authority:
         self.ca, self.cert, self.key = (folder / name for name in ("ca.pem", "cert.pem", "key.pem"))
         root, leaf = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
         authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "outbox test authority")])
-        names = x509.SubjectAlternativeName([x509.DNSName(NAME), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+        addresses = [x509.IPAddress(ipaddress.ip_address(each)) for each in ("127.0.0.1", "2001:db8::1")]
+        names = x509.SubjectAlternativeName([x509.DNSName(NAME), *addresses])
         _write(self.ca, _builder(authority, authority, root, root, ca=True).sign(root, hashes.SHA256()))
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
         builder = _builder(subject, authority, leaf, root, ca=False).add_extension(names, critical=False)
