@@ -61,13 +61,21 @@ def tls_context(settings: TransportSettings, *, https: bool) -> ssl.SSLContext |
     try:
         context = ssl.create_default_context(cafile=settings.ca_file) if settings.ca_file else _public_authorities()
         if settings.client_cert_file:
-            context.load_cert_chain(settings.client_cert_file, settings.client_key_file)
+            context.load_cert_chain(settings.client_cert_file, settings.client_key_file, password=_passphrase)
     except OSError as exc:  # ssl.SSLError is one
         raise ConfigError(
             f"TLS files cannot be used ({exc.strerror or exc}); check OUTBOX_CA_FILE, OUTBOX_CLIENT_CERT_FILE "
             "and OUTBOX_CLIENT_KEY_FILE"
         ) from exc
     return context
+
+
+def _passphrase() -> str:
+    """Asked for an encrypted key. OpenSSL would ask on the terminal, where a worker would wait for ever."""
+    raise ConfigError(
+        "the key of the client certificate is encrypted, and a worker has no passphrase for it; give "
+        "OUTBOX_CLIENT_KEY_FILE a key without one: openssl pkey -in ENCRYPTED -out KEY, readable only by the worker"
+    )
 
 
 def _public_authorities() -> ssl.SSLContext:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from outbox.core.lane import Lane
 from outbox.core.receipt import Receipt, Verdict
@@ -83,6 +84,21 @@ def test_a_key_of_another_certificate_is_a_config_error(
     other = Authority(tmp_path / "other")
     with pytest.raises(ConfigError, match="OUTBOX_CLIENT_KEY_FILE"):
         transport_to("https://x", client_cert_file=authority.cert, client_key_file=other.key)
+
+
+def test_an_encrypted_key_is_a_config_error_and_no_question_on_the_terminal(
+    tmp_path: Path, authority: Authority, transport_to: MakeTransport
+) -> None:
+    key = serialization.load_pem_private_key(authority.key.read_bytes(), None)
+    (tmp_path / "key.pem").write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.BestAvailableEncryption(b"passphrase"),
+        )
+    )
+    with pytest.raises(ConfigError, match=r"is encrypted.*OUTBOX_CLIENT_KEY_FILE"):
+        transport_to("https://x", client_cert_file=authority.cert, client_key_file=tmp_path / "key.pem")
 
 
 def renewed(path: Path, by: Path) -> None:
