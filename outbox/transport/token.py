@@ -182,13 +182,13 @@ def load_public_key(pem: str) -> PublicKey:
         key = load_pem_public_key(pem.encode())
     except ValueError as exc:
         raise ConfigError(
-            "OUTBOX_TOKEN_PUBLIC_KEY is not a public key in PEM; give the text from -----BEGIN PUBLIC KEY-----"
+            "OUTBOX_TOKEN_PUBLIC_KEY_FILE holds no public key in PEM; its text begins -----BEGIN PUBLIC KEY-----"
         ) from exc
     if isinstance(key, Ed25519PublicKey | RSAPublicKey):
         return key
     if isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
         return key
-    raise ConfigError("OUTBOX_TOKEN_PUBLIC_KEY must be an Ed25519, RSA or EC P-256 key (EdDSA, RS256, ES256)")
+    raise ConfigError("OUTBOX_TOKEN_PUBLIC_KEY_FILE must hold an Ed25519, RSA or EC P-256 key (EdDSA, RS256, ES256)")
 
 
 def _verified_claims(token: Secret, key: PublicKey) -> dict[str, object]:
@@ -230,6 +230,6 @@ def _untrusted(exc: Exception) -> Receipt:
     return Receipt(
         verdict=Verdict.MISCONFIGURED,
         counted=False,
-        reason=f"verify: beacon's token is not acceptable to OUTBOX_TOKEN_PUBLIC_KEY ({type(exc).__name__}); "
+        reason=f"verify: beacon's token is not acceptable to OUTBOX_TOKEN_PUBLIC_KEY_FILE ({type(exc).__name__}); "
         "check the key and this machine's clock",
     )

@@ -88,7 +88,7 @@ def test_tls_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_public_key_that_cannot_be_used_is_refused() -> None:
-    assert "OUTBOX_TOKEN_PUBLIC_KEY" in refusal(token_public_key="no key")
+    assert "OUTBOX_TOKEN_PUBLIC_KEY_FILE" in refusal(token_public_key="no key")
 
 
 def test_offline_no_transport_is_built() -> None:

@@ -352,7 +352,7 @@ def test_a_token_that_the_configured_key_disowns_is_never_used(make: Callable[[]
     outcome = source.get()
     assert isinstance(outcome, Receipt)
     assert (outcome.verdict, outcome.counted) == (Verdict.MISCONFIGURED, False)
-    assert "OUTBOX_TOKEN_PUBLIC_KEY" in outcome.reason
+    assert "OUTBOX_TOKEN_PUBLIC_KEY_FILE" in outcome.reason
     assert token.reveal() not in outcome.reason
     assert source.expires_in() is None
 
@@ -380,6 +380,6 @@ def private_pem() -> str:
     ],
 )
 def test_a_key_that_cannot_verify_tokens_is_a_config_error(text: str) -> None:
-    with pytest.raises(ConfigError, match="OUTBOX_TOKEN_PUBLIC_KEY") as caught:
+    with pytest.raises(ConfigError, match="OUTBOX_TOKEN_PUBLIC_KEY_FILE") as caught:
         load_public_key(text)
     assert "PRIVATE" not in str(caught.value)
