@@ -30,13 +30,13 @@ def proxy_for(url: httpx.URL) -> httpx.Proxy | None:
     try:
         proxy = httpx.Proxy(named if "://" in named else f"http://{named}")
         port = proxy.url.port
-        if not proxy.url.host or (port is not None and not 0 < port < 65536):
-            raise ValueError("no host, or no port")
+        if not proxy.url.host or (port is not None and not 0 < port < 65536) or b"@" in proxy.url.raw_path:
+            raise ValueError("no host, no port, or a password with a slash, of which the beginning looks like a port")
     except (httpx.InvalidURL, ValueError):
         # From None: the original message may repeat the proxy's password.
         raise ConfigError(
-            "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY is not a proxy URL; "
-            "give http://HOST:PORT, or set NO_PROXY for the host of beacon"
+            "HTTPS_PROXY, HTTP_PROXY or ALL_PROXY is not a proxy URL; give http://HOST:PORT (a / or # in a password as "
+            "%2F or %23), or set NO_PROXY for the host of beacon"
         ) from None
     if proxy.url.scheme.startswith("socks") and not find_spec("socksio"):
         raise ConfigError("the environment names a SOCKS proxy; run: pip install 'httpx[socks]'")
@@ -54,5 +54,8 @@ def wire_proxy(proxy: httpx.Proxy, context: ssl.SSLContext | None) -> httpcore.P
 
 
 def secrets_of(proxy: httpx.Proxy | None) -> Sequence[Secret]:
-    """The secrets of a proxy that an error message may repeat: its password."""
-    return () if proxy is None or proxy.raw_auth is None else (Secret(proxy.raw_auth[1].decode()),)
+    """The secrets of a proxy that an error message may repeat: its password, or the user name that is all it has."""
+    if proxy is None or proxy.raw_auth is None:
+        return ()
+    user, password = proxy.raw_auth
+    return (Secret((password or user).decode()),)

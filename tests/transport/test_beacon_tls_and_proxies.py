@@ -335,6 +335,15 @@ def test_a_proxy_that_repeats_its_password_does_not_show_it(
     assert "407 not *** nor dXNlcjp***" in receipt.reason  # "user:", and the password is masked
 
 
+def test_a_user_name_that_is_all_a_proxy_asks_for_is_not_shown_either(
+    transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RawServer(on_connect=asked_and(send_bytes(b"HTTP/1.1 407 not hunter2\r\n\r\n"))) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url.replace("http://", "http://hunter2:@"))
+        receipt = transport_to(f"https://{NAME}", request_timeout=DEADLINE).send(batch_of())
+    assert "407 not ***" in receipt.reason
+
+
 def test_loopback_never_goes_through_a_proxy(
     server: RawServer, transport_to: MakeTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,7 +371,7 @@ def test_no_proxy_names_the_exceptions(
     "proxy",
     [
         *("gopher://hunter2@x", "http://hunter2@[::1", "socks5://u:hunter2@x", "http://hunter2@x:bad"),
-        *("http://hunter2@x:99999", "http://hunter2@x:0", "http://hunter2@"),
+        *("http://hunter2@x:99999", "http://hunter2@x:0", "http://hunter2@", "http://u:12/hunter2@x:1"),
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_a_config_error_without_its_password(
