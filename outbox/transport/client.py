@@ -19,7 +19,7 @@ from typing import Any, Literal, Protocol
 import httpcore
 import httpx
 
-from outbox.transport.deadline import ANSWERED_SINCE_WRITE, TELLS_OF_MORE, DeadlineBackend, in_request
+from outbox.transport.deadline import ANSWERED_SINCE_WRITE, TELLS_OF_MORE, WROTE_ALL, DeadlineBackend, in_request
 from outbox.transport.proxy import wire_proxy
 
 KEEPALIVE_SECONDS = 30.0
@@ -184,7 +184,7 @@ class _PoolTransport(httpx.BaseTransport):
         pool = self._pools.take()
         try:
             answer = pool.handle_request(wire_request)
-            _require_fresh(answer)
+            _require_its_own(answer)
         except BaseException as exc:
             self._pools.fail(pool)
             if _by_socks(exc):
@@ -210,15 +210,23 @@ def _by_socks(exc: BaseException) -> bool:
     return type(exc).__module__.partition(".")[0] == "socksio"
 
 
-def _require_fresh(answer: httpcore.Response) -> None:
-    """Raise httpcore.RemoteProtocolError for an answer that, or whose beginning, arrived before its request left.
+def _require_its_own(answer: httpcore.Response) -> None:
+    """Raise httpcore.RemoteProtocolError for an answer that cannot be a judgement of the whole request: a batch that
+    never arrived would count as delivered.
 
-    A server or proxy that answers twice leaves the second answer in the connection's buffer, and httpcore would take
-    it for the answer to the next request: a batch that never arrived would count as delivered.
+    One that, or whose beginning, arrived before its request left: a server or proxy that answers twice leaves the
+    second answer in the connection's buffer, and httpcore would take it for the answer to the next request. And a 2xx
+    after which the rest of the request could not be sent.
     """
-    if not answer.extensions["network_stream"].get_extra_info(ANSWERED_SINCE_WRITE):
-        answer.close()
-        raise httpcore.RemoteProtocolError("the answer on the connection is older than the request")
+    stream = answer.extensions["network_stream"]
+    if not stream.get_extra_info(ANSWERED_SINCE_WRITE):
+        flaw = "the answer on the connection is older than the request"
+    elif 200 <= answer.status < 300 and not stream.get_extra_info(WROTE_ALL):
+        flaw = f"{answer.status} before the whole request was sent, and then no more of it was taken"
+    else:
+        return
+    answer.close()
+    raise httpcore.RemoteProtocolError(flaw)
 
 
 class _Departure:

@@ -22,6 +22,8 @@ import httpcore
 
 ANSWERED_SINCE_WRITE = "outbox_answered_since_write"
 """Extra info of a DeadlineBackend stream: whether the first bytes read after the last write begin an HTTP answer."""
+WROTE_ALL = "outbox_wrote_all"
+"""Extra info of the same: whether no write has failed. httpcore reads the answer also after a write that failed."""
 TELLS_OF_MORE = "outbox_tells_of_more"
 """Extra info of the same: whether the socket is readable whenever unread data is left. TLS within TLS reads ahead, so
 there it is not."""
@@ -105,6 +107,7 @@ class _DeadlineStream(httpcore.NetworkStream):
         self._answered: bool | None = None
         """Whether what was read since the last write begins an answer; None: nothing was read yet."""
         self._head = b""
+        self._wrote_all = True
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._head:
@@ -118,13 +121,17 @@ class _DeadlineStream(httpcore.NetworkStream):
         """Write in as few calls as possible: between two of them another thread may take the GIL."""
         self._answered = None
         head, self._head = self._head, b""
-        if not head:
-            self._head = buffer
-        elif len(head) + len(buffer) <= _JOINED_BYTES:
-            self._write(head + buffer, timeout)
-        else:
-            self._write(head, timeout)
-            self._write(buffer, timeout)
+        try:
+            if not head:
+                self._head = buffer
+            elif len(head) + len(buffer) <= _JOINED_BYTES:
+                self._write(head + buffer, timeout)
+            else:
+                self._write(head, timeout)
+                self._write(buffer, timeout)
+        except httpcore.WriteError:
+            self._wrote_all = False
+            raise
 
     def _write(self, buffer: bytes, timeout: float | None) -> None:
         if self._plain:
@@ -165,6 +172,8 @@ class _DeadlineStream(httpcore.NetworkStream):
     def get_extra_info(self, info: str) -> Any:
         if info == ANSWERED_SINCE_WRITE:
             return bool(self._answered)
+        if info == WROTE_ALL:
+            return self._wrote_all
         return self._plain if info == TELLS_OF_MORE else self._stream.get_extra_info(info)
 
 

@@ -11,7 +11,7 @@ import pytest
 from outbox.core.lane import Lane
 from outbox.core.receipt import Receipt, Verdict
 from outbox.transport.beacon import OTLP_ANSWER_BYTES, USAGE_ANSWER_BYTES, BeaconTransport
-from tests.transport.support.batches import MakeTransport, batch_of, envelope
+from tests.transport.support.batches import MakeTransport, batch_of, envelope, row
 from tests.transport.support.raw_server import (
     JSON,
     Connection,
@@ -201,6 +201,21 @@ def test_an_early_error_is_read_although_the_server_keeps_the_connection_and_rea
         transport = with_a_token(transport_to(strict.url, request_timeout=1.0), server, transport_to)
         receipt = transport.send(batch_of([envelope(Lane.TRACES, "x" * (24 << 20))] * 2, lane=Lane.TRACES))
     assert receipt.verdict is Verdict.TOO_LARGE
+
+
+def test_a_success_of_a_server_that_did_not_read_the_batch_is_none(
+    server: RawServer, transport_to: MakeTransport
+) -> None:
+    def take_unread(connection: Connection) -> None:
+        connection.sock.recv(1024)
+        connection.sock.sendall(head_of(200, JSON, len(GOOD)) + GOOD)
+        connection.reset()
+
+    with RawServer(on_connect=take_unread) as liar:
+        transport = with_a_token(transport_to(liar.url), server, transport_to)
+        receipt = transport.send(batch_of([row(1, note="x" * (24 << 20)), row(2)]))
+        liar.wait_for("reset")
+    assert lost(receipt)
 
 
 def with_a_token(transport: BeaconTransport, server: RawServer, make: MakeTransport) -> BeaconTransport:
