@@ -108,11 +108,15 @@ class _DeadlineStream(httpcore.NetworkStream):
         """Whether what was read since the last write begins an answer; None: nothing was read yet."""
         self._head = b""
         self._wrote_all = True
+        self._early: bytes | None = None
+        """What was read while a write waited."""
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
         if self._head:
             self.write(b"", timeout)
-        data = self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
+        data, self._early = self._early, None
+        if data is None:
+            data = self._stream.read(max_bytes, _left(timeout, httpcore.ReadTimeout))
         if self._answered is None:
             self._answered = _ANSWER.startswith(data[: len(_ANSWER)])  # else it is the rest of an earlier one
         return data
@@ -144,15 +148,16 @@ class _DeadlineStream(httpcore.NetworkStream):
     def _send(self, peer: socket.socket, left: memoryview, timeout: float | None) -> None:
         """Like httpcore's own write, whose timeout however would start again with each part that the socket accepts.
 
-        It waits for half of the time left at once, and gives up after that if there is something to read: an answer to
-        what was sent, by a server that reads no further. httpcore reads the answer after a WriteError.
+        It waits for half of the time left at once, and gives up after that if an answer is there already, by a server
+        that reads no further. httpcore reads the answer after a WriteError.
         """
         while left:
             try:
                 peer.settimeout(_left(timeout, httpcore.WriteTimeout, among=2))
                 left = left[peer.send(left) :]
             except TimeoutError as exc:
-                if self._stream.get_extra_info("is_readable"):
+                self._early = _received(peer)
+                if self._early is not None:
                     raise httpcore.WriteError("the server answered and reads no further") from exc
             except OSError as exc:
                 raise httpcore.WriteError(str(exc)) from exc
@@ -236,6 +241,18 @@ def _left(timeout: float | None, over: type[Exception], *, among: int = 1) -> fl
     if left <= 0:
         raise over("the deadline of the request is over")
     return left / among
+
+
+def _received(peer: socket.socket) -> bytes | None:
+    """What has arrived; empty at the end of the connection, None if there is nothing. A readable TLS connection may
+    have nothing but session tickets."""
+    peer.settimeout(0)
+    try:
+        return peer.recv(_RECORD_BYTES)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return None
+    except OSError:
+        return b""
 
 
 def _resolve(host: str, port: int) -> list[str]:

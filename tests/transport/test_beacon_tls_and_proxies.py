@@ -168,6 +168,24 @@ def test_a_dripping_answer_over_tls_is_cut_at_the_deadline(
     tls_server.wait_for("client hung up while it dripped many")
 
 
+def test_session_tickets_are_no_answer_of_a_server_that_reads_late(
+    server: RawServer, authority: Authority, transport_to: MakeTransport
+) -> None:
+    """The server reads after more than half of the time, and the tickets of its handshake are unread until then."""
+    token = transport_to(server.url)._tokens.get()
+
+    def read_late(connection: Connection) -> None:
+        connection.pause(2.2)
+        assert read_request(connection.sock), "the whole batch"
+        answer(200, b"{}")(connection)
+
+    with RawServer(on_connect=within_tls(authority.server_context(), read_late)) as late:
+        transport = transport_to(late.url.replace("http:", "https:"), ca_file=authority.ca, request_timeout=4.0)
+        transport._tokens._verify = lambda: token
+        receipt = transport.send(batch_of([envelope(Lane.TRACES, "x" * (6 << 20))] * 2, lane=Lane.TRACES))
+    assert receipt.verdict is Verdict.DELIVERED
+
+
 # ------------------------------------------------------------------------------------------------- proxies
 
 
