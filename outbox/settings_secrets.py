@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
@@ -14,6 +15,8 @@ def read_secret_file(path: Path, place: str) -> str:
     """The text of a small file. Raises ConfigError when it cannot be read; ``place`` names the setting and the path
     there."""
     try:
+        if path.is_fifo():  # opening it would wait for a writer
+            raise OSError(errno.ESPIPE, "a pipe, which can be read only once")
         with path.open("rb") as file:
             content = file.read(_MAX_FILE_BYTES + 1)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from datetime import timedelta
 from pathlib import Path
@@ -539,13 +540,15 @@ class TestLicence:
         assert Settings(license_key="argument").license() == "argument"
         assert Settings(license_key=None).license() is None
 
-    @pytest.mark.parametrize("content", [None, "directory", "x" * 65_537])
+    @pytest.mark.parametrize("content", [None, "directory", "pipe", "x" * 65_537])
     def test_a_file_that_cannot_be_read_is_named_with_what_to_do(
         self, directory: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
     ) -> None:
         path = directory / "licence"
         if content == "directory":
             path.mkdir()
+        elif content == "pipe":
+            os.mkfifo(path)
         elif content is not None:
             path.write_text(content)
         monkeypatch.setenv("OUTBOX_LICENSE_FILE", str(path))
