@@ -9,8 +9,9 @@ answer       pure: chunks off the wire become an Answer, exceptions become a Fai
 verify       pure: beacon's answer to a licence becomes a token, or why there is none
 token        the short-lived token: one verify in flight, life on the monotonic clock
 deadline     one deadline over connect, write and read
+tls          whom it trusts and which certificate it shows, also after a renewal
 proxy        which proxy a request goes through
-client       the httpx client: TLS, proxies, no redirects, no cookies
+client       the httpx client: its connections, no redirects, no cookies
 parts        an envelope that is too large for beacon, sent in parts
 beacon       BeaconTransport.send(batch) -> Receipt
 """
