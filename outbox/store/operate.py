@@ -6,7 +6,7 @@ again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -16,7 +16,6 @@ from sqlalchemy import Row, func, insert, select, update
 
 from outbox.core import batching, runs
 from outbox.core.health import Health, LaneState
-from outbox.core.lane import Lane
 from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import MICROSECONDS, Policy
 from outbox.core.runs import Runs
@@ -27,7 +26,6 @@ from outbox.store.schema import BATCH, LANE, LOGS
 from outbox.store.settle import ended
 
 T = TypeVar("T")
-Move = Callable[[LockedLane], int]
 
 CHUNK = 500
 """Dead letters moved in one transaction, or named in one statement: databases bound its parameters."""
@@ -50,6 +48,8 @@ class Window:
     until: int | None = None
     version: int | None = None
     """A version of the lane: batches that die after it are left out."""
+    above: int | None = None
+    """Only batches whose last number is above this one. None: all, for they are above the floor."""
 
 
 def chunks(items: Iterable[T]) -> Iterator[list[T]]:
@@ -58,14 +58,12 @@ def chunks(items: Iterable[T]) -> Iterator[list[T]]:
         yield some
 
 
-def in_chunks(on: Callable[[Lane, Move], int], moves: Iterable[tuple[Lane, Move]]) -> int:
-    """Run each move ``on`` its lane until it returns 0; the sum. The text of an error tells how many were done before
-    it."""
+def total(chunks_done: Iterable[int]) -> int:
+    """The sum of the entries of each chunk. The text of an error tells how many were done before it."""
     done = 0
     try:
-        for lane, move in moves:
-            while moved := on(lane, move):
-                done += moved
+        for moved in chunks_done:
+            done += moved
     except (DatabaseUnavailable, OutcomeUnknown) as error:
         if not done:
             raise
@@ -75,13 +73,16 @@ def in_chunks(on: Callable[[Lane, Move], int], moves: Iterable[tuple[Lane, Move]
 
 
 def dead_letters(lane_key: str, window: Window) -> Any:
-    """WHERE conditions for the dead batches of a lane inside a window, whatever their ``numbers``. They are all above
-    the floor."""
+    """WHERE conditions for the dead batches of a lane inside a window, whatever their ``numbers``.
+
+    One lower bound of ``last_seq``, never two: SQLite would begin at the lower one, and read all for each chunk.
+    """
+    floor = select(LANE.c.floor).where(LANE.c.lane == lane_key).scalar_subquery()
     conditions = [
         BATCH.c.lane == lane_key,
         BATCH.c.state == BatchState.SETTLED,
         BATCH.c.verdict == Ending.REFUSED,
-        BATCH.c.last_seq > select(LANE.c.floor).where(LANE.c.lane == lane_key).scalar_subquery(),
+        BATCH.c.last_seq > (floor if window.above is None else window.above),
     ]
     if window.since is not None:
         conditions.append(BATCH.c.settled_at >= window.since)
@@ -92,11 +93,11 @@ def dead_letters(lane_key: str, window: Window) -> Any:
     return conditions
 
 
-def requeue(lane: LockedLane, policy: Policy, window: Window, named: Named | None = None) -> int:
-    """Merge up to a chunk of dead batches into new waiting ones with 0 attempts. Entries moved; 0: none left.
+def requeue(lane: LockedLane, policy: Policy, named: Named) -> int:
+    """Merge dead batches into new waiting ones with 0 attempts. Entries moved: those that are dead still.
 
-    ``named``: only these members of these batches, at most a chunk of batches."""
-    dead = _chunk(lane, window, named)
+    ``named``: at most a chunk of batches, and these of their members."""
+    dead = _chunk(lane, named)
     lane.untouched = not dead
     for group in _groups(dead, policy.batch_max_rows):
         insert_batch(
@@ -112,26 +113,29 @@ def requeue(lane: LockedLane, policy: Policy, window: Window, named: Named | Non
     return sum(row.entries for row in dead)
 
 
-def discard(lane: LockedLane, window: Window, named: Named | None = None) -> int:
-    """End up to a chunk of dead batches for good; retention deletes them later. Entries ended; 0: none left.
-    ``named``: as for ``requeue``."""
-    dead = _chunk(lane, window, named)
+def discard(lane: LockedLane, named: Named) -> int:
+    """End dead batches for good, of which retention deletes the rows later; otherwise as ``requeue``."""
+    dead = _chunk(lane, named)
     lane.untouched = not dead
     _leave_dead(lane, dead, ended(lane, Ending.DISCARDED))
     return sum(row.entries for row in dead)
 
 
-def _chunk(lane: LockedLane, window: Window, named: Named | None) -> Sequence[Row[Any]]:
-    """Dead batches in order of ``last_seq``. Those that are ``named`` in part are split first."""
-    query = select(BATCH).where(*dead_letters(lane.key, window)).order_by(BATCH.c.last_seq)
-    if named is None:
-        return lane.connection.execute(query.limit(CHUNK)).all()
-    dead = lane.connection.execute(query.where(BATCH.c.id.in_(named))).all()
+def _chunk(lane: LockedLane, named: Named) -> Sequence[Row[Any]]:
+    """The dead batches that are ``named``, in order of ``last_seq``. Those that are named in part are split first."""
+    dead = _still_dead(lane, named)
     parted = [row for row in dead if runs.count(named[row.id]) < row.entries]
     if not parted:
         return dead
     ids = {row.id for row in dead}.difference(row.id for row in parted).union(_split(lane, parted, named))
-    return lane.connection.execute(query.where(BATCH.c.id.in_(ids))).all()
+    return _still_dead(lane, ids)
+
+
+def _still_dead(lane: LockedLane, ids: Collection[UUID]) -> Sequence[Row[Any]]:
+    """Those of the batches that are dead, by ``last_seq``. By their ids alone, for a batch never dies twice: SQLite
+    would take an index of any other condition, and read the lane's whole ledger under the lock."""
+    query = select(BATCH).where(BATCH.c.id.in_(ids), BATCH.c.verdict == Ending.REFUSED)
+    return sorted(lane.connection.execute(query), key=lambda row: row.last_seq)
 
 
 def _split(lane: LockedLane, parents: Sequence[Row[Any]], named: Named) -> list[UUID]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache
+from itertools import islice
 from typing import Any
 from uuid import UUID
 
@@ -174,12 +176,10 @@ def _dead_batches(
     connection: Connection, lane: Lane, window: Window, columns: Sequence[Any], *, where: Sequence[Any] = ()
 ) -> Iterator[Row[Any]]:
     """Dead batches, whatever the window's ``numbers``, in order of ``last_seq``, read in chunks."""
-    query = select(*columns).where(*dead_letters(str(lane), window), *where)
-    query = query.order_by(BATCH.c.last_seq).limit(operate.CHUNK)
-    some = connection.execute(query).all()
-    while some:
+    query = select(*columns).where(*where).order_by(BATCH.c.last_seq).limit(operate.CHUNK)
+    while some := connection.execute(query.where(*dead_letters(str(lane), window))).all():
         yield from some
-        some = connection.execute(query.where(BATCH.c.last_seq > some[-1].last_seq)).all()
+        window = replace(window, above=some[-1].last_seq)
 
 
 def count_dead(connection: Connection, lane: Lane, window: Window) -> DeadCounts:
@@ -211,8 +211,10 @@ def numbers_of(connection: Connection, entry_ids: Iterable[UUID]) -> dict[Lane, 
 
 
 def named_dead(connection: Connection, lane: Lane, window: Window) -> Named:
-    """The dead batches with entries that the window names, and these entries."""
-    return {batch.id: members for batch, members in _dead(connection, lane, window, BATCH.c.id)}
+    """The dead batches with entries that the window names, and these entries. Of a window that names none: the first
+    chunk of its batches, in order of ``last_seq``, whole."""
+    most = operate.CHUNK if window.numbers is None else None
+    return {batch.id: members for batch, members in islice(_dead(connection, lane, window, BATCH.c.id), most)}
 
 
 def _live(state: BatchState, what: Any, *which: Any) -> Any:

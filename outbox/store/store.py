@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
@@ -214,21 +214,19 @@ class Store:
         return self._move_dead(operate.discard, windows)
 
     def _move_dead(self, move: Callable[..., int], windows: Iterable[tuple[Lane, Window]]) -> int:
-        moves = (
-            (lane, partial(move, window=window, named=some))
-            for lane, window in windows
-            for some in self._named(lane, window)
+        return operate.total(
+            self._on(lane, partial(move, named=some)) for lane, window in windows for some in self._named(lane, window)
         )
-        return operate.in_chunks(self._on, moves)
 
-    def _named(self, lane: Lane, window: Window) -> Iterator[Named | None]:
-        """The dead batches with entries that the window names, few enough for one statement; None: it names none.
-        They are looked for until none is left: another operator may split a batch meanwhile."""
-        if window.numbers is None:
-            yield None
-            return
-        while named := self.named_dead(lane, window):
+    def _named(self, lane: Lane, window: Window) -> Iterator[Named]:
+        """The dead batches inside the window with the members that it names, few at a time, read without the lane's
+        lock: there may be many others between them. They are looked for until none is left: another operator may split
+        a batch meanwhile."""
+        above: int | None = None
+        while (named := self.named_dead(lane, replace(window, above=above))) or above is not None:
             yield from map(dict, operate.chunks(named.items()))
+            goes_on = named and window.numbers is None
+            above = max(members[-1][1] for members in named.values()) if goes_on else None
 
     def keep_within(self, lane: Lane, limits: Bounds) -> int:
         """Shed what a telemetry lane holds beyond its bounds, in chunks; entries shed. Raises ``ValueError`` for
@@ -388,7 +386,7 @@ class Store:
             return move(row)
 
     def _all(self, lane: Lane, move: Callable[[LockedLane], int]) -> int:
-        return operate.in_chunks(self._on, [(lane, move)])
+        return operate.total(iter(partial(self._on, lane, move), 0))
 
     def _lost(self, error: Exception) -> bool:
         return isinstance(error, LostClaim) or self.database.is_lost_claim(error)

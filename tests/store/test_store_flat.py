@@ -18,6 +18,7 @@ from outbox.core.lane import Lane
 from outbox.core.policy import Bounds, Retention
 from outbox.core.step import Settlement
 from outbox.store import audit as store_audit
+from outbox.store import operate
 from outbox.store.audit import AuditReport
 from outbox.store.ledger import new_id
 from outbox.store.schema import BATCH, LANE
@@ -144,3 +145,26 @@ def test_an_audit_of_all_costs_as_much_for_each_batch(tmp_path: Path, monkeypatc
             assert costs.box.store.audit(costs.worker.lane) == AuditReport(costs.worker.lane)
         costs.box.close()
     assert many.of["audit"] < MORE * few.of["audit"] * MANY / FEW, few.of
+
+
+@pytest.mark.parametrize("does", ["dead", "requeue", "discard"])
+def test_dead_letters_among_many_others_are_not_looked_for_from_the_first_of_them_for_each_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str
+) -> None:
+    """A chunk holds the lane's lock, which on SQLite every producer waits for."""
+    monkeypatch.setattr(operate, "CHUNK", 1)
+    costs = Costs(tmp_path, MANY, ABOVE)
+    costs.box.discard()  # the one at the bottom
+    for count in (2, 10):
+        for _ in range(count):
+            costs.worker.put(1)
+            costs.worker.settle(costs.worker.must_claim(), REFUSED)
+            costs.worker.put(1)  # many in a row would stop the lane
+            costs.worker.settle(costs.worker.must_claim(), DELIVERED)
+        with costs.named(str(count)):
+            done = getattr(costs.box, does)()
+        assert (len(done) if does == "dead" else done) == count
+        costs.box.discard()
+        costs.worker.deliver_all()
+    costs.box.close()
+    assert costs.of["10"] < 2 * costs.of["2"], costs.of
