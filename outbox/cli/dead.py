@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from dataclasses import asdict
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypedDict
 from uuid import UUID
 
 import typer
 
-from outbox.cli.context import FAILURE, NOT_FOUND, box_of
+from outbox.cli.context import FAILURE, NOT_FOUND, Interrupted, box_of
 from outbox.cli.inspect import EntryId, Yes, show_entry
 from outbox.cli.output import Form, Output, agrees, is_interactive, show_document, show_rows, table, tell
 from outbox.core.lane import Lane
@@ -127,12 +129,35 @@ def _change(box: Outbox, verb: str, selection: Selection, dry_run: bool, yes: bo
     if entries and not (dry_run or yes or _agreed(verb, before)):
         tell("nothing was changed")
         raise typer.Exit(FAILURE)
-    act = box.requeue if verb == "requeue" else box.discard
-    changed = act(**selection) if entries and not dry_run else 0
+    changed = _act(box, verb, selection, entries) if entries and not dry_run else 0
     after = before if dry_run else _counts(box, selection)
     report = {"action": verb, "dry_run": dry_run, "changed": changed, "before": before, "after": after}
     show_document(report, form, lambda: _table(before, after))
     tell(f"{verb}: {changed} of {entries} dead entries" + (" (dry run: nothing was changed)" if dry_run else ""))
+
+
+def _act(box: Outbox, verb: str, selection: Selection, entries: int) -> int:
+    """Requeue or discard; entries changed. SIGTERM ends it as Ctrl-C does: what is left is told, for some were done."""
+    act = box.requeue if verb == "requeue" else box.discard
+    by: list[int] = []
+
+    def end(number: int, _frame: object) -> NoReturn:
+        by.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGTERM)
+    handles = threading.current_thread() is threading.main_thread() and before not in (signal.SIG_IGN, None)
+    if handles:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        return act(**selection)
+    except KeyboardInterrupt:
+        left = sum(lane["entries"] for lane in _counts(box, selection).values())
+        text = f"{verb}: interrupted; {left:,} of {entries:,} dead entries are left: run it again for them"
+        raise Interrupted(text, *by) from None
+    finally:
+        if handles:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _counts(box: Outbox, selection: Selection) -> Counts:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
 from uuid import uuid4
 
+import pytest
+
+from outbox.core.lane import Lane
 from outbox.simulator import Simulator
+from outbox.store import operate
+from outbox.store.ledger import LockedLane
+from outbox.store.store import Store
 from tests.cli.command import ENTRY, Command, usage_line
 
 
@@ -69,3 +77,32 @@ def test_what_died_with_a_named_entry_is_left(outbox: Command, beacon: Simulator
     )
     assert [letter["id"] for letter in outbox("dead", "list", "--output", "jsonl").lines()] == kept
     assert outbox("dead", "show", kept[1], "--output", "json").json()["receipt"]["status"] == 503
+
+
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM], ids=lambda by: by.name)
+@pytest.mark.parametrize("verb", ["requeue", "discard"])
+def test_an_interrupted_change_tells_how_many_are_left(
+    outbox: Command, beacon: Simulator, monkeypatch: pytest.MonkeyPatch, verb: str, by: signal.Signals
+) -> None:
+    alone = outbox.but(max_attempts="1", batch_max_rows="1")
+    alone("enqueue", "usage", stdin=b"".join(usage_line() for _ in range(3)))
+    beacon.faults.lanes, beacon.faults.status = {"usage"}, 503
+    alone("drain", "--timeout", "20")
+    monkeypatch.setattr(operate, "CHUNK", 1)
+    once = Store._once
+
+    def cut_short(store: Store, lane: Lane, move: Callable[[LockedLane], int]) -> int:
+        moved = once(store, lane, move)
+        signal.raise_signal(by)
+        return moved
+
+    monkeypatch.setattr(Store, "_once", cut_short)
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("SIGTERM would have ended it without a word"))
+    try:
+        done = alone("dead", verb)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert done.code == 128 + by
+    assert done.err == f"error: {verb}: interrupted; 2 of 3 dead entries are left: run it again for them\n"
+    monkeypatch.setattr(Store, "_once", once)
+    assert alone("dead", verb, "--output", "json").json()["changed"] == 2
