@@ -28,9 +28,9 @@ LOOK_SECONDS = 0.005
 alone writes. A poll takes a few microseconds, and a turn of the processor."""
 CLOSE_LOOK_SECONDS, BUSY_SECONDS = 0.001, 1.0
 """The same within ``BUSY_SECONDS`` of another process's commit."""
-SOONEST_LOOK_SECONDS = 0.0001
-"""The first wait after a reported write in that time, doubled while the version is unchanged: the COMMIT that the write
-is for may still wait for the disk."""
+SOONEST_LOOK_SECONDS, GROWTH = 0.0001, 1.25
+"""The first wait after a reported write in that time, and its growth while the version is unchanged: the COMMIT that
+the write is for may still wait for the disk."""
 
 
 @contextmanager
@@ -86,7 +86,7 @@ class _CommitWatcher:
                 stop.wait(CLOSE_LOOK_SECONDS if busy else LOOK_SECONDS)
             elif pause < MILLISECOND:  # shorter than poll(2) can wait
                 time.sleep(pause)
-                pause *= 2
+                pause *= GROWTH
             elif self.written(pause):
                 pause = SOONEST_LOOK_SECONDS if busy else CLOSE_LOOK_SECONDS
                 time.sleep(pause)
