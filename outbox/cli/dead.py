@@ -137,7 +137,8 @@ def _change(box: Outbox, verb: str, selection: Selection, dry_run: bool, yes: bo
 
 
 def _act(box: Outbox, verb: str, selection: Selection, entries: int) -> int:
-    """Requeue or discard; entries changed. SIGTERM ends it as Ctrl-C does: what is left is told, for some were done."""
+    """Requeue or discard; entries changed. SIGTERM ends it as Ctrl-C does: what is left is told, for some were done.
+    Another signal while that is counted ends the command at once."""
     act = box.requeue if verb == "requeue" else box.discard
     by: list[int] = []
 
@@ -152,12 +153,14 @@ def _act(box: Outbox, verb: str, selection: Selection, entries: int) -> int:
     try:
         return act(**selection)
     except KeyboardInterrupt:
-        left = sum(lane["entries"] for lane in _counts(box, selection).values())
-        text = f"{verb}: interrupted; {left:,} of {entries:,} dead entries are left: run it again for them"
-        raise Interrupted(text, *by) from None
+        pass
     finally:
         if handles:
             signal.signal(signal.SIGTERM, before)
+    left = sum(lane["entries"] for lane in _counts(box, selection).values())
+    raise Interrupted(
+        f"{verb}: interrupted; {left:,} of {entries:,} dead entries are left: run it again for them", *by[:1]
+    )
 
 
 def _counts(box: Outbox, selection: Selection) -> Counts:
