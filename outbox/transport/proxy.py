@@ -30,8 +30,9 @@ def proxy_for(url: httpx.URL) -> httpx.Proxy | None:
     try:
         proxy = httpx.Proxy(named if "://" in named else f"http://{named}")
         port = proxy.url.port
-        if not proxy.url.host or (port is not None and not 0 < port < 65536) or b"@" in proxy.url.raw_path:
-            raise ValueError("no host, no port, or a password with a slash, of which the beginning looks like a port")
+        cut = b"@" in proxy.url.raw_path or "@" in proxy.url.fragment
+        if not proxy.url.host or (port is not None and not 0 < port < 65536) or cut:
+            raise ValueError("no host, no port, or a password with / or #, of which the beginning looks like a port")
     except (httpx.InvalidURL, ValueError):
         # From None: the original message may repeat the proxy's password.
         raise ConfigError(

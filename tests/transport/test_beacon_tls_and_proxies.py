@@ -389,7 +389,8 @@ def test_no_proxy_names_the_exceptions(
     "proxy",
     [
         *("gopher://hunter2@x", "http://hunter2@[::1", "socks5://u:hunter2@x", "http://hunter2@x:bad"),
-        *("http://hunter2@x:99999", "http://hunter2@x:0", "http://hunter2@", "http://u:12/hunter2@x:1"),
+        *("http://hunter2@x:99999", "http://hunter2@x:0", "http://hunter2@"),
+        *("http://u:12/hunter2@x:1", "http://u:12#hunter2@x:1", "http://u:12?hunter2@x:1"),
     ],
 )
 def test_a_proxy_that_cannot_be_used_is_a_config_error_without_its_password(
