@@ -156,8 +156,8 @@ def _dead(connection: Connection, lane: Lane, window: Window, *columns: Any) -> 
     }
     rest = [number for number in numbers if number not in found]
     if rest:
-        several = (BATCH.c.first_seq < BATCH.c.last_seq, BATCH.c.last_seq > rest[0], BATCH.c.first_seq <= rest[-1])
-        for batch in _dead_batches(connection, lane, window, columns, where=several):
+        several = (BATCH.c.first_seq < BATCH.c.last_seq, BATCH.c.first_seq <= rest[-1])
+        for batch in _dead_batches(connection, lane, replace(window, above=rest[0]), columns, where=several):
             if _among(rest, batch):
                 found[batch.last_seq] = batch
     for last in sorted(found):

@@ -168,3 +168,22 @@ def test_dead_letters_among_many_others_are_not_looked_for_from_the_first_of_the
         costs.worker.deliver_all()
     costs.box.close()
     assert costs.of["10"] < 2 * costs.of["2"], costs.of
+
+
+def test_named_entries_among_many_that_died_together_are_not_looked_for_from_the_first_of_them_for_each_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operate, "CHUNK", 1)
+    costs = Costs(tmp_path, FEW, ABOVE)
+    costs.box.discard()  # the one at the bottom
+    costs.worker.policy(batch_max_rows=2, attempts_limits={costs.worker.lane: 1})
+    for count in (10, 80):
+        ids = costs.worker.put(2 * count)
+        for _ in range(count):
+            costs.worker.settle(costs.worker.must_claim(), UNAVAILABLE)
+            costs.worker.clock.advance(seconds=3600)
+        with costs.named(str(count)):
+            assert len(costs.box.dead([ids[0], ids[-2]])) == 2
+        costs.box.discard()
+    costs.box.close()
+    assert costs.of["80"] < 5 * costs.of["10"], costs.of
