@@ -37,7 +37,7 @@ def _proxy(patient: Patient) -> Iterator[Finding]:
     try:
         beacon = parse_url(patient.settings.beacon_url)
     except ConfigError as error:
-        patient.lack(Need.EGRESS, "OUTBOX_BEACON_URL names no host")
+        patient.lack(Need.EGRESS, "OUTBOX_BEACON_URL cannot be parsed")
         yield problem_of(error)
         return
     try:
