@@ -33,11 +33,10 @@ class Client(Protocol):
 
 
 def build_client(tls: Callable[[], ssl.SSLContext | None], proxy: httpx.Proxy | None) -> BeaconClient:
-    """``tls``: gives the context for a new connection."""
+    """``tls``: gives the context of all connections; those of a former one are used no more."""
     _keep_secrets_out_of_debug_logs()
 
-    def new_pool() -> httpcore.ConnectionPool:
-        context = tls()
+    def new_pool(context: ssl.SSLContext | None) -> httpcore.ConnectionPool:
         return httpcore.ConnectionPool(
             ssl_context=context,
             proxy=None if proxy is None else wire_proxy(proxy, context),
@@ -47,7 +46,7 @@ def build_client(tls: Callable[[], ssl.SSLContext | None], proxy: httpx.Proxy | 
         )
 
     by_http = proxy is not None and proxy.url.scheme in ("http", "https")
-    return BeaconClient(_PoolTransport(_Pools(new_pool), brackets=by_http))
+    return BeaconClient(_PoolTransport(_Pools(new_pool, tls), brackets=by_http))
 
 
 class BeaconClient:
@@ -110,53 +109,73 @@ class _Pools:
     answer is then lost (https://github.com/encode/httpcore/issues/1110).
     """
 
-    def __init__(self, new_pool: Callable[[], httpcore.ConnectionPool]) -> None:
+    def __init__(
+        self,
+        new_pool: Callable[[ssl.SSLContext | None], httpcore.ConnectionPool],
+        tls: Callable[[], ssl.SSLContext | None],
+    ) -> None:
         self._new_pool = new_pool
+        self._tls = tls
         self._lock = threading.Lock()
-        self._used: set[httpcore.ConnectionPool] = set()
+        self._used: dict[httpcore.ConnectionPool, ssl.SSLContext | None] = {}
+        """Each with the context that it makes connections with, however often."""
         self._idle: deque[tuple[float, httpcore.ConnectionPool]] = deque()
+        self._context: ssl.SSLContext | None = None
+        """That of all idle ones."""
 
     def take(self) -> httpcore.ConnectionPool:
+        former: list[httpcore.ConnectionPool] = []
         with self._lock:
-            pool = self._idle.pop()[1] if self._idle else self._new_pool()
-            self._used.add(pool)
+            context = self._tls()
+            if context is not self._context:
+                self._context = context
+                former = self._take_idle()
+            pool = self._idle.pop()[1] if self._idle else self._new_pool(context)
+            self._used[pool] = context
+        for each in former:
+            each.close()
         return pool
 
     def give_back(self, pool: httpcore.ConnectionPool) -> None:
         """Return a pool for reuse, and close those that have been idle for longer than the keep-alive time."""
         now = time.monotonic()
+        old: list[httpcore.ConnectionPool] = []
         with self._lock:
             if pool not in self._used:  # closed meanwhile
                 return
-            self._used.remove(pool)
-            self._idle.append((now, pool))
-            old = []
-            while self._idle[0][0] < now - KEEPALIVE_SECONDS:
+            if self._used.pop(pool) is self._context:
+                self._idle.append((now, pool))
+            else:
+                old.append(pool)
+            while self._idle and self._idle[0][0] < now - KEEPALIVE_SECONDS:
                 old.append(self._idle.popleft()[1])
         for each in old:
             each.close()
 
     def drop(self, pool: httpcore.ConnectionPool) -> None:
         with self._lock:
-            self._used.discard(pool)
+            self._used.pop(pool, None)
         pool.close()
 
     def fail(self, pool: httpcore.ConnectionPool) -> None:
         """Drop a pool whose request failed, and the idle ones, which were made before it failed: their addresses and
         certificates may be out of date too."""
         with self._lock:
-            idle = [each for _, each in self._idle]
-            self._idle.clear()
+            idle = self._take_idle()
         for each in (pool, *idle):
             self.drop(each)
 
     def close(self) -> None:
         with self._lock:
-            pools = [*self._used, *(pool for _, pool in self._idle)]
+            pools = [*self._used, *self._take_idle()]
             self._used.clear()
-            self._idle.clear()
         for pool in pools:
             pool.close()
+
+    def _take_idle(self) -> list[httpcore.ConnectionPool]:
+        idle = [pool for _, pool in self._idle]
+        self._idle.clear()
+        return idle
 
 
 class _PoolTransport(httpx.BaseTransport):

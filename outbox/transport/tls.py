@@ -16,7 +16,7 @@ logger = logging.getLogger("outbox.transport")
 
 
 class TlsFiles:
-    """The TLS context of the configured files, made again for new connections once a file was replaced.
+    """The TLS context of the configured files, made again once a file was replaced.
 
     Certificates are renewed in place, some every day, and a worker runs for longer than they are valid.
     """
@@ -28,7 +28,7 @@ class TlsFiles:
         self._context = tls_context(settings, https=https)
 
     def current(self) -> ssl.SSLContext | None:
-        """The context for a new connection. Files that cannot be used, such as half of a pair, change nothing yet."""
+        """The context for connections. Files that cannot be used, such as half of a pair, change nothing yet."""
         files = self._files()
         if files != self._made_from:
             self._made_from = files

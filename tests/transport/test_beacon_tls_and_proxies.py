@@ -116,6 +116,16 @@ def test_a_renewed_authority_is_trusted_without_a_restart(
     assert transport.send(batch_of()).verdict is Verdict.DELIVERED
 
 
+def test_an_authority_that_was_taken_out_is_trusted_no_more_by_what_is_connected_already(
+    tmp_path: Path, tls_server: RawServer, authority: Authority, transport_to: MakeTransport
+) -> None:
+    trusted = shutil.copy(authority.ca, tmp_path / "trusted.pem")
+    transport = transport_to(tls_server.url, ca_file=trusted)
+    assert transport.send(batch_of()).verdict is Verdict.DELIVERED
+    renewed(trusted, Authority(tmp_path / "other").ca)
+    assert "CERTIFICATE_VERIFY_FAILED" in transport.send(batch_of()).reason
+
+
 def test_a_renewed_client_certificate_is_shown_once_its_key_is_there_too(
     tmp_path: Path, authority: Authority, transport_to: MakeTransport, caplog: pytest.LogCaptureFixture
 ) -> None:

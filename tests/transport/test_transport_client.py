@@ -42,7 +42,7 @@ def test_requests_at_one_time_have_a_connection_each_and_the_next_ones_use_them_
 def pools(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Closes every idle pool but the one used last."""
     monkeypatch.setattr(client, "KEEPALIVE_SECONDS", 0.0)
-    return client._Pools(Mock)
+    return client._Pools(lambda _: Mock(), lambda: None)
 
 
 def test_what_was_used_last_is_used_next_and_what_is_idle_for_long_is_closed(pools: Any) -> None:
@@ -81,10 +81,25 @@ def test_what_is_idle_when_a_request_fails_is_not_used_again_either(pools: Any) 
     assert pools.take() not in (idle, failed)
 
 
+def test_what_was_made_before_the_tls_files_were_replaced_is_not_used_again() -> None:
+    contexts: list[Any] = ["former"]
+    pools: Any = client._Pools(lambda _: Mock(), lambda: contexts[-1])
+    used, idle = pools.take(), pools.take()
+    pools.give_back(idle)
+    contexts.append("renewed")
+    taken = pools.take()
+    assert idle.close.called
+    pools.give_back(used)
+    assert used.close.called
+    pools.give_back(taken)
+    assert pools.take() is taken
+
+
 def test_a_proxy_that_does_not_answer_as_socks_does_is_no_surprise() -> None:
     """socksio's exception as httpcore lets it through; the suite runs without that package."""
     unread = type("ProtocolError", (Exception,), {"__module__": "socksio.exceptions"})
-    pools = client._Pools(lambda: Mock(**{"handle_request.side_effect": unread("Malformed reply")}))
+    proxy = {"handle_request.side_effect": unread("Malformed reply")}
+    pools = client._Pools(lambda _: Mock(**proxy), lambda: None)
     with pytest.raises(httpcore.ProxyError, match=r"does not answer as a SOCKS5 proxy \(Malformed reply\)") as caught:
         client._PoolTransport(pools).handle_request(httpx.Request("POST", "https://beacon.invalid"))
     assert failure_of(caught.value) is Failure.NOT_SENT
