@@ -17,7 +17,7 @@ from outbox.transport import client
 from outbox.transport.answer import failure_of
 from outbox.transport.beacon import BeaconTransport
 from tests.transport.support.batches import batch_of
-from tests.transport.support.raw_server import Connection, RawServer, Reply, answer, hang_up, send_bytes
+from tests.transport.support.raw_server import Connection, RawServer, Reply, answer, half, hang_up
 
 
 def test_requests_at_one_time_have_a_connection_each_and_the_next_ones_use_them_again(
@@ -36,6 +36,26 @@ def test_requests_at_one_time_have_a_connection_each_and_the_next_ones_use_them_
             receipts = list(senders.map(lambda _: transport.send(batch_of()), range(3)))
             assert [receipt.verdict for receipt in receipts] == [Verdict.DELIVERED] * 3
     assert server.connections == 3
+
+
+def test_after_a_request_that_failed_no_connection_from_before_is_used(
+    server: RawServer, transport: BeaconTransport
+) -> None:
+    transport.verify()
+    together = threading.Barrier(2)
+
+    def when_both_are_here(connection: Connection) -> None:
+        together.wait(30)
+        answer(200, b'{"inserted_count":2}')(connection)
+
+    server.on("/ingest-traces", when_both_are_here)
+    with ThreadPoolExecutor(2) as senders:
+        list(senders.map(lambda _: transport.send(batch_of()), range(2)))
+    before = server.connections
+    server.on("/ingest-traces", hang_up, answer(200, b'{"inserted_count":2}'))
+    assert transport.send(batch_of()).verdict is Verdict.AMBIGUOUS
+    assert transport.send(batch_of()).verdict is Verdict.DELIVERED
+    assert server.connections == before + 1
 
 
 @pytest.fixture
@@ -110,7 +130,7 @@ def test_a_proxy_that_does_not_answer_as_socks_does_is_no_surprise() -> None:
     [
         (answer(200, b'{"inserted_count":2}'), Verdict.DELIVERED),
         (answer(503), Verdict.UNAVAILABLE),
-        (send_bytes(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"), Verdict.AMBIGUOUS),
+        (half(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"), Verdict.AMBIGUOUS),
         (hang_up, Verdict.AMBIGUOUS),
     ],
     ids=["taken", "unavailable", "half an answer", "none"],
