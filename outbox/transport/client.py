@@ -158,8 +158,8 @@ class _Pools:
         pool.close()
 
     def fail(self, pool: httpcore.ConnectionPool) -> None:
-        """Drop a pool whose request failed, and the idle ones, which were made before it failed: their addresses and
-        certificates may be out of date too."""
+        """Drop a pool whose request failed, and the idle ones, which were made before it failed: their addresses may be
+        out of date too."""
         with self._lock:
             idle = self._take_idle()
         for each in (pool, *idle):
