@@ -29,6 +29,7 @@ from outbox.store import migrate as migrations
 
 if TYPE_CHECKING:
     from outbox.producer import Outbox
+    from outbox.settings import Settings
 
 LANE_COLUMNS = (
     *("state", "pending", "in_flight", "waiting", "sent", "dead", "shed", "removed"),
@@ -99,24 +100,26 @@ def _require_agreement(box: Outbox, revision: str) -> None:
 def status(context: typer.Context, output: Output = Form.TABLE) -> None:
     """Show what waits, what was sent and what is dead, lane by lane."""
     with box_of(context) as box:
-        seen, license = box.status(), _license(box)
-    show_document(asdict(seen), output, lambda: _status_tables(seen, license))
+        seen = box.status()
+    show_document(asdict(seen), output, lambda: _status_tables(seen, box.settings))
 
 
-def _license(box: Outbox) -> str:
+def _license(seen: OutboxStatus, settings: Settings) -> str:
+    if seen.license.present:
+        return "present"
     try:
-        present = box.settings.license() is not None
+        settings.license()
     except ConfigError as error:
         return f"none: {error}"
-    return "present" if present else "none: set OUTBOX_LICENSE_KEY or OUTBOX_LICENSE_FILE"
+    return "none: set OUTBOX_LICENSE_KEY or OUTBOX_LICENSE_FILE"
 
 
-def _status_tables(seen: OutboxStatus, license: str) -> None:
+def _status_tables(seen: OutboxStatus, settings: Settings) -> None:
     table(("lane", *LANE_COLUMNS), [[name, *_fields(lane, LANE_COLUMNS)] for name, lane in seen.lanes.items()])
     for name, lane in seen.lanes.items():
         for line in _warnings(name, lane):
             tell(line)
-    tell(f"license: {license}{'; offline' if seen.license.offline else ''}")
+    tell(f"license: {_license(seen, settings)}{'; offline' if seen.license.offline else ''}")
     tell(f"schema: {seen.schema.current} (this version needs {seen.schema.head})")
 
 

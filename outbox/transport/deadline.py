@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 
 import httpcore
 
+T = TypeVar("T")
+
 ANSWERED_SINCE_WRITE = "outbox_answered_since_write"
 """Extra info of a DeadlineBackend stream: whether the first bytes read after the last write begin an HTTP answer."""
 WROTE_ALL = "outbox_wrote_all"
@@ -41,9 +43,6 @@ _JOINED_BYTES = 16 * 1024
 """Requests up to this size are copied into one buffer: the size of a TLS record."""
 
 _ends_at: ContextVar[float | None] = ContextVar("outbox_request_ends_at", default=None)
-
-
-T = TypeVar("T")
 
 
 @contextmanager

@@ -20,21 +20,26 @@ from tests.transport.support.batches import batch_of
 from tests.transport.support.raw_server import Connection, RawServer, Reply, answer, half, hang_up
 
 
-def test_requests_at_one_time_have_a_connection_each_and_the_next_ones_use_them_again(
-    server: RawServer, transport: BeaconTransport
-) -> None:
-    transport.verify()
-    together = threading.Barrier(3)
+def send_at_one_time(server: RawServer, transport: BeaconTransport, requests: int) -> None:
+    """Each is answered once all are there."""
+    together = threading.Barrier(requests)
 
     def when_all_are_here(connection: Connection) -> None:
         together.wait(30)
         answer(200, b'{"inserted_count":2}')(connection)
 
     server.on("/ingest-traces", when_all_are_here)
-    with ThreadPoolExecutor(3) as senders:
-        for _ in range(2):
-            receipts = list(senders.map(lambda _: transport.send(batch_of()), range(3)))
-            assert [receipt.verdict for receipt in receipts] == [Verdict.DELIVERED] * 3
+    with ThreadPoolExecutor(requests) as senders:
+        receipts = list(senders.map(lambda _: transport.send(batch_of()), range(requests)))
+    assert [receipt.verdict for receipt in receipts] == [Verdict.DELIVERED] * requests
+
+
+def test_requests_at_one_time_have_a_connection_each_and_the_next_ones_use_them_again(
+    server: RawServer, transport: BeaconTransport
+) -> None:
+    transport.verify()
+    for _ in range(2):
+        send_at_one_time(server, transport, 3)
     assert server.connections == 3
 
 
@@ -42,15 +47,7 @@ def test_after_a_request_that_failed_no_connection_from_before_is_used(
     server: RawServer, transport: BeaconTransport
 ) -> None:
     transport.verify()
-    together = threading.Barrier(2)
-
-    def when_both_are_here(connection: Connection) -> None:
-        together.wait(30)
-        answer(200, b'{"inserted_count":2}')(connection)
-
-    server.on("/ingest-traces", when_both_are_here)
-    with ThreadPoolExecutor(2) as senders:
-        list(senders.map(lambda _: transport.send(batch_of()), range(2)))
+    send_at_one_time(server, transport, 2)
     before = server.connections
     server.on("/ingest-traces", hang_up, answer(200, b'{"inserted_count":2}'))
     assert transport.send(batch_of()).verdict is Verdict.AMBIGUOUS
