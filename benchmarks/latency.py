@@ -38,7 +38,7 @@ BEYOND = 10
 """The distribution is drawn as far as this many commits lie beyond."""
 MODES = {"inside": "in one process", "across": "across processes"}
 ARRIVAL_SECONDS = 20.0
-WARM_SECONDS = 0.8
+WARM_SECONDS = 0.5
 """Both sides run for so long before the first turn. A worker audits and purges its lanes in the first 0.15."""
 AWAKE_SECONDS = 0.02
 """A pause after SIGCONT, in which the processes handle timers that expired while they were stopped."""

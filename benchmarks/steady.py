@@ -25,9 +25,9 @@ from outbox.core.batch import Batch
 from outbox.core.lane import Lane
 from outbox.core.policy import Retention
 
-QUICK_ROWS = {"sqlite": 30_000, "postgresql": 30_000, "mariadb": 10_000}
+QUICK_ROWS = {"sqlite": 20_000, "postgresql": 20_000, "mariadb": 6_000}
 QUICK_PURGED_ROWS = {"sqlite": 10_000, "postgresql": 10_000, "mariadb": 4_000}
-ALONE_SECONDS = 0.3
+ALONE_SECONDS = 0.2
 TURN_SECONDS = {"sqlite": 0.001}
 """A pause of the hand-written loop after each transaction, where there is one writer at a time: it leaves the lock to
 the inserter, as ours does. A loop that takes it again at once starves the inserter or not, as chance has it."""
