@@ -28,7 +28,7 @@ BACK_CAPACITY = 2.0
 """When beacon comes back from an outage, its latency limits all senders together to this multiple of the arrival rate,
 apart from the time that a request itself takes. The real capacity is measured by hand; half of it is left for the
 backlog."""
-CAPACITY_SECONDS = 1.5
+CAPACITY_SECONDS = 1.0
 CAUGHT_UP_SECONDS = 0.1
 """A backlog counts as cleared when it is no more than the arrivals of this time."""
 WARM_SECONDS = 0.5

@@ -26,7 +26,7 @@ from benchmarks.rows import prepared
 from outbox import BeaconTransport, Dispatcher, Outbox
 from outbox.core.lane import Lane
 
-QUICK_ROWS = {"sqlite": 60_000, "postgresql": 60_000, "mariadb": 20_000}
+QUICK_ROWS = {"sqlite": 60_000, "postgresql": 50_000, "mariadb": 15_000}
 """Rows of the quick profile's backlog, chosen so that all databases take about as long to fill. The key names them."""
 PAYLOADS = {2000: 50_000, 8000: 20_000}
 """Bytes of a payload: rows of the backlog. Other figures have payloads of about 500 bytes."""

@@ -29,7 +29,7 @@ from outbox.store.schema import LOGS
 ASYNC_DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "mariadb": "mysql+asyncmy"}
 FULL_ROWS = 200_000
 FULL_SINGLES = 2000
-QUICK_SINGLES = {"added": 400, "put": 500, "async": 150}
+QUICK_SINGLES = {"added": 400, "put": 400, "async": 150}
 """Rows of a round. The full profile adds four times ``FULL_SINGLES`` rows to the caller's transaction."""
 ASYNC_ROUNDS, ASYNC_BULK_ROWS = 3, 1000
 BULK = {"100": (100, 2000), "1k": (1000, 3000), "10k": (10_000, 10_000)}
