@@ -215,7 +215,7 @@ def test_a_portal_that_repeats_the_licence_does_not_get_it_shown(outbox: Command
 
 def test_a_beacon_that_never_answers_is_given_up(outbox: Command, server: RawServer) -> None:
     server.on("/verify", silence)
-    report = of_the_way(outbox, server, request_timeout="1")
+    report = of_the_way(outbox, server, request_timeout="3")
     server.wait_for("client hung up")
     assert "ReadTimeout" in report.the("beacon", "problem").found
 
