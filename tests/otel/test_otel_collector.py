@@ -35,6 +35,7 @@ pytestmark = needs_a_full_encoder
 SHOP = Resource({"service.name": "shop", "ports": (80, 443)}, "https://opentelemetry.io/schemas/1.20.0")
 TRACES = 40
 LEASE_SECONDS = 4
+"""Of the sender that is killed: its successor takes over so soon."""
 
 
 @pytest.fixture
@@ -181,9 +182,10 @@ def test_a_killed_sender_and_its_successor_deliver_everything_once(
     record(box, kept)
     expected = kept.expected()
     settings = _of_a_worker(box.settings, front)
+    short = {"lease_seconds": LEASE_SECONDS, "request_timeout": LEASE_SECONDS / 2}
     with (tmp_path / "out").open("wb") as out:
         front.hold.set()
-        first = killable.start("work", out, **settings)
+        first = killable.start("work", out, **settings, **short)
         try:
             assert front.held.wait(60)
         finally:
@@ -206,6 +208,4 @@ def _of_a_worker(settings: Settings, front: Front) -> dict[str, Any]:
         "database_url": settings.database_url,
         "license_key": "test-license-key",
         "beacon_url": front.url,
-        "lease_seconds": LEASE_SECONDS,
-        "request_timeout": LEASE_SECONDS / 2,
     }
