@@ -65,13 +65,13 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(file: Path, beacon: Simulator) -> dict[str, Any]:
-    """Settings of an outbox on SQLite with short waits: a lease ends after two seconds."""
+    """Settings of an outbox on SQLite with short waits: a lease ends after ten seconds."""
     return {
         "database_url": f"sqlite:///{file}",
         "beacon_url": beacon.url,
         "license_key": beacon.license,
-        "lease_seconds": 2,
-        "request_timeout": 1,
+        "lease_seconds": 10,
+        "request_timeout": 5,
         "poll_seconds": 0.05,
         "backoff_base": 0.01,
         "backoff_max": 0.05,
