@@ -63,6 +63,12 @@ def host(pooled: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is: the connection at hand was not idle for so long that another takes its place."""
+    monkeypatch.setattr("outbox.store.connections.IDLE_SECONDS", 3600)
+
+
+@pytest.fixture
 def listener(database: Database) -> Iterator[psycopg.Connection]:
     """Hears what is announced, from a session of its own."""
     url = make_url(database.url).set(drivername="postgresql").render_as_string(hide_password=False)
@@ -161,6 +167,7 @@ def test_a_pooler_is_named_in_one_warning_of_the_process(
     assert "LISTEN" in warning
 
 
+@pytest.mark.usefixtures("trusted")
 def test_a_session_of_ones_own_is_set_up_and_prepares_and_nothing_is_warned_of(
     migrated: str, database: Database, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -173,6 +180,7 @@ def test_a_session_of_ones_own_is_set_up_and_prepares_and_nothing_is_warned_of(
     assert caplog.messages == []
 
 
+@pytest.mark.usefixtures("trusted")
 @pytest.mark.parametrize("theirs", ["none of that name", "one of that name", "one that is in the way"])
 def test_an_error_that_only_another_clients_statements_explain_says_so(
     migrated: str, database: Database, theirs: str

@@ -42,6 +42,12 @@ def box(database: Database) -> Iterator[Outbox]:
         ledger.check(box.engine)
 
 
+@pytest.fixture
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is: no connection was idle for so long that it is tried before it is used."""
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 3600)
+
+
 @contextmanager
 def used(box: Outbox) -> Iterator[Any]:
     """A driver connection, taken and kept as ``Database`` does it."""
@@ -67,6 +73,7 @@ def pending(box: Outbox) -> int:
     return box.status().lanes["usage"].pending
 
 
+@pytest.mark.usefixtures("trusted")
 def test_puts_and_looks_one_after_the_other_take_one_connection_of_the_pool(box: Outbox) -> None:
     with checkouts(box.engine) as seen:
         for message in intervals(5):
@@ -76,6 +83,7 @@ def test_puts_and_looks_one_after_the_other_take_one_connection_of_the_pool(box:
     assert pending(box) == 5
 
 
+@pytest.mark.usefixtures("trusted")
 def test_two_at_a_time_leave_two_at_hand_and_a_third_goes_back(box: Outbox) -> None:
     with checkouts(box.engine) as seen:
         for _ in range(2):
@@ -100,7 +108,7 @@ def test_one_whose_work_failed_goes_back_to_the_pool(box: Outbox) -> None:
 
 @SERVERS
 def test_a_small_pool_of_the_host_is_left_to_those_who_wait_for_it(database: Database) -> None:
-    host = create_engine(database.url, pool_size=1, max_overflow=0, pool_timeout=1)
+    host = create_engine(database.url, pool_size=1, max_overflow=0)
     with Outbox(host) as box:
         box.migrate()
         box.put(interval())
@@ -146,6 +154,7 @@ def test_one_that_was_idle_is_tried_before_it_is_used_and_replaced_without_a_wor
 
 
 @SERVERS
+@pytest.mark.usefixtures("trusted")
 def test_when_one_broke_none_of_those_in_use_meanwhile_stays_at_hand(
     box: Outbox, engine: Engine, database: Database
 ) -> None:
@@ -162,6 +171,7 @@ def test_when_one_broke_none_of_those_in_use_meanwhile_stays_at_hand(
 
 
 @SERVERS
+@pytest.mark.usefixtures("trusted")
 def test_when_all_of_the_pool_broke_one_put_is_told(box: Outbox, engine: Engine, database: Database) -> None:
     """As after a restart of the server."""
     with ExitStack() as stack:
