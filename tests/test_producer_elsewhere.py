@@ -29,6 +29,12 @@ servers = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirec
 NEVER_SENT = r"what is committed here would never be sent\. Nothing was written by this call\."
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is: an enqueue waits until the outbox's own database has said where it is."""
+    monkeypatch.setattr(same_place, "WAIT_SECONDS", 60)
+
+
 @pytest.fixture
 def other(database: Database, engine: Engine) -> Iterator[Engine]:
     """A host's engine on another database of the same kind, where another outbox has its tables."""
