@@ -315,7 +315,7 @@ def test_producers_that_shall_not_announce_open_no_connection_for_it(database: D
     with Outbox(database.url, settings=Settings()) as box:
         box.put(interval())
         assert "outbox-announcer" in {thread.name for thread in threading.enumerate()}
-    assert "outbox-announcer" not in {thread.name for thread in threading.enumerate()}
+    wait_until(lambda: "outbox-announcer" not in {thread.name for thread in threading.enumerate()})
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)

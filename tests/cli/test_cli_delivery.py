@@ -176,8 +176,8 @@ def test_an_outage_is_drained_through(outbox: Command, beacon: Simulator) -> Non
 def test_when_the_time_is_over_the_request_on_the_wire_is_the_last(outbox: Command, beacon: Simulator) -> None:
     for lane in ("usage", "metrics"):
         outbox("enqueue", lane, EXAMPLES / f"{lane}.json")
-    beacon.faults.latency_ms = 4000
-    done = outbox("drain", "--timeout", "2")  # enough to begin the first request on a slow machine too
+    beacon.faults.latency_ms = 8000
+    done = outbox("drain", "--timeout", "5")  # enough to begin the first request on a slow machine too
     assert (done.code, done.err) == (3, "metrics: 1 remain (see: outbox status)\n")
     assert beacon.received.unique("usage") == 1
     assert beacon.received.counts()["metrics"]["requests"] == 0

@@ -167,7 +167,7 @@ def test_a_deadlock_of_two_hosts_reaches_one_as_sqlalchemys_error_and_a_retry_is
 
     def once() -> None:
         with suppress(threading.BrokenBarrierError):  # the retry comes alone
-            meet.wait(10)
+            meet.wait(60)
             meet.abort()
 
     errors: list[int] = []

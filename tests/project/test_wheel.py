@@ -112,7 +112,7 @@ def _simulator(folder: Path) -> Iterator[str]:
                 assert process.poll() is None, f"the simulator ended:\n{log.read_text()}"
                 return re.search(r"https?://\S+", log.read_text())
 
-            yield wait_until(listening, 20, lambda: f"the simulator does not listen:\n{log.read_text()}")[0]
+            yield wait_until(listening, 60, lambda: f"the simulator does not listen:\n{log.read_text()}")[0]
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(20)
