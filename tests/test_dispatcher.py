@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
 
@@ -147,10 +148,14 @@ def test_a_request_whose_time_has_come_does_not_wait_for_the_answers_before_it(n
     box, dispatcher = new(max_senders=4, batch_max_rows=1)
     dispatcher.concurrency[Lane.USAGE] = Concurrency(limit=4.0, proven=4.0)
     dispatcher.pace[Lane.USAGE] = Pace(rate=20.0, proven=20.0, refused=20.0)
-    beacon.faults.latency_ms = 2000
-    box.put(*intervals(4))
-    assert dispatcher.run_lane(Lane.USAGE).sent == 4
-    assert beacon.received.counts()["usage"]["peak_in_flight"] == 4
+    beacon.faults.latency_ms = 60_000
+    ids = box.put(*intervals(4))
+    with ThreadPoolExecutor(1) as thread:
+        flight = thread.submit(dispatcher.run_lane, Lane.USAGE)
+        wait_until(lambda: beacon.received.counts()["usage"]["in_flight"] == 4)
+        beacon.faults.down = True  # cuts the answers off, which nobody had
+        flight.result(30)
+    assert beacon.received.ids() == {str(id): 1 for id in ids}
 
 
 def test_two_429s_with_deliveries_between_them_give_a_lane_a_pace_and_the_log_says_so(

@@ -35,7 +35,7 @@ def spans() -> list[ReadableSpan]:
 
 def test_spans_of_a_batch_processor_are_one_entry(box: Outbox) -> None:
     provider = TracerProvider(resource=SHOP)
-    provider.add_span_processor(BatchSpanProcessor(OutboxSpanExporter(box)))
+    provider.add_span_processor(BatchSpanProcessor(OutboxSpanExporter(box), schedule_delay_millis=3_600_000))
     for number in range(5):
         with provider.get_tracer("shop").start_as_current_span(f"order {number}"):
             pass
