@@ -107,7 +107,7 @@ class Simulator:
         """Invalidate every token issued so far: data requests are answered 401 until the client gets a new token."""
         self._mint.revoke()
 
-    def wait_for(self, what: str | Callable[[Received], bool], n: int = 1, *, timeout: float = 10.0) -> None:
+    def wait_for(self, what: str | Callable[[Received], bool], n: int = 1, *, timeout: float = 30.0) -> None:
         """Wait for ``n`` different rows (telemetry: items) in the lane ``what``, or until ``what(received)`` is true.
 
         Raises TimeoutError with the counts of what did arrive.

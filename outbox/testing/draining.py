@@ -19,7 +19,7 @@ _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.2
 
 
-def drain(box: Outbox, transport_or_beacon: Transport | Simulator, timeout: float = 10.0) -> DispatchReport:
+def drain(box: Outbox, transport_or_beacon: Transport | Simulator, timeout: float = 30.0) -> DispatchReport:
     """Run a dispatcher until every entry is sent, dead or otherwise settled. Returns the sum of its reports.
 
     transport_or_beacon: for a Simulator a BeaconTransport is made, with the licence that it accepts.
