@@ -23,9 +23,10 @@ from outbox.simulator import Simulator
 
 LOOK_SECONDS = 0.1
 LANES = ("usage", "metrics", "traces")
-START_SECONDS = 10.0
+START_SECONDS = 30.0
 """Upper bound for the start of the worker's process; the timed phases begin at its first delivery."""
-DRAIN_SECONDS = 25.0
+DRAIN_SECONDS = 60.0
+"""Upper bound for what waits at the end: what a slow machine has not delivered by then is called lost."""
 
 
 def run(folder: Path | None = None, *, seconds: float = 12.0) -> int:
