@@ -51,7 +51,7 @@ def hang_up_early(url: str) -> None:
 
 
 def test_probes_may_come_by_ipv6() -> None:
-    with serving("::1", 0, status_of_nothing) as port, httpx.Client(trust_env=False) as client:
+    with serving("::1", 0, status_of_nothing) as port, httpx.Client(trust_env=False, timeout=60) as client:
         assert client.get(f"http://[::1]:{port}/livez").status_code == 200
 
 
@@ -62,7 +62,7 @@ def status_of_nothing() -> OutboxStatus:
 def test_a_worker_sends_answers_probes_and_ends_at_sigterm(outbox: Command, beacon: Simulator) -> None:
     outbox("enqueue", "usage", EXAMPLES / "usage.json")
     arguments = ("worker", "--log-format", "json", "--health-port", "0", "--health-host", "127.0.0.1")
-    with running(outbox, *arguments) as process, httpx.Client(trust_env=False) as client:
+    with running(outbox, *arguments) as process, httpx.Client(trust_env=False, timeout=60) as client:
         line = read_until(process, "health on port")
         health = f"http://127.0.0.1:{json.loads(line.string)['message'].split()[-1]}"
         beacon.wait_for("usage", 1, timeout=20)

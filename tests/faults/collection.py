@@ -125,7 +125,7 @@ def probe_a_worker(outbox: Command, database: Path, *, busy: Callable[[], object
     """``outbox worker`` as a process: its probes once it is ``busy`` and after its tables are gone, its two streams."""
     collection = Collection()
     arguments = ("--debug", "worker", "--log-format", "json", "--health-port", "0", "--health-host", "127.0.0.1")
-    with outbox.start(*arguments) as process, httpx.Client(trust_env=False) as client:
+    with outbox.start(*arguments) as process, httpx.Client(trust_env=False, timeout=60) as client:
         try:
             assert process.stderr is not None
             told = b""

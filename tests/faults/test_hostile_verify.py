@@ -48,7 +48,7 @@ def pointing_elsewhere(status: int, other: RawServer, path: str) -> Reply:
 def assert_unreached(other: RawServer) -> None:
     """Nothing has reached it, and not because it cannot be reached."""
     assert (other.connections, other.seen) == (0, [])
-    assert httpx.post(f"{other.url}/ingest-traces", trust_env=False).json() == {"inserted_count": 2}
+    assert httpx.post(f"{other.url}/ingest-traces", trust_env=False, timeout=60).json() == {"inserted_count": 2}
     assert other.connections == 1
 
 

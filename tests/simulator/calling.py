@@ -56,7 +56,7 @@ class Caller:
 
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
-        self.http = httpx.Client(trust_env=False, timeout=10)
+        self.http = httpx.Client(trust_env=False, timeout=60)
         self._token = ""
 
     def verify(self, license: str | None = None) -> httpx.Response:

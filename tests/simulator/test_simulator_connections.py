@@ -20,7 +20,7 @@ from tests.simulator.calling import Caller, telemetry, usage_row
 
 @pytest.fixture
 def wire(simulator: Simulator) -> Iterator[socket.socket]:
-    with socket.create_connection(("127.0.0.1", simulator.port), timeout=10) as wire:
+    with socket.create_connection(("127.0.0.1", simulator.port), timeout=60) as wire:
         yield wire
 
 

@@ -61,7 +61,7 @@ def start_process() -> Iterator[Callable[..., tuple[subprocess.Popen[str], str]]
 
 
 def post_usage(url: str, *rows: dict[str, object], key: str = "k") -> httpx.Response:
-    with httpx.Client(trust_env=False, timeout=10) as http:
+    with httpx.Client(trust_env=False, timeout=60) as http:
         token = http.post(f"{url}/verify", json={"license": LICENSE}).json()["token"]
         return http.post(
             f"{url}/ingest-traces",
@@ -101,16 +101,16 @@ def test_a_patch_that_makes_no_sense_is_refused_with_a_reason(simulator: Simulat
         (b'{"retry_after": "1\\n"}', "retry_after"),
         (b'{"rate_limit": 1e-320}', "rate_limit"),
     ):
-        answer = httpx.post(simulator.control_url, content=body, trust_env=False)
+        answer = httpx.post(simulator.control_url, content=body, trust_env=False, timeout=60)
         assert answer.status_code == 400
         assert any(word in answer.json()["error"] for word in told.split("|"))
 
 
 def test_the_beacon_port_serves_the_control_endpoints_too(simulator: Simulator) -> None:
     origin = httpx.URL(simulator.url)
-    answer = httpx.post(origin.copy_with(path="/_simulator"), json={"status": 500}, trust_env=False)
+    answer = httpx.post(origin.copy_with(path="/_simulator"), json={"status": 500}, trust_env=False, timeout=60)
     assert answer.json()["faults"]["status"] == 500
-    assert httpx.get(origin.copy_with(path="/_simulator/other"), trust_env=False).status_code == 404
+    assert httpx.get(origin.copy_with(path="/_simulator/other"), trust_env=False, timeout=60).status_code == 404
 
 
 def test_an_outage_is_started_and_ended_from_outside(client: SimulatorClient, caller: Caller) -> None:
@@ -126,7 +126,7 @@ def test_an_outage_is_started_and_ended_from_outside(client: SimulatorClient, ca
 
 def test_an_outage_started_over_the_beacon_port_is_still_answered(simulator: Simulator) -> None:
     origin = httpx.URL(simulator.url)
-    answer = httpx.post(origin.copy_with(path="/_simulator"), json={"down": True}, trust_env=False)
+    answer = httpx.post(origin.copy_with(path="/_simulator"), json={"down": True}, trust_env=False, timeout=60)
     assert answer.json()["faults"]["down"] is True
     with pytest.raises(httpx.ConnectError):
         httpx.get(simulator.url, trust_env=False)

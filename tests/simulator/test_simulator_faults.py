@@ -378,7 +378,7 @@ def test_a_simulator_can_start_down_and_fall_again_and_again(make_simulator: Cal
         with pytest.raises(httpx.ConnectError):
             httpx.get(simulator.url, trust_env=False)
         simulator.faults.down = False
-        assert httpx.get(simulator.url, trust_env=False).status_code == 404
+        assert httpx.get(simulator.url, trust_env=False, timeout=60).status_code == 404
         simulator.faults.down = True
     assert simulator.faults.fired["down"] == 5
 

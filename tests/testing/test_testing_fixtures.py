@@ -34,7 +34,7 @@ def usage() -> UsageInterval:
 @pytest.mark.parametrize("turn", [1, 2])
 def test_each_test_gets_a_fresh_beacon(beacon: Simulator, turn: int) -> None:
     assert beacon.received.counts()["connections"] == 0
-    answer = httpx.post(f"{beacon.url}/verify", json={"license": beacon.license}, trust_env=False)
+    answer = httpx.post(f"{beacon.url}/verify", json={"license": beacon.license}, trust_env=False, timeout=60)
     assert answer.status_code == 200
 
 

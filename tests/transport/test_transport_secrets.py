@@ -146,7 +146,7 @@ def test_a_warning_cut_through_a_secret_is_withheld(server: RawServer, transport
 def test_the_logs_of_others_keep_their_headers(server: RawServer, transport: BeaconTransport, log: Any) -> None:
     transport.send(batch_of())
     log.clear()
-    httpx.post(f"{server.url}/verify", trust_env=False)
+    httpx.post(f"{server.url}/verify", trust_env=False, timeout=60)
     assert any("return_value=(b'HTTP/1.1', 200" in record.getMessage() for record in log.records)
 
 
