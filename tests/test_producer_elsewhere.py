@@ -283,6 +283,34 @@ def test_an_enqueue_does_not_wait_for_a_connection_that_its_own_transaction_hold
     assert stored(engine) == 1
 
 
+@servers
+def test_an_outbox_that_is_closed_before_its_database_has_answered_leaves_no_connection(
+    box: Outbox, engine: Engine, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    go_on = threading.Event()
+    with Outbox(database.url, settings=Settings(notify=False)) as slow:
+        event.listen(slow.engine, "do_connect", lambda *_: go_on.wait(20) and None)
+        event.listen(slow.engine, "connect", lambda *_: happened.append("connected"))
+        event.listen(slow.engine, "engine_disposed", lambda _: happened.append("closed"))
+        with monkeypatch.context() as hurried, Session(engine) as session, session.begin():
+            hurried.setattr(same_place, "WAIT_SECONDS", 0)
+            slow.enqueue(session, interval())
+        asking = slow.store.database._place._asking
+        assert asking is not None
+        join = asking.join
+
+        def joined(seconds: float | None = None) -> None:
+            go_on.set()
+            join(seconds)
+
+        monkeypatch.setattr(asking, "join", joined)
+        slow.close()
+        go_on.set()
+        join()
+    assert happened[:2] == ["connected", "closed"]
+
+
 @postgresql
 def test_tables_that_were_moved_are_the_same_for_both(engine: Engine, database: Database) -> None:
     path = "?options=-csearch_path%3Dlater,public"

@@ -99,6 +99,7 @@ class Database:
             self._place.require(connection, self)
 
     def close(self) -> None:
+        self._place.close()
         self.engine.dispose()
 
     @contextmanager

@@ -83,6 +83,11 @@ class SamePlace:
             asking.join(max(0.0, self._wait_until - time.monotonic()))
         return self._ours
 
+    def close(self) -> None:
+        """Wait for the answer: a connection that is made after the engine was disposed of would stay open."""
+        if self._asking is not None and self._asking.is_alive():
+            self._asking.join(WAIT_SECONDS)
+
     def _ask(self, database: Database) -> None:
         try:
             with database.read() as connection:
