@@ -193,7 +193,10 @@ def test_it_looks_where_entries_were_found_that_nobody_told_of(told: Told) -> No
 
 
 @pytest.mark.parametrize("how", ["early", "other_process"])
-def test_it_looks_where_there_may_be_more_than_was_told_of(told: Told, how: str) -> None:
+def test_it_looks_where_there_may_be_more_than_was_told_of(
+    told: Told, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.lanesignal.EXPECTED_SECONDS", 3600)  # however slow the machine is
     told.deliver(meanwhile=lambda: told.signal.notify(entries=False, **{how: True}))
     assert told.looked_after_sending
 

@@ -18,7 +18,7 @@ from tests.support.keeper import DRIVERS, Offer
 from tests.support.waiting import wait_until
 
 NAMES = ("sqlite", "postgresql", "mariadb")
-LEAK_GRACE = 5.0
+LEAK_GRACE = 30.0
 """Seconds until a closed connection must have disappeared from the server."""
 
 

@@ -32,14 +32,15 @@ def test_every_driver_of_a_database_reaches_the_same_empty_database(database: Da
 
 
 def test_a_connection_left_open_is_reported(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(databases, "LEAK_GRACE", 0.1)
     engine = create_engine(database.url)
     with engine.connect() as connection:
         connection.execute(text("SELECT 1"))
         if database.name == "sqlite":
             connection.execute(text("PRAGMA user_version = 1"))
-        with pytest.raises(AssertionError, match="left connections open"):
-            database.strangers.must_be_gone()
+        with monkeypatch.context() as hurried:
+            hurried.setattr(databases, "LEAK_GRACE", 0.1)
+            with pytest.raises(AssertionError, match="left connections open"):
+                database.strangers.must_be_gone()
     engine.dispose()
     database.strangers.must_be_gone()
 
