@@ -182,6 +182,7 @@ class Connections:
             return
         dialect = self._engine.dialect
         try:
+            self._dialect.end_begun(driver_connection)  # of a host's listener: a driver may refuse a ping within it
             dialect.do_ping(driver_connection)
         except dialect.loaded_dbapi.Error as error:
             raise InvalidatePoolError("the connection went stale in the pool") from error

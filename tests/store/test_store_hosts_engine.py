@@ -81,7 +81,11 @@ def listening(request: pytest.FixtureRequest, database: Database) -> Iterator[En
 
 
 @SERVERS
-def test_a_listener_of_the_host_may_run_statements(listening: Engine) -> None:
+@pytest.mark.parametrize("idle", [True, False], ids=["each is idle for long", "none is"])
+def test_a_listener_of_the_host_may_run_statements(
+    listening: Engine, idle: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("outbox.store.connections.IDLE_SECONDS", 0 if idle else 3600)
     with Outbox(listening, settings=Settings(notify=False)) as box:
         box.migrate()
         with box.store.database.write() as connection:
