@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +101,12 @@ class Command:
 
 
 def drain_in_vain(outbox: Command, beacon: Simulator) -> Done:
-    """What a short drain told that met a fault of beacon's: on a slow machine one may end before its first request."""
+    """What a short drain told that met a fault of beacon's: on a slow machine one may end before its first request,
+    and the next has twice the time."""
+    seconds = (0.3 * 2**number for number in count())
 
     def drained() -> Done | None:
-        done = outbox("drain", "--timeout", "0.3")
+        done = outbox("drain", "--timeout", f"{next(seconds):g}")
         assert done.code == 3, done.err
         return done if beacon.faults.fired["status"] or beacon.faults.fired["statuses"] else None
 
