@@ -226,8 +226,9 @@ def _end(lane: LockedLane, members: runs.Runs, payload_bytes: int, verdict: Endi
     insert_batch(lane, members, runs.count(members), payload_bytes, last_error=reason, **columns)
 
 
-def switch_off(lane: LockedLane, policy: Policy, reason: str) -> int:
-    """Switch the lane off and discard what waits, counted, up to a chunk a call. Entries discarded; 0: none left.
+def switch_off(lane: LockedLane, policy: Policy, reason: str, newest: int) -> int:
+    """Switch the lane off and discard what waits up to the number ``newest``, counted, up to a chunk a call. Entries
+    discarded; 0: none left.
 
     A leased batch is left alone. If it is not delivered it becomes waiting, and the next call discards it.
     """
@@ -241,7 +242,7 @@ def switch_off(lane: LockedLane, policy: Policy, reason: str) -> int:
     if late:
         holes.fill(lane, late)
         _end(lane, late, 0, Ending.DISCARDED, reason)
-    pending = oldest_pending(lane, 10 * policy.batch_max_rows)
+    pending = [row for row in oldest_pending(lane, 10 * policy.batch_max_rows) if row.seq <= newest]
     return int(count) + runs.count(late) + end_pending(lane, pending, Ending.DISCARDED, reason)
 
 

@@ -317,6 +317,11 @@ def unclaimed_seconds(connection: Connection, lane: Lane) -> float:
     return 0.0 if oldest is None else max(0.0, (row.now - oldest) / MICROSECONDS)
 
 
+def newest(connection: Connection, lane: Lane) -> int:
+    """The highest number in the log; 0: it is empty."""
+    return connection.execute(_HIGHEST[lane]).scalar() or 0
+
+
 def _unclaimed(connection: Connection, lane: Lane, cursor: int) -> tuple[int, int | None]:
     """The number of entries in no batch, and when the oldest of them was written (µs); None: there are none."""
     above = {"cursor": cursor}

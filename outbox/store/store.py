@@ -238,7 +238,10 @@ class Store:
         return 0 if beyond is None else self._all(lane, lambda row: bounds.shed(row, beyond))
 
     def switch_off(self, lane: Lane, reason: str) -> int:
-        return self._all(lane, lambda row: operate.switch_off(row, self.policy, reason))
+        """Discard what the lane holds; entries discarded. What comes meanwhile is left: it may never end."""
+        with self.database.read() as connection:
+            newest = queries.newest(connection, lane)
+        return self._all(lane, partial(operate.switch_off, policy=self.policy, reason=reason, newest=newest))
 
     def switch_on(self, lane: Lane) -> None:
         """Open a lane that is off. Writes nothing otherwise, so that a worker can start on a full disk."""

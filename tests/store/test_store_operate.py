@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from sqlalchemy import Connection, event
 
 from outbox.core.entry import DeadCounts, moment
 from outbox.core.lane import Lane
@@ -341,6 +342,23 @@ def test_a_lane_switched_off_discards_what_waits_and_counts_it(tracer: Worker) -
     tracer.settle(flying, UNAVAILABLE)
     assert tracer.box.store.switch_off(tracer.lane, "OUTBOX_TELEMETRY_TRACES=false") == 1
     assert (tracer.status.shed, tracer.status.unfinished) == (4, 0)
+
+
+def test_switching_off_ends_beside_a_producer_that_goes_on(tracer: Worker, another: Worker) -> None:
+    producer, ids = Worker(another.box, tracer.lane), tracer.put(3)
+    others: list[UUID] = []
+
+    def produce(_: Connection) -> None:
+        assert len(others) < 30, "it goes on for as long as entries come"
+        others.extend(producer.put(1))
+
+    event.listen(tracer.box.engine, "begin", produce)
+    discarded = tracer.box.store.switch_off(tracer.lane, "off")
+    event.remove(tracer.box.engine, "begin", produce)
+    assert discarded >= len(ids)
+    assert tracer.statuses(ids) == [Status.SHED] * len(ids)
+    assert tracer.box.store.switch_off(tracer.lane, "off") == len(ids) + len(others) - discarded
+    assert (tracer.status.shed, tracer.status.unfinished) == (len(ids) + len(others), 0)
 
 
 def test_a_lane_switched_on_again_sends_what_comes_next(tracer: Worker) -> None:
