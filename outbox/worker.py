@@ -159,6 +159,7 @@ class Worker:
             job(*arguments)
         except OutboxError as error:
             logger.error("%s", error)
+            self.box.store.database.make_room()
         except Exception:
             logger.exception("a job of the worker failed; it runs again")
 

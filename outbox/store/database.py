@@ -260,6 +260,12 @@ class Database:
             finally:
                 pooled.pop(READS, None)
 
+    def make_room(self) -> None:
+        """After a write that failed: see ``Dialect.make_room``. Raises nothing: the next write says what is wrong."""
+        if self.dialect.single_writer:
+            with suppress(OutboxError, DBAPIError), self.read() as connection:
+                self.dialect.make_room(connection)
+
     @contextmanager
     def explained(self, kept: str = NOTHING_WRITTEN) -> Iterator[None]:
         """Raise driver errors as outbox errors. ``kept``: the sentence that says which work of the call holds."""

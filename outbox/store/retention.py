@@ -19,7 +19,9 @@ from outbox.core import runs
 from outbox.core.lane import LANES, Lane
 from outbox.core.lifecycle import BatchState, Ending
 from outbox.core.policy import MICROSECONDS, Retention
+from outbox.errors import DatabaseUnavailable, OutcomeUnknown
 from outbox.store.compiled import CompiledStatement
+from outbox.store.database import Database
 from outbox.store.dialects import dialect_of
 from outbox.store.ledger import IS_LIVE, TOTAL_OF, LockedLane, add_to_totals
 from outbox.store.mend import CLOCK_ERROR
@@ -66,6 +68,28 @@ def purge_batches(connection: Connection, lane: Lane, settled_before: int, now: 
     members = runs.union(run for batch in batches for run in runs.decode(batch.members))
     dialect_of(connection).delete_runs(connection, LANES[lane].table, members)
     return rows[len(batches) - 1], len(batches) < len(found) or len(found) == most
+
+
+def purge_rows(database: Database, lane: Lane, settled_before: int, now: int) -> int:
+    """Delete the rows of all batches settled until ``settled_before`` (µs), in chunks; rows deleted.
+
+    On a full disk the smallest chunk may still fit, after ``make_room``, and what it frees takes the next rows.
+    """
+    chunk, total, more, failed = database.dialect.purge_chunk, 0, True, False
+    while more:
+        try:
+            with database.write(in_turn=True) as connection:
+                deleted, more = purge_batches(connection, lane, settled_before, now, chunk)
+        except (DatabaseUnavailable, OutcomeUnknown):
+            if failed:
+                raise
+            chunk, more, failed = 1, True, True
+            database.make_room()
+        else:
+            total, failed = total + deleted, False
+    if chunk == 1:
+        database.make_room()  # for what the caller writes next
+    return total
 
 
 def oversize_before(connection: Connection, lane: Lane, retention: Retention, now: int) -> int:

@@ -20,7 +20,7 @@ from outbox.core.policy import MICROSECONDS, Bounds, Policy, Retention, is_due
 from outbox.core.privacy import Removal, Removed
 from outbox.core.receipt import Receipt
 from outbox.core.step import Committed, Outlook, Settled, Settlement, Step
-from outbox.errors import DatabaseUnavailable, LaneStopped
+from outbox.errors import LaneStopped
 from outbox.store import bounds, migrate, operate, queries, removed, retention
 from outbox.store.age import AgeClock
 from outbox.store.audit import AuditReport
@@ -279,18 +279,7 @@ class Store:
         now = steadied(now)
         with self.database.read() as connection:
             before = retention.oversize_before(connection, lane, rules, now)
-        chunk = self.database.dialect.purge_chunk
-        total, more = 0, True
-        while more:
-            try:
-                with self.database.write(in_turn=True) as connection:
-                    deleted, more = retention.purge_batches(connection, lane, before, now, chunk)
-            except DatabaseUnavailable:
-                if chunk == 1:
-                    raise
-                chunk = 1  # on a full disk a small delete may still fit, and makes room for more
-            else:
-                total += deleted
+        total = retention.purge_rows(self.database, lane, before, now)
         self._after_purge(lane)
         self._drop_receipts(lane, now - int(rules.receipts_seconds * MICROSECONDS), now)
         return total

@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -24,6 +25,8 @@ from sqlalchemy import NullPool, create_engine, event
 from sqlalchemy.exc import OperationalError
 
 from outbox import BeaconTransport, Outbox, Settings, Worker
+from outbox.core.lane import Lane
+from outbox.core.policy import Retention
 from outbox.errors import DatabaseUnavailable, OutboxError, OutcomeUnknown
 from outbox.simulator import Simulator
 from outbox.testing import drain
@@ -200,6 +203,14 @@ def small_disk(file: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(file.parent)], check=True)
 
 
+def fill(disk: Path) -> None:
+    """Leave no room on the disk."""
+    with suppress(OSError), (disk / "ballast").open("wb", buffering=0) as filling:
+        while True:
+            filling.write(b"\0" * 4096)
+    assert shutil.disk_usage(disk).free == 0
+
+
 def test_a_full_disk_takes_nothing_and_loses_nothing_and_a_worker_goes_on_when_there_is_room(
     small_disk: Path, box: Outbox, beacon: Simulator, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,10 +221,7 @@ def test_a_full_disk_takes_nothing_and_loses_nothing_and_a_worker_goes_on_when_t
         acknowledged = box.put(*intervals(10))
         beacon.wait_for("usage", 10)
         beacon.faults.latency_ms = 0
-        with suppress(OSError), ballast.open("wb", buffering=0) as filling:
-            while True:
-                filling.write(b"\0" * 4096)
-        assert shutil.disk_usage(small_disk).free == 0
+        fill(small_disk)
         with pytest.raises((DatabaseUnavailable, OutcomeUnknown), match="database or disk is full"):
             box.put(*refused)
         with suppress(OutboxError):
@@ -224,6 +232,31 @@ def test_a_full_disk_takes_nothing_and_loses_nothing_and_a_worker_goes_on_when_t
         acknowledged += box.put(*refused)
         wait_until(lambda: all(_is(box, id, "sent") for id in acknowledged), timeout=30, message=lambda: caplog.text)
     assert beacon.received.ids().keys() == set(map(str, acknowledged))
+
+
+def test_a_full_disk_blocks_neither_the_purge_nor_a_worker_where_the_file_need_not_grow(
+    small_disk: Path, box: Outbox, file: Path, beacon: Simulator
+) -> None:
+    box.store.policy = replace(box.store.policy, batch_max_rows=10)
+    sent = box.put(*intervals(200))
+    drain(box, beacon)
+    checkpoint(file, "TRUNCATE")
+    waiting = box.put(*intervals(100))
+    checkpoint(file, "RESTART")  # the file has these rows, and its log is no longer than they made it
+    fill(small_disk)
+    assert box.store.purge(Lane.USAGE, Retention(0, 0, 0, 0)) == len(sent)
+    with suppress(OutcomeUnknown):
+        while True:  # until the log has no room either
+            waiting += box.put(interval())
+    with BeaconTransport(box.settings) as transport, Worker(box, transport):
+        wait_until(lambda: all(_is(box, id, "sent") for id in waiting), timeout=30)
+    assert shutil.disk_usage(small_disk).free == 0
+    assert beacon.received.ids() == dict.fromkeys(map(str, [*sent, *waiting]), 1)
+
+
+def checkpoint(file: Path, how: str) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        assert connection.execute(f"PRAGMA wal_checkpoint({how})").fetchone()[0] == 0
 
 
 # --- calls that fail -----------------------------------------------------------------------------------------

@@ -287,6 +287,9 @@ class Dialect(ABC):
         there is more."""
         return False
 
+    def make_room(self, connection: Connection) -> None:  # noqa: B027 - only a file needs it
+        """On a full disk: let the next writes take space that the database holds and needs no more."""
+
     def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
         """The transactions that may still fill a hole in the log. None: the database does not tell, so age decides."""
         return None

@@ -180,6 +180,11 @@ class SQLite(Dialect):
             connection.exec_driver_sql("PRAGMA incremental_vacuum(1)")  # one page a call: the driver steps once
         return bool(surplus > self.give_back_pages)
 
+    def make_room(self, connection: Connection) -> None:
+        # The next write begins the -wal file anew. By itself SQLite does this after a commit that makes the file 1,000
+        # pages long: on a full disk no commit does.
+        connection.exec_driver_sql("PRAGMA wal_checkpoint(PASSIVE)")
+
     def writers(self, connection: Connection, table: str) -> frozenset[str] | None:
         return frozenset()  # the caller holds the only write lock
 
