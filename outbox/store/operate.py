@@ -21,7 +21,7 @@ from outbox.core.policy import MICROSECONDS, Policy
 from outbox.core.runs import Runs
 from outbox.errors import NOTHING_WRITTEN, DatabaseUnavailable, OutcomeUnknown
 from outbox.store import holes
-from outbox.store.ledger import LockedLane, add_to_totals, batch_columns, insert_batch
+from outbox.store.ledger import LockedLane, add_to_totals, batch_columns, insert_batch, overdue
 from outbox.store.schema import BATCH, LANE, LOGS
 from outbox.store.settle import ended
 
@@ -230,9 +230,16 @@ def switch_off(lane: LockedLane, policy: Policy, reason: str, newest: int) -> in
     """Switch the lane off and discard what waits up to the number ``newest``, counted, up to a chunk a call. Entries
     discarded; 0: none left.
 
-    A leased batch is left alone. If it is not delivered it becomes waiting, and the next call discards it.
+    A leased batch is left alone. If it is not delivered it becomes waiting, or its lease expires, and the next call
+    discards it.
     """
     lane.health = Health(LaneState.OFF, reason)
+    overdue_lease = (
+        BATCH.c.state == BatchState.LEASED,
+        overdue(BATCH.c.due_at, lane.now, lane.now + policy.max_wait_us),
+    )
+    expired = update(BATCH).where(BATCH.c.lane == lane.key, *overdue_lease)
+    lane.connection.execute(expired.values(state=BatchState.WAITING, lease_token=None, ambiguous=True))
     waiting = (BATCH.c.lane == lane.key, BATCH.c.state == BatchState.WAITING)
     count = lane.connection.execute(select(func.coalesce(func.sum(BATCH.c.entries), 0)).where(*waiting)).scalar_one()
     if count:

@@ -76,13 +76,15 @@ class Operating(Claiming):
         return len(numbers)
 
     def switch_off(self, lane: Lane, reason: str = "off") -> int:
-        """Discard pending and waiting entries; a leased batch is left alone. Returns the number of entries."""
+        """Discard pending and waiting entries, and those of expired leases; a batch whose lease lasts is left alone.
+        Returns the number of entries."""
         total = 0
         while True:
             ledger = self.locked(lane)
             ledger.health = Health(LaneState.OFF, reason)
-            waiting = [held for held in ledger.live.values() if held.state is BatchState.WAITING]
+            waiting = [held for held in ledger.live.values() if self.is_due(ledger, held, probe=True)]
             for held in waiting:
+                held.ambiguous = held.ambiguous or held.state is BatchState.LEASED
                 self.end(ledger, held, Ending.DISCARDED)
             late = self.look_into_holes(ledger, eager=True)
             if late:

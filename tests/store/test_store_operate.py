@@ -344,6 +344,18 @@ def test_a_lane_switched_off_discards_what_waits_and_counts_it(tracer: Worker) -
     assert (tracer.status.shed, tracer.status.unfinished) == (4, 0)
 
 
+def test_a_lane_that_is_off_discards_what_a_worker_that_was_killed_had_in_flight(tracer: Worker) -> None:
+    ids = tracer.put(2)
+    batch = tracer.must_claim()
+    assert tracer.box.store.switch_off(tracer.lane, "off") == 0
+    tracer.due_now()
+    assert tracer.box.store.switch_off(tracer.lane, "off") == 2
+    assert tracer.statuses(ids) == [Status.SHED] * 2
+    assert (tracer.status.shed, tracer.status.unfinished, tracer.status.oldest_pending_seconds) == (2, 0, None)
+    assert tracer.find(ids[0]).maybe_delivered
+    assert tracer.settle(batch, DELIVERED).lost == [batch.id], "the worker was only slow"
+
+
 def test_switching_off_ends_beside_a_producer_that_goes_on(tracer: Worker, another: Worker) -> None:
     producer, ids = Worker(another.box, tracer.lane), tracer.put(3)
     others: list[UUID] = []
