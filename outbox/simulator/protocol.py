@@ -21,7 +21,8 @@ try:
     import httptools
 except ImportError as error:  # the simulator is an extra
     raise ImportError(
-        "outbox.simulator needs httptools, which is not installed: pip install 'beacon-outbox[simulator]'"
+        "outbox.simulator needs httptools, which is not installed: pip install 'beacon-outbox[simulator]'",
+        name=error.name,
     ) from error
 
 _LINGER_ZERO = struct.pack("ii", 1, 0)

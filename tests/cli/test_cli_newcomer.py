@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 from uuid import uuid4
 
@@ -193,6 +194,15 @@ def test_an_unknown_id_is_3_and_named(outbox: Command, command: str) -> None:
 def test_a_folder_the_demo_cannot_make_is_told(unmigrated: Command) -> None:
     (unmigrated.directory / "taken").write_text("")
     says(unmigrated("demo", "--folder", "taken/demo"), 2, "taken/demo: Not a directory", "--folder")
+
+
+def test_what_the_simulator_needs_is_named_where_it_is_not_installed(
+    unmigrated: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [each for each in sys.modules if each.startswith("outbox.simulator")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "httptools", None)  # as if it were not there
+    says(unmigrated("beacon", "--port", "0"), 2, "needs httptools; install beacon-outbox[simulator]")
 
 
 def test_the_version_is_told(outbox: Command) -> None:
