@@ -13,6 +13,7 @@ from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 from uuid import UUID
+from weakref import finalize
 
 from sqlalchemy import Connection, Engine
 from sqlalchemy.engine import URL
@@ -103,6 +104,8 @@ class Outbox:
         self._door = Door(self.settings)
         self._announcer = Announcer(database) if self.settings.notify and database.dialect.announces else None
         self.wake = Wake(self._announcer)
+        if self._announcer is not None:  # its thread would hold the connections of an outbox that nobody closed
+            finalize(self, self._announcer.drop).atexit = False
 
     def __repr__(self) -> str:
         return f"<Outbox {self.store.database.safe_url}>"

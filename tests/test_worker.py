@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import subprocess
@@ -316,6 +317,27 @@ def test_producers_that_shall_not_announce_open_no_connection_for_it(database: D
         box.put(interval())
         assert "outbox-announcer" in {thread.name for thread in threading.enumerate()}
     wait_until(lambda: "outbox-announcer" not in {thread.name for thread in threading.enumerate()})
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_an_outbox_that_nobody_closes_holds_no_connection_once_it_is_gone(database: Database, engine: Engine) -> None:
+    Outbox(engine).migrate()
+    with Session(engine) as session, session.begin():
+        Outbox(engine).enqueue(session, interval())  # gone before the commit
+        box = Outbox(engine)
+        box.put(interval())
+        del box
+    others = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+
+    def connected() -> int:
+        gc.collect()
+        with engine.connect() as connection:
+            return int(connection.execute(others).scalar_one())
+
+    wait_until(lambda: connected() == 0)
+    assert "outbox-announcer" not in {thread.name for thread in threading.enumerate()}
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)

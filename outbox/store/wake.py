@@ -113,6 +113,7 @@ class Announcer:
         self._database = database
         self._thread: threading.Thread | None = None
         self._tables: set[str] = set()
+        self._dropped = False
         self._forget()
 
     def __call__(self, lanes: Lanes, _committed: Committed | None = None, /) -> None:
@@ -140,6 +141,12 @@ class Announcer:
             if thread.ident is None:
                 self._thread = None
             raise
+
+    def drop(self) -> None:
+        """The outbox is gone, unclosed: announce what is left and what its transactions still commit, and hold no
+        connection longer. Takes no lock, so that a finalizer may call it anywhere."""
+        self._dropped = True
+        self._some.set()
 
     def close(self) -> None:
         """Announce what is left, within two seconds."""
@@ -183,7 +190,7 @@ class Announcer:
 
     def _next(self) -> set[str]:
         """Wait for tables to announce. Empty: it is time to end."""
-        if not self._closed.is_set():
+        if not (self._dropped or self._closed.is_set()):
             self._some.wait(self.IDLE_SECONDS)
         with self._lock:
             self._some.wait(0)  # clear it with the tables: set without any, the next call would end the thread
