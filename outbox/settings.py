@@ -26,8 +26,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from outbox.core.lane import LANES, Lane
 from outbox.core.privacy import MAX_VALUE_LENGTH
+from outbox.core.text import mask_password
 from outbox.errors import ConfigError
-from outbox.settings_secrets import clean_licence, mask_password, path_for_display, public_key, read_secret_file
+from outbox.settings_secrets import clean_licence, path_for_display, public_key, read_secret_file
 from outbox.settings_sources import Found, env_name, merge, read_layers
 from outbox.settings_values import (
     beacon_address,

@@ -1,9 +1,8 @@
-"""The secrets among the settings: read from files, checked, masked. No error here repeats what was read."""
+"""The secrets among the settings: read from files and checked. No error here repeats what was read."""
 
 from __future__ import annotations
 
 import errno
-import re
 from pathlib import Path
 
 from outbox.errors import ConfigError
@@ -61,13 +60,3 @@ def public_key(pem: str, place: str) -> str:
     if "PUBLIC KEY-----" not in pem or "PRIVATE KEY-----" in pem:
         raise ConfigError(f"{place}: must hold a public key in PEM form (-----BEGIN PUBLIC KEY-----) and no other")
     return pem
-
-
-def mask_password(url: str) -> str:
-    """The database URL with its secrets masked; it masks too much rather than too little.
-
-    Drivers accept a raw ``/``, ``?`` or ``@`` inside a password, so everything from the first colon of the authority to
-    the last ``@`` is masked, and so is any query parameter whose name suggests a secret.
-    """
-    url = re.sub(r"(://[^:/@]*:).*@", r"\1***@", url, flags=re.DOTALL)
-    return re.sub(r"([?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=)[^&]*", r"\1***", url, flags=re.IGNORECASE)

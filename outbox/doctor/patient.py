@@ -20,7 +20,6 @@ from sqlalchemy import Connection, Engine
 
 from outbox.doctor.finding import Finding
 from outbox.settings import Settings
-from outbox.settings_secrets import mask_password
 from outbox.store.database import Database
 
 if TYPE_CHECKING:
@@ -104,13 +103,6 @@ class Patient:
     def knows_database(self) -> bool:
         """Whether a check has made ``database``: the settings name a supported kind."""
         return self._database is not None
-
-    def without_password(self, text: str) -> str:
-        """``text`` with a password among the query parameters of the database URL masked."""
-        if not self.knows_database:
-            return text
-        shown = self.database.safe_url
-        return text.replace(shown, mask_password(shown))
 
     def open(self, reader: Callable[[Database], Engine]) -> None:
         """Make the engine that ``read()`` uses from now on."""

@@ -27,6 +27,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
+from outbox.core.text import mask_password
 from outbox.errors import NOTHING_WRITTEN, DatabaseUnavailable, OutboxError, OutcomeUnknown, SchemaOutOfDate
 from outbox.store.compiled import CompiledStatement, Values, has_listeners, translated
 from outbox.store.connections import Connections
@@ -84,8 +85,8 @@ class Database:
 
     @property
     def safe_url(self) -> str:
-        """The URL without its password, for people."""
-        return self.url.render_as_string(hide_password=True)
+        """The URL without its secrets, for people."""
+        return mask_password(self.url.render_as_string(hide_password=True))
 
     def require_here(self, connection: Connection) -> None:
         """Raise ``ConfigError`` where what the host's connection commits would never be sent: it is in another

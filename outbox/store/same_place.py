@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 
+from outbox.core.text import mask_password
 from outbox.errors import NOTHING_WRITTEN, ConfigError, SchemaOutOfDate
 from outbox.store.dialects import Place
-from outbox.store.engines import parsed
 
 if TYPE_CHECKING:
     from outbox.store.database import Database
@@ -127,4 +127,4 @@ def no_tables(connection: Connection) -> SchemaOutOfDate:
 
 
 def _named(connection: Connection) -> str:
-    return parsed(connection.engine.url).render_as_string(hide_password=True)
+    return mask_password(connection.engine.url.render_as_string(hide_password=True))

@@ -165,6 +165,18 @@ def test_a_database_that_is_not_there_is_told_without_its_password(dead_port: in
     assert collection.found == []
 
 
+def test_what_unlocks_a_client_key_is_not_told_either(dead_port: int, tmp_path: Path) -> None:
+    url = f"postgresql+psycopg://user@127.0.0.1:{dead_port}/name?sslpassword={IN_A_URL}"
+    collection = Collection()
+    with Outbox(url, settings=Settings()) as box:
+        collection.search_objects(box=box, settings=Settings(database_url=url))
+        error = error_of(DatabaseUnavailable, box.status)
+    assert leaks_of(error, "what unlocks a client key", variables=False) == []
+    outbox = Command(tmp_path, database_url=url, license_key=LICENSE)
+    collection.search_commands(outbox, OF_EVERYTHING, id=str(interval().id))
+    assert collection.found == []
+
+
 @pytest.mark.parametrize(
     "url",
     [

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Dialect as Driver
 from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
 
 from outbox.core.runs import Runs
+from outbox.core.text import mask_password
 from outbox.errors import NOTHING_WRITTEN, DatabaseUnavailable
 from outbox.store.dialects.base import Dialect, Place, Row, asked, first_of
 
@@ -237,7 +238,7 @@ class MySQL(Dialect):
     def migration_lock(self, connection: Connection) -> Iterator[None]:
         if connection.execute(text(f"SELECT GET_LOCK({MIGRATION_LOCK}, {MIGRATION_TURN_SECONDS})")).scalar() != 1:
             holder = connection.execute(text(f"SELECT IS_USED_LOCK({MIGRATION_LOCK})")).scalar()
-            where = connection.engine.url.render_as_string(hide_password=True)
+            where = mask_password(connection.engine.url.render_as_string(hide_password=True))
             raise DatabaseUnavailable(
                 f"{where}: another process ({f'session {holder}' if holder else 'gone by now'}) has been migrating for"
                 f" {MIGRATION_TURN_SECONDS} s. {NOTHING_WRITTEN} Run it again when that one has ended;"
