@@ -38,7 +38,7 @@ from outbox.producer_arguments import (
     rows_of,
     time_given,
 )
-from outbox.producer_lanes import as_switched, license_status, switch
+from outbox.producer_lanes import as_switched, license_status, switch, why_kept
 from outbox.producer_privacy import Door
 from outbox.producer_room import with_room
 from outbox.store import bounds, migrate
@@ -334,10 +334,11 @@ class Outbox:
         """Make dead entries pending again, with no failed attempts. Returns how many. In chunks, safe to run again.
 
         ``ids``: only these, whatever died with them. ``since`` and ``until`` (aware, or ISO 8601) bound the time of
-        death. Entries that die during the call are left.
+        death. Entries that die during the call are left, and those of a lane that is off, which would be discarded.
         """
+        windows = self._windows(ids, lane, since, until)
         try:
-            return self.store.requeue(*self._windows(ids, lane, since, until))
+            return self.store.requeue(*[each for each in windows if not why_kept(self.store, self.settings, each[0])])
         finally:
             self.wake.set(set(Lane))
 

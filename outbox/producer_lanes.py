@@ -24,6 +24,13 @@ def why_off(settings: Settings, lane: Lane) -> str | None:
     return f"switched off by OUTBOX_TELEMETRY_{lane.upper()}"
 
 
+def why_kept(store: Store, settings: Settings, lane: Lane) -> str | None:
+    """Why dead entries of the lane are not requeued: it is off, and would discard them. None: they are."""
+    if (reason := why_off(settings, lane)) is not None:
+        return reason
+    return "off in the database until a worker or a drain that has it on begins" if store.is_off(lane) else None
+
+
 def as_switched(settings: Settings, lane: Lane, status: LaneStatus) -> LaneStatus:
     """The status of a lane with the switches of these settings, which the database learns only when something sends."""
     reason = why_off(settings, lane)

@@ -16,6 +16,7 @@ from outbox.cli.inspect import EntryId, Yes, show_entry
 from outbox.cli.output import Form, Output, agrees, is_interactive, show_document, show_rows, table, tell
 from outbox.core.lane import Lane
 from outbox.core.lifecycle import Status
+from outbox.producer_lanes import why_kept
 
 if TYPE_CHECKING:
     from outbox.producer import Outbox
@@ -133,6 +134,9 @@ def _change(box: Outbox, verb: str, selection: Selection, dry_run: bool, yes: bo
     after = before if dry_run else _counts(box, selection)
     report = {"action": verb, "dry_run": dry_run, "changed": changed, "before": before, "after": after}
     show_document(report, form, lambda: _table(before, after))
+    for lane, counts in after.items():
+        if verb == "requeue" and counts["entries"] and (why := why_kept(box.store, box.settings, Lane(lane))):
+            tell(f"warning: dead entries of {lane} stay, as the lane would discard them: {why}")
     tell(f"{verb}: {changed} of {entries} dead entries" + (" (dry run: nothing was changed)" if dry_run else ""))
 
 

@@ -336,6 +336,10 @@ class Store:
         version: int = row.version
         return version
 
+    def is_off(self, lane: Lane) -> bool:
+        _, _, health = self._something_to_do(lane)
+        return health.state is LaneState.OFF
+
     def dead(self, lane: Lane, window: Window) -> list[DeadLetter]:
         with self.database.read(snapshot=True) as connection:
             return list(queries.iterate_dead(connection, lane, window))

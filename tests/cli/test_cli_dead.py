@@ -13,7 +13,7 @@ from outbox.simulator import Simulator
 from outbox.store import operate
 from outbox.store.ledger import LockedLane
 from outbox.store.store import Store
-from tests.cli.command import ENTRY, Command, usage_line
+from tests.cli.command import ENTRY, EXAMPLES, Command, usage_line
 
 
 def test_a_dead_entry_is_listed_and_shown(buried: Command) -> None:
@@ -38,6 +38,24 @@ def test_what_is_requeued_is_sent(buried: Command, beacon: Simulator) -> None:
     assert report["after"]["usage"] == {"entries": 0, "trace_count": 0}
     assert buried("drain", "--timeout", "20").code == 0
     assert beacon.received.ids("usage") == {ENTRY: 1}
+
+
+def test_what_a_lane_that_is_off_would_discard_stays_dead(outbox: Command, beacon: Simulator) -> None:
+    outbox.but(max_attempts="1")("enqueue", "metrics", EXAMPLES / "metrics.json")
+    beacon.faults.lanes, beacon.faults.status = {"metrics"}, 503
+    outbox.but(max_attempts="1")("drain", "--timeout", "20")
+    off = outbox.but(telemetry_metrics="false")
+    for command, why in ((off, "OUTBOX_TELEMETRY_METRICS"), (outbox, "a worker or a drain")):
+        done = command("dead", "requeue", "--output", "json")
+        assert (done.code, done.json()["changed"], done.json()["after"]["metrics"]["entries"]) == (0, 0, 1)
+        assert "warning: dead entries of metrics stay" in done.err
+        assert why in done.err
+        off("drain")
+    beacon.faults.status = None
+    assert outbox("drain").code == 0
+    assert outbox("dead", "requeue", "--output", "json").json()["changed"] == 1
+    assert outbox("drain", "--timeout", "20").code == 0
+    assert outbox("status", "--output", "json").json()["lanes"]["metrics"]["sent"] == 1
 
 
 def test_what_is_discarded_is_gone_from_the_list(buried: Command) -> None:
