@@ -49,6 +49,27 @@ def all_taken(many: Engine) -> Iterator[None]:
     many.dispose()
 
 
+# --- both ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize(
+    ("named", "advice"),
+    [
+        (
+            {"database": "no_such"},
+            r"no_such.*Create it \(CREATE DATABASE\), or correct its name in OUTBOX_DATABASE_URL",
+        ),
+        ({"username": "no_such", "password": "wrong"}, r"Check user and password in OUTBOX_DATABASE_URL"),
+    ],
+    ids=["database", "account"],
+)
+def test_a_name_that_the_server_does_not_know_says_so(database: Database, named: dict[str, str], advice: str) -> None:
+    url = make_url(database.url).set(**named)
+    with Outbox(url.render_as_string(hide_password=False)) as box, refused(advice):
+        box.put(interval())
+
+
 # --- MariaDB -------------------------------------------------------------------------------------------------
 
 

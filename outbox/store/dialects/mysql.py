@@ -74,6 +74,7 @@ class MySQL(Dialect):
         1142: _NOT_GRANTED,
         1143: _NOT_GRANTED,
         1045: "Check user and password in OUTBOX_DATABASE_URL, and that the account may connect from this host.",
+        1049: "Create it (CREATE DATABASE), or correct its name in OUTBOX_DATABASE_URL.",
         1665: "The server logs by statement, which READ COMMITTED does not allow: SET GLOBAL binlog_format = ROW (or"
         " MIXED), and the same in its configuration; then restart what is connected.",
         1205: "Another session holds the lock: end it (KILL) if information_schema.innodb_trx shows it open for long.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from threading import Event
@@ -23,8 +24,13 @@ COPIED_AT_ONCE = 100
 _TAKEN, _ANOTHERS = "23505 of a log's number", "08P01 of a prepared statement"
 _NO_SCHEMA = "42501 of a schema"
 """Error codes of our own, for SQLSTATEs that mean this only together with the constraint or the message."""
-_CROWDED = ("too many clients already", "connection slots are reserved", "too many connections for")
-"""Messages of a server that refuses a connection beyond its limit: libpq reports no SQLSTATE for them."""
+_REFUSED = {
+    "53300": re.compile("too many clients already|connection slots are reserved|too many connections for"),
+    "3D000": re.compile('database ".*" does not exist'),
+    "28000": re.compile('role ".*" does not exist|authentication failed for|no password supplied|no pg_hba.conf entry'),
+}
+"""Messages of a server that refuses a connection, by SQLSTATE: libpq does not report it for them."""
+_NOT_LET_IN = "Check user and password in OUTBOX_DATABASE_URL, and that the account may connect (pg_hba.conf)."
 _POOLED = (
     "A connection pooler hands each transaction to another session (PgBouncer in transaction mode), where a prepared"
     " statement is somebody else's: name the server itself in OUTBOX_DATABASE_URL, or give the engine"
@@ -64,6 +70,9 @@ class PostgreSQL(Sessions):
         "53100": "Make room on the disk of the database; what waits is delivered by itself then.",
         "53300": "All connections that the server, the database or the account may have are taken: raise"
         " max_connections (or CONNECTION LIMIT), or let what is connected use fewer (pool_size of each service).",
+        "3D000": "Create it (CREATE DATABASE), or correct its name in OUTBOX_DATABASE_URL.",
+        "28000": _NOT_LET_IN,
+        "28P01": _NOT_LET_IN,
         "57014": "Somebody cancelled the statement, or it took longer than statement_timeout allows: raise that for the"
         " account of the outbox (ALTER ROLE ... SET statement_timeout), or see by pg_stat_activity what it waits for.",
         "42501": "The account lacks a privilege. As the owner of the tables, run: GRANT SELECT, INSERT ON (the log) TO"
@@ -179,8 +188,8 @@ class PostgreSQL(Sessions):
             return _TAKEN
         raised = error.orig
         code = getattr(raised, "sqlstate", None) or getattr(raised, "pgcode", None) or fields.get("C")
-        if code is None and any(words in str(error.orig) for words in _CROWDED):
-            return "53300"
+        if code is None:
+            return next((state for state, words in _REFUSED.items() if words.search(str(error.orig))), None)
         if code == "42501" and "for schema" in str(error.orig):
             return _NO_SCHEMA
         return _ANOTHERS if code == "08P01" and "prepared statement" in str(error.orig) else code
