@@ -181,8 +181,9 @@ def test_after_one_wait_in_vain_nobody_waits_until_there_was_room(
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable("it is away"), OutcomeUnknown("COMMIT failed")])
 def test_a_group_that_the_database_did_not_take_is_tried_again_with_the_same_ids(
-    box: Outbox, gate: Gate, error: Exception, caplog: pytest.LogCaptureFixture
+    box: Outbox, gate: Gate, error: Exception, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("outbox.otel.processor.LOG_EVERY_SECONDS", 3600)  # however slow the machine is
     caplog.set_level("INFO", "outbox.otel")
     processor = OutboxSpanProcessor(box)
     with tracing(processor) as tracer:
