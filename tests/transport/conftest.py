@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from outbox.transport import client
 from outbox.transport.beacon import BeaconTransport
 from tests.transport.support.batches import TOKEN, FakeSettings, MakeTransport
 from tests.transport.support.raw_server import RawServer, answer
@@ -19,6 +20,12 @@ def no_proxies_from_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture(autouse=True)
+def connections_stay_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is: none is idle for so long that it is closed before the next request."""
+    monkeypatch.setattr(client, "KEEPALIVE_SECONDS", 3600)
 
 
 @pytest.fixture
