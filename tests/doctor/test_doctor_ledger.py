@@ -66,7 +66,7 @@ def test_rows_that_are_gone_are_found_before_any_audit_and_the_command_mends_it(
     assert not [each for each in report.of("lanes") if each.status == "problem"], "the doctor stops no lane"
     run(outbox, report.mend("ledger").partition("give them up: ")[2])
     assert examined(outbox).is_well("ledger")
-    assert outbox("drain", "--timeout", "20").code == 0
+    assert outbox("drain", "--timeout", "60").code == 0
     assert beacon.received.unique("usage") == 2
 
 
@@ -88,7 +88,7 @@ def test_a_stray_is_a_problem_and_the_command_brings_it_back(
     outbox: Command, beacon: Simulator, by_hand: ByHand
 ) -> None:
     outbox("enqueue", "usage", stdin=usage_line() * 3)
-    assert outbox("drain", "--timeout", "20").code == 0
+    assert outbox("drain", "--timeout", "60").code == 0
     by_hand("UPDATE outbox_usage SET seq = 10 WHERE seq = 3")
     by_hand("UPDATE sqlite_sequence SET seq = 10 WHERE name = 'outbox_usage'")
     by_hand("""UPDATE outbox_lane SET "cursor" = 10 WHERE lane = 'usage'""")
@@ -102,7 +102,7 @@ def test_a_stray_is_a_problem_and_the_command_brings_it_back(
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
 def test_a_sequence_set_back_is_a_problem_and_the_command_mends_it(outbox: Command, by_hand: ByHand) -> None:
     outbox("enqueue", "usage", stdin=usage_line() * 3)
-    assert outbox("drain", "--timeout", "20").code == 0
+    assert outbox("drain", "--timeout", "60").code == 0
     by_hand("UPDATE sqlite_sequence SET seq = 0 WHERE name = 'outbox_usage'")
     by_hand("DELETE FROM outbox_usage")
     report = examined(outbox)
@@ -125,7 +125,7 @@ def test_a_paused_lane_is_a_warning_with_its_reason(outbox: Command, beacon: Sim
 def test_dead_letters_are_a_warning_and_the_commands_bring_them_back(outbox: Command, beacon: Simulator) -> None:
     beacon.faults.refuse_ids = {ENTRY}
     outbox("enqueue", "usage", EXAMPLES / "usage.json")
-    assert outbox("drain", "--timeout", "20").code == 0
+    assert outbox("drain", "--timeout", "60").code == 0
     assert beacon.faults.fired["refuse_ids"] >= 1
     beacon.faults.refuse_ids = set()
     report = examined(outbox)
@@ -146,7 +146,7 @@ def test_entries_that_nobody_takes_are_a_warning_and_a_worker_mends_it(
     assert "perhaps no worker runs" in report.the("backlog", "warning").found
     assert report.mend("backlog") == "outbox worker"
     with working(outbox):
-        beacon.wait_for("usage", 2, timeout=30)
+        beacon.wait_for("usage", 2, timeout=60)
     assert examined(outbox).is_well("backlog")
 
 
@@ -157,7 +157,7 @@ def test_a_batch_that_is_due_and_that_nobody_takes_is_a_warning(
     by_hand(f"UPDATE outbox_batch SET due_at = due_at - {HOUR_US} WHERE state = 'waiting'")
     by_hand("UPDATE outbox_lane SET state = 'open', reason = NULL, next_probe_at = NULL")
     assert "perhaps no worker runs" in examined(outbox).the("backlog", "warning").found
-    assert outbox("drain", "--timeout", "20").code == 0
+    assert outbox("drain", "--timeout", "60").code == 0
     assert examined(outbox).is_well("backlog")
 
 
@@ -166,7 +166,7 @@ def test_a_batch_that_waits_for_its_next_attempt_is_old_and_no_sign_that_no_work
 ) -> None:
     failing(outbox, beacon, rows=2)
     by_hand(f"UPDATE outbox_usage SET created_at = created_at - {HOUR_US}")
-    by_hand("UPDATE outbox_batch SET due_at = due_at + 50000 WHERE state = 'waiting'")
+    by_hand(f"UPDATE outbox_batch SET due_at = due_at + {HOUR_US} WHERE state = 'waiting'")
     by_hand("UPDATE outbox_lane SET state = 'open', reason = NULL, next_probe_at = NULL")
     found = examined(outbox).the("backlog", "warning").found
     assert found.startswith("usage: 2 unshipped, the oldest for 36")
