@@ -27,7 +27,7 @@ def buried(outbox: Command, beacon: Simulator) -> Command:
     """One usage row of five traces, dead."""
     beacon.faults.refuse_ids = {ENTRY}
     outbox("enqueue", "usage", EXAMPLES / "usage.json")
-    assert outbox("drain", "--timeout", "20").code == 0
+    assert outbox("drain", "--timeout", "60").code == 0
     assert beacon.faults.fired["refuse_ids"] >= 1
     beacon.faults.refuse_ids = set()
     return outbox

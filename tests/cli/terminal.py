@@ -29,7 +29,7 @@ from tests.support.waiting import wait_until
 
 CTRL_C = "\x03"
 CTRL_D = "\x04"
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = 60.0
 
 # The child makes the pty its controlling terminal: only then is a typed Ctrl-C a signal.
 _MAIN = """

@@ -36,14 +36,14 @@ def test_what_is_requeued_is_sent(buried: Command, beacon: Simulator) -> None:
     assert report["changed"] == 1
     assert report["before"]["usage"] == {"entries": 1, "trace_count": 5}
     assert report["after"]["usage"] == {"entries": 0, "trace_count": 0}
-    assert buried("drain", "--timeout", "20").code == 0
+    assert buried("drain", "--timeout", "60").code == 0
     assert beacon.received.ids("usage") == {ENTRY: 1}
 
 
 def test_what_a_lane_that_is_off_would_discard_stays_dead(outbox: Command, beacon: Simulator) -> None:
     outbox.but(max_attempts="1")("enqueue", "metrics", EXAMPLES / "metrics.json")
     beacon.faults.lanes, beacon.faults.status = {"metrics"}, 503
-    outbox.but(max_attempts="1")("drain", "--timeout", "20")
+    outbox.but(max_attempts="1")("drain", "--timeout", "60")
     off = outbox.but(telemetry_metrics="false")
     for command, why in ((off, "OUTBOX_TELEMETRY_METRICS"), (outbox, "a worker or a drain")):
         done = command("dead", "requeue", "--output", "json")
@@ -54,7 +54,7 @@ def test_what_a_lane_that_is_off_would_discard_stays_dead(outbox: Command, beaco
     beacon.faults.status = None
     assert outbox("drain").code == 0
     assert outbox("dead", "requeue", "--output", "json").json()["changed"] == 1
-    assert outbox("drain", "--timeout", "20").code == 0
+    assert outbox("drain", "--timeout", "60").code == 0
     assert outbox("status", "--output", "json").json()["lanes"]["metrics"]["sent"] == 1
 
 
@@ -84,7 +84,7 @@ def test_what_died_with_a_named_entry_is_left(outbox: Command, beacon: Simulator
     impatient = outbox.but(max_attempts="1")
     [put] = impatient("enqueue", "usage", stdin=b"".join(usage_line() for _ in range(3))).lines()
     beacon.faults.lanes, beacon.faults.status = {"usage"}, 503
-    assert impatient("drain", "--timeout", "20").code == 0
+    assert impatient("drain", "--timeout", "60").code == 0
     named, kept = put["ids"][1], [put["ids"][0], put["ids"][2]]
     assert len(outbox("dead", "list", "--id", named, "--output", "jsonl").lines()) == 1
     report = outbox("dead", "discard", "--id", named, "--yes", "--output", "json").json()
@@ -105,7 +105,7 @@ def test_an_interrupted_change_tells_how_many_are_left(
     alone = outbox.but(max_attempts="1", batch_max_rows="1")
     alone("enqueue", "usage", stdin=b"".join(usage_line() for _ in range(3)))
     beacon.faults.lanes, beacon.faults.status = {"usage"}, 503
-    alone("drain", "--timeout", "20")
+    alone("drain", "--timeout", "60")
     monkeypatch.setattr(operate, "CHUNK", 1)
     once = Store._once
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from outbox.simulator import Simulator
 from tests.cli.command import EXAMPLES, Command, usage_line
 from tests.messages.documents import example
+from tests.support.waiting import wait_until
 
 TWELVE = {
     *("id", "tenant_id", "session_id", "trace_count", "start_insertion_time", "end_insertion_time"),
@@ -28,7 +30,7 @@ def test_the_examples_of_the_document_travel(outbox: Command, beacon: Simulator,
         [told] = done.lines()
         assert (told["committed"], told["duplicates"], len(told["ids"])) == (1, 0, 1)
 
-    drained = outbox("drain", "--timeout", "20")
+    drained = outbox("drain", "--timeout", "60")
     assert (drained.code, drained.out) == (0, ""), drained.err
 
     lanes = outbox("status", "--output", "json").json()["lanes"]
@@ -124,7 +126,7 @@ def test_a_commit_is_told_before_the_next_line_is_there(outbox: Command) -> None
         assert process.poll() is None
         process.stdin.close()
         assert json.loads(process.stdout.readline())["committed"] == 1
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_lane_that_is_off_stores_nothing_and_says_so(outbox: Command) -> None:
@@ -167,17 +169,31 @@ def test_offline_no_drain_discards_what_waits(outbox: Command) -> None:
 def test_an_outage_is_drained_through(outbox: Command, beacon: Simulator) -> None:
     outbox("enqueue", "usage", EXAMPLES / "usage.json")
     beacon.fail(503, lane="usage")
-    done = outbox("drain", "--timeout", "20")
+    done = outbox("drain", "--timeout", "60")
     assert done.code == 0, done.err
     assert beacon.faults.fired["statuses"] == 1
     assert beacon.received.unique("usage") == 1
 
 
-def test_when_the_time_is_over_the_request_on_the_wire_is_the_last(outbox: Command, beacon: Simulator) -> None:
+def test_when_the_time_is_over_the_request_on_the_wire_is_the_last(
+    outbox: Command, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Timer(threading.Timer):
+        """Its time is over once a request is on the wire."""
+
+        def run(self) -> None:
+            given.append(self.interval)
+            wait_until(lambda: beacon.received.counts()["usage"]["in_flight"])
+            self.function()
+
+    given: list[float] = []
+    monkeypatch.setattr("outbox.cli.dispatch.threading.Timer", Timer)
     for lane in ("usage", "metrics"):
         outbox("enqueue", lane, EXAMPLES / f"{lane}.json")
-    beacon.faults.latency_ms = 8000
-    done = outbox("drain", "--timeout", "5")  # enough to begin the first request on a slow machine too
+    beacon.faults.latency_ms = 5000
+    patient = outbox.but(request_timeout="50", lease_seconds="300")
+    done = patient("drain", "--timeout", "60")
     assert (done.code, done.err) == (3, "metrics: 1 remain (see: outbox status)\n")
+    assert given == [60.0]
     assert beacon.received.unique("usage") == 1
     assert beacon.received.counts()["metrics"]["requests"] == 0

@@ -85,7 +85,7 @@ def test_a_lane_whose_licence_was_refused_says_so_and_sends_with_the_next(outbox
         assert reason in done.err
         assert "refuses the licence" in reason
     assert told("metrics") == ("open", None, 0, 0), "nothing waits there"
-    assert outbox("drain", "--timeout", "20").code == 0
+    assert outbox("drain", "--timeout", "60").code == 0
     assert told("usage") == ("open", None, 0, 0)
 
 
@@ -93,7 +93,7 @@ def test_a_licence_refused_while_sending_is_4(outbox: Command, beacon: Simulator
     outbox("enqueue", "usage", EXAMPLES / "usage.json")
     beacon.faults.lanes = {"usage", "verify"}
     beacon.faults.statuses = {"usage": [403, 403], "verify": [200, 200, 403]}
-    done = outbox("drain", "--timeout", "20")
+    done = outbox("drain", "--timeout", "60")
     assert done.code == 4, done.err
     assert beacon.received.counts()["usage"]["statuses"]["403"] >= 1
 
@@ -123,7 +123,7 @@ def test_an_interrupted_command_is_130(outbox: Command) -> None:
         process.stdin.flush()
         assert process.stdout.readline()  # it waits for the next line now
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(60) == 130
 
 
 def test_the_stack_is_shown_only_when_asked_for(unmigrated: Command) -> None:

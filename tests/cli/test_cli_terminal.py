@@ -90,7 +90,7 @@ def test_json_on_a_terminal_is_json_and_nothing_else(outbox: Command) -> None:
 
 def test_drain_shows_how_far_it_is(outbox: Command, beacon: Simulator) -> None:
     outbox.but(batch_max_rows="1")("enqueue", "usage", stdin=usage_line() * 3)
-    with Terminal(outbox, "drain", "--timeout", "20") as terminal:
+    with Terminal(outbox, "drain", "--timeout", "60") as terminal:
         assert terminal.exit_code() == 0
     assert beacon.received.unique("usage") == 3
     assert "sending" in terminal.text
@@ -101,14 +101,14 @@ def test_drain_shows_how_far_it_is(outbox: Command, beacon: Simulator) -> None:
 
 def test_the_progress_fits_a_narrow_terminal(outbox: Command) -> None:
     outbox("enqueue", "usage", EXAMPLES / "usage.json")
-    with Terminal(outbox, "drain", "--timeout", "20", width=30) as terminal:
+    with Terminal(outbox, "drain", "--timeout", "60", width=30) as terminal:
         assert terminal.exit_code() == 0
     assert terminal.width_used <= 30
 
 
 def test_no_color_takes_the_colours_of_the_progress_away(outbox: Command) -> None:
     outbox("enqueue", "usage", EXAMPLES / "usage.json")
-    with Terminal(outbox, "drain", "--timeout", "20", NO_COLOR="1") as terminal:
+    with Terminal(outbox, "drain", "--timeout", "60", NO_COLOR="1") as terminal:
         assert terminal.exit_code() == 0
     assert "1/1" in terminal.text
     assert not terminal.has_colours
@@ -116,7 +116,7 @@ def test_no_color_takes_the_colours_of_the_progress_away(outbox: Command) -> Non
 
 def test_a_terminal_that_can_do_nothing_gets_plain_lines(outbox: Command) -> None:
     outbox("enqueue", "usage", EXAMPLES / "usage.json")
-    with Terminal(outbox, "drain", "--timeout", "20", TERM="dumb") as terminal:
+    with Terminal(outbox, "drain", "--timeout", "60", TERM="dumb") as terminal:
         assert terminal.exit_code() == 0
     assert "\x1b" not in terminal.raw
 
@@ -137,7 +137,7 @@ def test_ctrl_c_stops_a_drain_and_gives_the_cursor_back(outbox: Command, beacon:
 def test_ctrl_c_stops_a_worker_once_the_wire_is_finished(outbox: Command, beacon: Simulator) -> None:
     outbox("enqueue", "usage", EXAMPLES / "usage.json")
     with Terminal(outbox, "worker") as terminal:
-        beacon.wait_for("usage", 1, timeout=20)
+        beacon.wait_for("usage", 1, timeout=60)
         terminal.types(CTRL_C)
         assert terminal.exit_code() == 130
     assert terminal.lines[-2].endswith("INFO outbox.cli: stopped")

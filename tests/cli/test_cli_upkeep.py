@@ -35,7 +35,7 @@ def test_the_sql_of_a_migration_is_printed_and_not_run(unmigrated: Command) -> N
 def test_the_printed_sql_run_by_hand_makes_the_tables(unmigrated: Command, beacon: Simulator) -> None:
     by_hand(unmigrated, unmigrated("migrate", "--sql").out)
     assert unmigrated("enqueue", "usage", EXAMPLES / "usage.json").code == 0
-    assert unmigrated("drain", "--timeout", "20").code == 0
+    assert unmigrated("drain", "--timeout", "60").code == 0
     assert beacon.received.unique("usage") == 1
 
 
@@ -105,18 +105,18 @@ def test_an_audit_of_a_sound_ledger_finds_nothing(outbox: Command) -> None:
 
 def test_a_row_that_nobody_would_look_at_is_found_and_sent(outbox: Command, beacon: Simulator) -> None:
     outbox("enqueue", "usage", stdin=usage_line() * 3)
-    assert outbox("drain", "--timeout", "20").code == 0
+    assert outbox("drain", "--timeout", "60").code == 0
     by_hand(outbox, "UPDATE outbox_usage SET seq = 10 WHERE seq = 3; UPDATE outbox_lane SET cursor = 10")
     by_hand(outbox, "UPDATE outbox_batch SET members = '1-2', entries = 2, last_seq = 2 WHERE lane = 'usage'")
     [report] = outbox("audit", "--lane", "usage", "--output", "json").json()
     assert report["strays"] == 1
-    assert outbox("drain", "--timeout", "20").code == 0
+    assert outbox("drain", "--timeout", "60").code == 0
     assert sum(beacon.received.ids("usage").values()) == 4
 
 
 def test_a_sequence_set_back_is_1_and_the_command_it_names_mends_it(outbox: Command, beacon: Simulator) -> None:
     outbox("enqueue", "usage", stdin=usage_line() * 3)
-    assert outbox("drain", "--timeout", "20").code == 0
+    assert outbox("drain", "--timeout", "60").code == 0
     by_hand(outbox, "UPDATE sqlite_sequence SET seq = 0 WHERE name = 'outbox_usage'; DELETE FROM outbox_usage")
     lost_sight_of = outbox("enqueue", "usage", stdin=usage_line()).json()["ids"]
 
@@ -133,7 +133,7 @@ def test_a_sequence_set_back_is_1_and_the_command_it_names_mends_it(outbox: Comm
     mended = outbox("audit", "--mend", "--lane", "usage", "--output", "json")
     assert (mended.code, mended.json()[0]["problem"]) == (0, None)
     assert usage(outbox)["state"] == "open"
-    assert outbox("drain", "--timeout", "20").code == 0
+    assert outbox("drain", "--timeout", "60").code == 0
     assert set(lost_sight_of) <= beacon.received.ids("usage").keys()
 
 
@@ -150,5 +150,5 @@ def test_rows_deleted_by_hand_are_1_until_they_are_given_up(outbox: Command, bea
 
     [report] = outbox("audit", "--mend", "--lane", "usage", "--output", "json").json()
     assert (report["discarded"], report["problem"]) == (1, None)
-    assert outbox("drain", "--timeout", "20").code == 0
+    assert outbox("drain", "--timeout", "60").code == 0
     assert beacon.received.unique("usage") == 1

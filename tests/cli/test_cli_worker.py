@@ -65,7 +65,7 @@ def test_a_worker_sends_answers_probes_and_ends_at_sigterm(outbox: Command, beac
     with running(outbox, *arguments) as process, httpx.Client(trust_env=False, timeout=60) as client:
         line = read_until(process, "health on port")
         health = f"http://127.0.0.1:{json.loads(line.string)['message'].split()[-1]}"
-        beacon.wait_for("usage", 1, timeout=20)
+        beacon.wait_for("usage", 1, timeout=60)
         assert client.get(f"{health}/livez").status_code == 200
         assert client.get(f"{health}/readyz").status_code == 200
         assert client.get(f"{health}/nothing").status_code == 404
@@ -75,7 +75,7 @@ def test_a_worker_sends_answers_probes_and_ends_at_sigterm(outbox: Command, beac
         for gauge in ("pending", "rejected", "shortfall"):
             assert f'outbox_{gauge}{{lane="usage"}} 0' in metrics
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, b"")
     assert [json.loads(line) for line in err.splitlines()][-1]["message"] == "stopped"
     assert beacon.license.encode() not in err
@@ -92,9 +92,9 @@ def test_the_simulator_serves_and_counts(outbox: Command) -> None:
     outbox("enqueue", "usage", EXAMPLES / "usage.json")
     with running(outbox, "beacon", "--fail", "503") as process:
         url = read_until(process, r"beacon simulator on (\S+)")[1]
-        assert outbox.but(beacon_url=url)("drain", "--timeout", "20").code == 0
+        assert outbox.but(beacon_url=url)("drain", "--timeout", "60").code == 0
         process.send_signal(signal.SIGINT)
-        out, _ = process.communicate(timeout=20)
+        out, _ = process.communicate(timeout=60)
     counts = json.loads(out)
     assert process.returncode == 0
     assert counts["usage"]["unique"] == 1

@@ -97,7 +97,7 @@ def working(outbox: Command) -> Iterator[None]:
         try:
             yield
             worker.send_signal(signal.SIGTERM)
-            assert worker.wait(30) == 0
+            assert worker.wait(60) == 0
         finally:
             worker.kill()
 
