@@ -16,7 +16,16 @@ from outbox.simulator import Simulator
 from tests.cli.command import Command
 from tests.doctor.report import Report, examined, with_setting
 from tests.transport.support.certificates import Authority
-from tests.transport.support.raw_server import JSON, RawServer, answer, half, hang_up, read_request, silence
+from tests.transport.support.raw_server import (
+    JSON,
+    Connection,
+    RawServer,
+    answer,
+    half,
+    hang_up,
+    read_request,
+    silence,
+)
 
 LICENCE = "lic-C4NARY-doctor-5f1e"
 KEY = "a key of thirty-two characters.."
@@ -120,7 +129,10 @@ def dated(seconds: float) -> dict[str, str]:
 
 
 def test_a_clock_that_beacon_shares_is_well(outbox: Command, server: RawServer) -> None:
-    server.on("/verify", answer(200, token(exp=1), dated(0)))
+    def dated_now(connection: Connection) -> None:
+        answer(200, token(exp=1), dated(0))(connection)
+
+    server.on("/verify", dated_now)
     assert "agree" in of_the_way(outbox, server).the("beacon clock", "ok").found
 
 
