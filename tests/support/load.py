@@ -44,6 +44,7 @@ class Producers:
         self.held = 0
         """The number of entries whose COMMIT raised an error and was successful: the repetition found them stored."""
         self._commits: Counter[str] = Counter()
+        self._failures: Counter[str] = Counter()
         self._surprises: list[Exception] = []
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -67,7 +68,17 @@ class Producers:
             raise self._surprises[0]
         assert not any(thread.is_alive() for thread in self._threads), f"a producer does not come back: {self.errors}"
 
-    def get_on(self, commits: int = 5, timeout: float = 30) -> None:
+    def notice(self, timeout: float = 60) -> None:
+        """Wait until each way has met an error since."""
+        with self._lock:
+            met = self._failures.copy()
+        wait_until(
+            lambda: all(self._failures[way] > met[way] for way in self._ways) or self._surprises,
+            timeout,
+            lambda: f"a producer did not notice: {self._failures}, {self.errors}",
+        )
+
+    def get_on(self, commits: int = 5, timeout: float = 60) -> None:
         """Wait until each way has made ``commits`` more commits."""
         goal = {way: self._commits[way] + commits for way in self._ways}
         wait_until(
@@ -94,7 +105,7 @@ class Producers:
                 result = commit(messages)
             except _OUTAGE as error:
                 raised = True
-                self._note(error=f"{way}: {type(error).__name__}")
+                self._note(error=type(error).__name__, way=way)
                 threading.Event().wait(PAUSE_SECONDS)
             else:
                 assert raised or not result.duplicates, "an id that is new was there already"
@@ -107,8 +118,11 @@ class Producers:
             self.tried.update(tried)
             self.acknowledged.update(acknowledged)
             self.held += held
-            self.errors.update([error] if error else [])
-            self._commits.update([way] if way else [])
+            if error:
+                self.errors[f"{way}: {error}"] += 1
+                self._failures[way] += 1
+            elif way:
+                self._commits[way] += 1
 
 
 @contextmanager
