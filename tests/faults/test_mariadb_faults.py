@@ -91,8 +91,14 @@ def test_a_deadlock_on_the_lanes_row_is_a_lost_claim(
 
 @mariadb
 def test_waiting_too_long_for_the_lanes_row_is_a_lost_claim(
-    box: Outbox, engine: Engine, dispatcher: Dispatcher, errors: Counter[int], pool: ThreadPoolExecutor
+    box: Outbox,
+    engine: Engine,
+    dispatcher: Dispatcher,
+    errors: Counter[int],
+    pool: ThreadPoolExecutor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("outbox.store.store._TRIES", 60)  # of a second each: until the lane is free
     impatient(box.engine)
     box.put(*intervals(3))
     with engine.connect() as connection:
