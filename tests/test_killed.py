@@ -69,13 +69,13 @@ def test_what_was_committed_arrives_whoever_is_killed(
         "database_url": database.url,
         "beacon_url": beacon.url,
         "license_key": beacon.license,
-        "lease_seconds": 2,
-        "request_timeout": 1,
+        "lease_seconds": 6,
+        "request_timeout": 3,
         "poll_seconds": 0.05,
         "max_senders": SENDERS,
     }
     chance = random.Random(SEED)
-    beacon.faults.latency_ms = 100  # so that a kill of a worker finds a batch on the wire
+    beacon.faults.latency_ms = 1000  # so that a kill of a worker finds a batch on the wire, also a late one
     worker_kills = 0
     with children(tmp_path, settings) as started:
         for _ in range(KILLS):
@@ -90,6 +90,7 @@ def test_what_was_committed_arrives_whoever_is_killed(
             victim.start()
         for child in started:
             child.speaks()
+    beacon.faults.latency_ms = 0
     committed = {line for child in started if child.what == "produce" for line in child.lines()}
     with Outbox(database.url, settings=Settings(**settings)) as last, working(last):
         wait_until(lambda: left(last) == 0, timeout=60, message=lambda: str(last.status()))
