@@ -213,7 +213,7 @@ def test_a_child_that_never_can_write_gives_its_spans_up_at_once_and_tells_why(
 
     def child() -> None:
         processor.on_end(ended_spans("of the child")[0])
-        assert processor.force_flush(5000)
+        assert processor.force_flush(60_000)
         assert processor.dropped == 1
         assert "spans cannot be stored" in caplog.text
         assert "dispose of your own engine before you fork" in caplog.text
