@@ -23,7 +23,7 @@ from outbox.otel import OutboxSpanProcessor
 from outbox.store.wake import Announcer
 from tests.otel.spanning import ended
 
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 60.0
 EVERY_STEP = frozenset({"call", "opcode", "return"})
 BETWEEN_FUNCTIONS = frozenset({"call", "return"})
 """Only where Python itself may call a handler: not between the acquisition of a ``with`` block's lock and its body,

@@ -54,7 +54,7 @@ def test_one_that_waits_for_the_lock_of_sqlite_gets_it_soon(ledger: Ledger, tmp_
             inserted = threads.submit(other.insert, prepared(3))
             assert not wait([inserted], timeout=0.05).done
             ledger.connection.execute("COMMIT")
-            inserted.result(10)
+            inserted.result(60)
     found = ledger.step(None, 10)
     assert found is not None
     assert len(found[1]) == 3

@@ -27,11 +27,11 @@ def test_what_is_sent_arrives_unchanged_both_ways_and_is_counted() -> None:
         echo.start()
         assert line.url.endswith("/v1")
         port = int(line.url.removesuffix("/v1").rpartition(":")[2])
-        with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
             client.sendall(sent)
             client.shutdown(socket.SHUT_WR)
             assert b"".join(iter(lambda: client.recv(65536), b"")) == sent
-        echo.join(20)
+        echo.join(60)
         assert line.carried() == (len(sent), len(sent))
 
 

@@ -15,14 +15,14 @@ def test_a_sample_that_fails_is_told_at_the_end(tmp_path: Path) -> None:
     with Beacon() as beacon, outbox_in(f"sqlite:///{tmp_path}/outbox.db", settings(beacon)) as box:
         watch = Watch(beacon, box, {}, _unreadable, seconds=0.001)
         with pytest.raises(OSError, match="no such disk"), watch:
-            wait_until(lambda: not watch._thread.is_alive(), 10, "it samples still")
+            wait_until(lambda: not watch._thread.is_alive(), 60, "it samples still")
 
 
 def test_the_error_of_the_block_comes_before_that_of_a_sample(tmp_path: Path) -> None:
     with Beacon() as beacon, outbox_in(f"sqlite:///{tmp_path}/outbox.db", settings(beacon)) as box:
         watch = Watch(beacon, box, {}, _unreadable, seconds=0.001)
         with pytest.raises(KeyError, match="of the block"), watch:
-            wait_until(lambda: not watch._thread.is_alive() and _fails(), 10, "it samples still")
+            wait_until(lambda: not watch._thread.is_alive() and _fails(), 60, "it samples still")
 
 
 def _fails() -> bool:

@@ -89,7 +89,7 @@ def test_an_installed_wheel_migrates_enqueues_delivers_and_tells_the_state(insta
         assert (committed["committed"], committed["duplicates"], len(committed["ids"])) == (1, 0, 1)
         assert _usage(outbox("status", "--output", "json"))["pending"] == 1
 
-        outbox("drain", "--timeout", "30")
+        outbox("drain", "--timeout", "60")
         usage = _usage(outbox("status", "--output", "json"))
         assert (usage["pending"], usage["in_flight"], usage["waiting"], usage["sent"]) == (0, 0, 0, 1)
 
@@ -115,7 +115,7 @@ def _simulator(folder: Path) -> Iterator[str]:
             yield wait_until(listening, 60, lambda: f"the simulator does not listen:\n{log.read_text()}")[0]
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(20)
+            process.wait(60)
 
 
 def _run(command: Sequence[str], folder: Path, settings: dict[str, str] | None = None, stdin: str = "") -> str:
