@@ -50,8 +50,9 @@ def ends(process: subprocess.Popen[bytes]) -> tuple[int, str]:
 
 @both_signals
 def test_whoever_goes_on_where_it_said_has_each_row_once(outbox: Command, tmp_path: Path, by: signal.Signals) -> None:
-    """The rows have no ids: nothing else would keep one from being there twice."""
-    rows, out = 20_000, tmp_path / "out"
+    """The rows have no ids: nothing else would keep one from being there twice. They are more than it commits before a
+    signal that comes late on a slow machine."""
+    rows, out = 200_000, tmp_path / "out"
     (tmp_path / "rows").write_bytes(usage_line() * rows)
     with out.open("wb") as told_here:
         process = subprocess.Popen(

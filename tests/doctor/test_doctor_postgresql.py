@@ -113,7 +113,7 @@ def test_an_account_without_rights_is_told_what_it_may_not_read(
 def test_a_table_that_somebody_keeps_locked_is_one_problem(
     migrated: Command, admin: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgresql, "DATABASE_SECONDS", 2)
+    monkeypatch.setattr(postgresql, "DATABASE_SECONDS", 8)  # it waits as long, and no other check may need it
     with psycopg.connect(admin.engine.url.set(drivername="postgresql").render_as_string(hide_password=False)) as locker:
         locker.execute("LOCK TABLE outbox_lane IN ACCESS EXCLUSIVE MODE")
         report = examined(migrated)
