@@ -111,7 +111,7 @@ def test_a_handler_may_come_at_any_step_of_who_announces_a_commit(box: Outbox, e
         driver.execute("LISTEN outbox")
         ends(announce)
         # Its thread may have had one of those before still to tell: then two arrive together.
-        assert {told.payload for told in driver.notifies(timeout=30, stop_after=1)} == {"outbox_usage"}
+        assert {told.payload for told in driver.notifies(timeout=60, stop_after=1)} == {"outbox_usage"}
     ends(announcer.close)
 
 

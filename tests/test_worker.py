@@ -350,14 +350,14 @@ def test_a_child_of_a_fork_announces_by_itself(slow_poll: Outbox, engine: Engine
         driver.autocommit = True
         driver.execute("LISTEN outbox")
         slow_poll.put(interval())
-        assert [told.payload for told in driver.notifies(timeout=30, stop_after=1)] == ["outbox_usage"]
+        assert [told.payload for told in driver.notifies(timeout=60, stop_after=1)] == ["outbox_usage"]
         pid = os.fork()
         if pid == 0:
             slow_poll.put(interval())
             slow_poll.close()
             os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
-        assert [told.payload for told in driver.notifies(timeout=30, stop_after=1)] == ["outbox_usage"]
+        assert [told.payload for told in driver.notifies(timeout=60, stop_after=1)] == ["outbox_usage"]
 
 
 def test_stopping_settles_the_batch_on_the_wire(slow_poll: Outbox, beacon: Simulator) -> None:

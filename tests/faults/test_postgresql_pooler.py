@@ -78,7 +78,7 @@ def listener(database: Database) -> Iterator[psycopg.Connection]:
 
 
 def hears(listener: psycopg.Connection) -> set[str]:
-    return {told.payload for told in listener.notifies(timeout=20, stop_after=1)}
+    return {told.payload for told in listener.notifies(timeout=60, stop_after=1)}
 
 
 def of_session(engine: Engine, names: Sequence[str] = SESSION) -> dict[str, Any]:

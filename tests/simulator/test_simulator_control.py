@@ -189,7 +189,7 @@ def test_a_served_simulator_ends_at_a_signal_with_its_counts(
     process, url = start_process(0)
     assert [post_usage(url, usage_row()).status_code for _ in range(2)] == [503, 200]
     process.send_signal(number)
-    out, _ = process.communicate(timeout=30)
+    out, _ = process.communicate(timeout=60)
     counts = json.loads(out)
     assert process.returncode == 0
     assert counts["usage"]["statuses"] == {"200": 1, "503": 1}
@@ -242,7 +242,7 @@ def test_a_row_that_the_journal_cannot_hold_is_not_accepted_and_the_simulator_en
         assert (counts["accepted"], counts["unique"]) == (2, 2)
     assert [line.key for line in read_journal(journal)] == ["b", "c"], "nothing is left of the line that did not fit"
     process.terminate()
-    _, told = process.communicate(timeout=30)
+    _, told = process.communicate(timeout=60)
     assert process.returncode == 1
     assert f"ConfigError: the simulator cannot keep its journal in {journal}: File too large" in told
 
@@ -255,7 +255,7 @@ def test_a_killed_simulator_leaves_a_journal_that_the_next_one_goes_on_with(
     process, url = start_process(0, journal)
     assert [post_usage(url, row).status_code for _ in range(2)] == [503, 200]
     process.kill()
-    process.wait(30)
+    process.wait(60)
     assert [line.ids for line in read_journal(journal)] == [[row["id"]]]
     _, url = start_process(httpx.URL(url).port, journal)
     assert post_usage(url, row).status_code == 503
