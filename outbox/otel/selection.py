@@ -98,7 +98,10 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
         _PROCESSORS.add(self)
 
     def _begin(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._changing = False
+        self._late: deque[Callable[[], Sequence[Spans]]] = deque()
+        """Changes by which the thread that is changing was interrupted."""
         self._slowness = slowness(self._threshold)
         self._open: OrderedDict[int, _Trace] = OrderedDict()
         """Open traces by the span id of the root, the oldest first."""
@@ -131,36 +134,12 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
     def on_start(self, span: Span, parent_context: Context | None = None) -> None:
         if self._closed:
             return
-        id, parent = span.context.span_id, span.parent
-        early: list[Spans] = []
-        with self._lock:
-            trace = None
-            if parent is not None and not parent.is_remote:
-                trace = self._trace_of.get(parent.span_id) or self._latest.get(span.context.trace_id)
-            if trace is None:
-                trace, early = self._open_trace(span)
-            if len(trace.live) <= self._max_spans:
-                trace.live.add(id)
-                self._trace_of[id] = trace
-        self._pass_on(*early)
+        self._change(lambda: self._started(span))
 
     def on_end(self, span: ReadableSpan) -> None:
         """Never raises: an exception would reach the application."""
-        context = span.context
-        if self._closed or context is None:
-            return
-        id = context.span_id
-        with self._lock:
-            trace = self._trace_of.pop(id, None)
-            if trace is not None:
-                trace.live.discard(id)
-            else:
-                trace = self._latest.get(context.trace_id)
-            if trace is None:
-                self.strays += 1
-                return
-            ready = self._take(trace, span, is_root=id == trace.root_id)
-        self._pass_on(ready)
+        if not self._closed and span.context is not None:
+            self._change(lambda: (self._ended(span),))
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
         """Flush what was passed on. Open traces stay open."""
@@ -168,13 +147,55 @@ class SlowOrFailedSpanProcessor(SpanProcessor):
 
     def shutdown(self) -> None:
         """Decide the open traces by what is known, and shut ``next`` down. Spans that end later are ignored."""
-        with self._lock:
-            self._closed = True
-            early = [self._decide_early(trace) for trace in list(self._open.values())]
-        self._pass_on(*early)
+        self._closed = True
+        self._change(lambda: [self._decide_early(trace) for trace in list(self._open.values())])
         self._next.shutdown()
 
+    def _change(self, change: Callable[[], Sequence[Spans]]) -> None:
+        """Make one change under the lock, and pass on the spans that it returns.
+
+        A signal handler, or a generator that the garbage collector closes, may end a span on the thread that is
+        changing. It must not wait for that thread: its change comes after the one that it interrupted.
+        """
+        with self._lock:
+            if self._changing:
+                self._late.append(change)
+                return
+            self._changing = True
+            try:
+                ready = [*change()]
+                while self._late:
+                    ready += self._late.popleft()()
+            finally:
+                self._changing = False
+        self._pass_on(*ready)
+
     # --- under the lock ----------------------------------------------------------------------------------
+
+    def _started(self, span: Span) -> list[Spans]:
+        id, parent = span.context.span_id, span.parent
+        trace, early = None, list[Spans]()
+        if parent is not None and not parent.is_remote:
+            trace = self._trace_of.get(parent.span_id) or self._latest.get(span.context.trace_id)
+        if trace is None:
+            trace, early = self._open_trace(span)
+        if len(trace.live) <= self._max_spans:
+            trace.live.add(id)
+            self._trace_of[id] = trace
+        return early
+
+    def _ended(self, span: ReadableSpan) -> Spans:
+        assert span.context is not None
+        id = span.context.span_id
+        trace = self._trace_of.pop(id, None)
+        if trace is not None:
+            trace.live.discard(id)
+        else:
+            trace = self._latest.get(span.context.trace_id)
+        if trace is None:
+            self.strays += 1
+            return ()
+        return self._take(trace, span, is_root=id == trace.root_id)
 
     def _open_trace(self, root: Span) -> tuple[_Trace, list[Spans]]:
         now = self._clock()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import random
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -486,6 +487,35 @@ def test_traces_of_many_threads_do_not_mix() -> None:
     assert service.counts() == (80, 320)
     expected = [[f"child {t} {n}", f"root {t} {n}"] for t in range(8) for n in range(0, 50, 5)]
     assert sorted(service.kept.calls) == sorted(expected)
+
+
+def test_a_generator_that_the_garbage_collector_closes_may_end_its_span_at_any_time() -> None:
+    kept = Kept()
+    selection = SlowOrFailedSpanProcessor(kept, 1.0, clock=lambda: float(gc.collect() * 0))
+    provider = TracerProvider(sampler=ALWAYS_ON, shutdown_on_exit=False)
+    provider.add_span_processor(selection)
+    tracer = provider.get_tracer("tests")
+
+    def rows() -> Iterator[None]:
+        myself = yield  # noqa: F841 - a cycle, which only the garbage collector ends
+        span = tracer.start_span("forgotten", Context(), start_time=0)
+        try:
+            yield
+        finally:
+            end(span, SLOW)
+
+    def serve() -> None:
+        forgotten: Any = rows()
+        next(forgotten)
+        forgotten.send(forgotten)
+        del forgotten
+        end(tracer.start_span("request", Context(), start_time=0), SLOW)  # type: ignore[arg-type]
+
+    serving = threading.Thread(target=serve, daemon=True)
+    serving.start()
+    serving.join(30)
+    assert not serving.is_alive()
+    assert sorted(kept.names) == ["forgotten", "request"]
 
 
 def test_an_exporter_may_make_spans_of_the_same_provider() -> None:
