@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.2
+_STANDS = "The clock of this outbox stood still, so what waits never became due: advance(seconds={}), then drain again"
 
 
 def drain(box: Outbox, transport_or_beacon: Transport | Simulator, timeout: float = 30.0) -> DispatchReport:
@@ -25,20 +27,24 @@ def drain(box: Outbox, transport_or_beacon: Transport | Simulator, timeout: floa
     transport_or_beacon: for a Simulator a BeaconTransport is made, with the licence that it accepts.
 
     Raises TimeoutError with the box's status if something still waits after ``timeout`` seconds (a batch that
-    backs off, a paused lane).
+    backs off, a paused lane). By a ``FrozenClock`` nothing that waits becomes due until the test advances it.
     """
     from outbox import Dispatcher
 
     deadline = time.monotonic() + timeout
     pause = _FIRST_PAUSE
+    clock = box.store.clock
+    began = clock and clock()
     with ExitStack() as stack:
         transport = stack.enter_context(_transport(transport_or_beacon))
         dispatcher = Dispatcher(box, transport)
         stack.callback(dispatcher.close)
-        total = dispatcher.run_once()
+        total = last = dispatcher.run_once()
         while total.more or box.status().unfinished:
             if time.monotonic() >= deadline:
-                raise TimeoutError(f"the outbox is not empty after {timeout} s: {box.status()}")
+                stands = last.next_seconds is not None and clock is not None and clock() == began
+                why = f"\n{_STANDS.format(math.ceil(last.next_seconds or 0))}" if stands else ""
+                raise TimeoutError(f"the outbox is not empty after {timeout} s: {box.status()}{why}")
             if not total.more:
                 threading.Event().wait(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)

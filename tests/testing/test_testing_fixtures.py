@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from datetime import UTC, datetime
 
 import httpx
@@ -111,6 +112,19 @@ def test_the_ledger_goes_by_the_frozen_clock(outbox_box: Outbox, beacon: Simulat
         drain(outbox_box, beacon, timeout=0.5)  # the batch backs off, and time stands still
     assert beacon.faults.fired["statuses"] == 1
     frozen_clock.advance(seconds=600)
+    assert drain(outbox_box, beacon).sent == 1
+
+
+def test_draining_in_vain_says_by_how_much_to_advance_the_clock_that_stood_still(
+    outbox_box: Outbox, beacon: Simulator, frozen_clock: FrozenClock
+) -> None:
+    outbox_box.put(usage())
+    beacon.fail(503)
+    with pytest.raises(TimeoutError, match="stood still") as caught:
+        drain(outbox_box, beacon, timeout=0.1)
+    told = re.search(r"advance\(seconds=(\d+)\)", str(caught.value))
+    assert told is not None
+    frozen_clock.advance(seconds=int(told[1]))
     assert drain(outbox_box, beacon).sent == 1
 
 
