@@ -6,14 +6,22 @@ inside ``set()`` deadlocks, and one that raises there (Celery's time limit) may 
 
 from __future__ import annotations
 
+import queue
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
+from outbox.errors import ConfigError
+
 
 class AutoResetEvent:
-    """An Event that ``wait`` clears."""
+    """An Event that ``wait`` clears. Raises ``ConfigError`` where gevent has patched the process too late."""
 
     def __init__(self) -> None:
+        if queue.SimpleQueue is not SimpleQueue:  # a wait in the former one would stop every greenlet, for ever
+            raise ConfigError(
+                "gevent has patched this process after it had imported outbox, so that one wait would stop all of it."
+                " Import outbox after monkey.patch_all(); under gunicorn, gevent workers without --preload"
+            )
         self._signals: SimpleQueue[None] = SimpleQueue()
 
     def set(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import queue
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from sqlalchemy import Engine, make_url
 
 from outbox import BeaconTransport, Outbox, Settings, Worker
 from outbox.core.health import LaneState
-from outbox.errors import SchemaOutOfDate
+from outbox.errors import ConfigError, SchemaOutOfDate
 from outbox.simulator import Simulator
 from tests.support import ledger
 from tests.support.databases import Database
@@ -125,3 +126,14 @@ def test_a_worker_without_tables_is_not_started(database: Database, beacon: Simu
             Path(make_url(database.url).database or "").touch()
         with pytest.raises(SchemaOutOfDate, match="outbox migrate"):
             Worker(box, transport).start()
+
+
+def test_a_worker_says_that_gevent_has_patched_too_late_instead_of_stopping_the_service(
+    box: Outbox, beacon: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OfGreenlets:
+        """What monkey.patch_all() puts in the place of SimpleQueue."""
+
+    monkeypatch.setattr(queue, "SimpleQueue", OfGreenlets)
+    with BeaconTransport(box.settings) as transport, pytest.raises(ConfigError, match="without --preload"):
+        Worker(box, transport)

@@ -20,7 +20,7 @@ ROOMS = {"airgap", "dashboard", "demo", "doctor", "metering", "otel", "simulator
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "boottime": set(),
-    "autoreset": set(),
+    "autoreset": {"errors"},
     "core": {"errors"},
     "uninstrumented": {"core", "errors"},
     "messages": {"core", "errors"},
