@@ -15,7 +15,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping
-from threading import Lock
+from threading import RLock
 from typing import TYPE_CHECKING, Protocol
 from weakref import WeakSet
 
@@ -70,7 +70,7 @@ class Door:
     def _begin(self) -> None:
         """Reset lock and counts. In a forked child too: the parent saves its own counts, and the lock may be held by a
         thread that does not exist in the child."""
-        self._lock = Lock()
+        self._lock = RLock()  # reentrant: a signal handler that puts may interrupt its holder
         self._unsaved: Counter[Removal] = Counter()
 
     @property

@@ -13,13 +13,17 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import Engine
 
-from outbox import Outbox
+from outbox import Outbox, Settings
 from outbox.autoreset import AutoResetEvent
 from outbox.core.lane import Lane
 from outbox.lanesignal import LaneSignal
-from outbox.otel import OutboxSpanProcessor
+from outbox.otel import OutboxSpanProcessor, SlowOrFailedSpanProcessor
+from outbox.producer_privacy import Door
 from outbox.store.wake import Announcer
 from tests.otel.spanning import ended
 
@@ -132,6 +136,35 @@ def test_a_handler_may_come_at_any_step_of_who_ends_a_span(box: Outbox, handler:
     ends(processor.force_flush)
     ends(processor.shutdown)
     assert box.status().lanes["traces"].pending
+
+
+@pytest.mark.parametrize("handler", ["ends spans", "raises"])
+def test_a_handler_may_come_at_any_step_of_who_ends_a_span_that_is_selected(handler: str) -> None:
+    kept = InMemorySpanExporter()
+    selection = SlowOrFailedSpanProcessor(kept, 0)
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(selection)
+    tracer = provider.get_tracer("tests")
+    request = lambda: tracer.start_span("request", Context(), start_time=0).end()  # noqa: E731 - as the two who do it
+    if handler == "raises":
+        assert at_each_step(request, raises, BETWEEN_FUNCTIONS) > 10
+    else:
+        steps = at_each_step(request, request, BETWEEN_FUNCTIONS)
+        assert len(kept.get_finished_spans()) == selection.kept == 2 * steps + 1
+    ends(request)
+    assert kept.get_finished_spans()
+
+
+@pytest.mark.parametrize("handler", ["counts", "raises"])
+def test_a_handler_may_come_at_any_step_of_who_counts_what_was_taken_out(handler: str) -> None:
+    door = Door(Settings())
+    count_one = lambda: door._count(Lane.LOGS, {("log", "user.name", "key"): 1})  # noqa: E731 - as the two who do it
+    if handler == "raises":
+        assert at_each_step(count_one, raises, BETWEEN_FUNCTIONS) > 3
+    else:
+        assert at_each_step(count_one, count_one) > 10
+    ends(count_one)
+    assert sum(door.unsaved.values())
 
 
 def test_a_bell_that_many_ring_is_waited_for_once_and_does_not_grow() -> None:
