@@ -70,8 +70,8 @@ class Retention:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Upper bounds of what a telemetry lane may hold, live batches included. Beyond them the oldest pending entries are
-    shed."""
+    """Upper bounds of what a telemetry lane may hold, live batches included. Beyond them the oldest entries above the
+    cursor are shed."""
 
     entries: int
     size: int

@@ -1,6 +1,7 @@
 """Bounds of a lane: telemetry sheds its oldest entries, usage refuses new ones.
 
-Only pending entries are shed, never those of a live batch. Shed entries become a settled batch and are counted.
+Only entries above the cursor are shed, never those of a live batch. They become a settled batch, and are counted.
+Dead letters that an operator requeued do not count until they are leased: newer entries would be shed in their place.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, func, not_, select
 
 from outbox.core.entry import state_and_reason
 from outbox.core.lane import Lane
@@ -22,10 +23,15 @@ from outbox.store.dialects import Row as LogRow
 from outbox.store.dialects import now_us
 from outbox.store.ledger import LockedLane
 from outbox.store.operate import chunks, end_pending, oldest_pending
+from outbox.store.queries import REQUEUED
 from outbox.store.schema import BATCH, LANE, LOGS, UNTRANSLATED
 
 SHED_AT_ONCE = 5_000
 """Entries shed in one transaction."""
+
+
+_COUNTED = (BATCH.c.state.in_(LIVE), not_(REQUEUED))
+"""Conditions: a live batch counts against the bounds."""
 
 
 class Load(NamedTuple):
@@ -45,7 +51,7 @@ class Surplus:
     """Entries written before this time are too old."""
     cursor: int
     live: Load
-    """What live batches held. Together with the entries above the cursor this is all that the lane held."""
+    """What live batches held. Together with the entries above the cursor this is all that counts."""
     reason: str
 
     def now(self, lane: LockedLane) -> Load:
@@ -57,7 +63,7 @@ class Surplus:
         """
         if lane.floor > self.cursor:
             return Load(0, 0)
-        live = _held_by(lane.connection, lane.lane, BATCH.c.state.in_(LIVE))
+        live = _held_by(lane.connection, lane.lane, *_COUNTED)
         left = _held_by(lane.connection, lane.lane, BATCH.c.first_seq > self.cursor, BATCH.c.last_seq > self.cursor)
         return Load(
             self.entries + live.entries - self.live.entries - left.entries,
@@ -75,7 +81,7 @@ def surplus(connection: Connection, lane: Lane, bounds: Bounds, clock: Steadied)
     entries, size, oldest = connection.execute(pending.where(log.c.seq > cursor)).one()
     if not entries:
         return None
-    live = _held_by(connection, lane, BATCH.c.state.in_(LIVE))
+    live = _held_by(connection, lane, *_COUNTED)
     more = Load(int(entries) + live.entries - bounds.entries, int(size) + live.size - bounds.size)
     before = now - int(bounds.age_seconds * MICROSECONDS)
     limits = [

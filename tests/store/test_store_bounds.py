@@ -17,7 +17,7 @@ from outbox.core.lifecycle import Status
 from outbox.core.policy import Bounds
 from outbox.store import bounds
 from outbox.store.ledger import LostClaim, locked
-from tests.store.driving import DELIVERED, KEEP_NOTHING, Worker
+from tests.store.driving import DELIVERED, KEEP_NOTHING, UNAVAILABLE, Worker
 from tests.support.databases import Database
 from tests.support.intervals import interval, intervals
 from tests.support.listening import statements
@@ -63,6 +63,27 @@ def test_what_is_on_the_wire_or_waits_for_another_attempt_is_never_shed(tracer: 
     assert tracer.statuses(ids) == [Status.IN_FLIGHT] * 4 + [Status.SHED] * 6
     tracer.settle(flying, DELIVERED)
     assert (tracer.status.sent, tracer.status.shed) == (4, 6)
+
+
+def test_dead_letters_that_are_requeued_do_not_take_the_place_of_newer_entries(tracer: Worker) -> None:
+    tracer.policy(attempts_limits={tracer.lane: 1})
+    dead = tracer.put(6)
+    tracer.settle(tracer.must_claim(), UNAVAILABLE)
+    assert tracer.statuses(dead) == [Status.DEAD] * 6
+    new = tracer.put(4)
+    assert tracer.box.requeue(lane="traces") == 6
+    assert keep_within(tracer, entries=5) == 0
+    assert tracer.deliver_all() == [*dead, *new]
+
+
+def test_requeued_dead_letters_that_are_on_the_wire_count_again(tracer: Worker) -> None:
+    tracer.policy(attempts_limits={tracer.lane: 1})
+    tracer.put(6)
+    tracer.settle(tracer.must_claim(), UNAVAILABLE)
+    tracer.box.requeue(lane="traces")
+    tracer.must_claim()
+    tracer.put(4)
+    assert keep_within(tracer, entries=9) == 1
 
 
 def test_more_than_a_chunk_is_shed_chunk_by_chunk(tracer: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
