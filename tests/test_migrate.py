@@ -17,18 +17,18 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, inspect, make_url
+from sqlalchemy import Engine, delete, inspect, make_url
 
 from outbox import Outbox, Settings
 from outbox.core.lane import Lane
 from outbox.errors import ConfigError, SchemaOutOfDate
 from outbox.simulator import Simulator
 from outbox.store import migrate
-from outbox.store.schema import metadata
+from outbox.store.schema import LANE, metadata
 from outbox.testing import drain
 from tests.support import killable
 from tests.support.databases import Database
-from tests.support.intervals import interval
+from tests.support.intervals import interval, intervals
 
 
 @pytest.fixture
@@ -45,6 +45,35 @@ def test_migrating_again_changes_nothing(box: Outbox) -> None:
     status = box.status()
     assert status.schema.current == status.schema.head
     assert status.lanes["usage"].pending == 1
+
+
+def test_migrating_adds_the_lanes_of_a_host_that_emptied_all_tables(box: Outbox, engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(delete(LANE))
+    [waits] = box.put(interval())
+    with pytest.raises(SchemaOutOfDate, match="no row for usage"):
+        box.status()
+    box.migrate()
+    assert box.status().lanes["usage"].pending == 1
+    with Simulator() as beacon:
+        drain(box, beacon)
+        assert list(beacon.received.ids("usage")) == [str(waits)]
+
+
+def test_a_lane_that_is_added_again_sends_nothing_that_the_ledger_says_is_sent(box: Outbox, engine: Engine) -> None:
+    with Simulator() as beacon:
+        sent = box.put(*intervals(3))
+        drain(box, beacon)
+        with engine.begin() as connection:
+            connection.execute(delete(LANE))
+        [more] = box.put(interval())
+        box.migrate()
+        drain(box, beacon)
+        assert beacon.received.ids("usage") == {str(id): 1 for id in (*sent, more)}
+        status = box.status().lanes["usage"]
+        assert (status.sent, status.pending, status.state) == (4, 0, "open")
+        [audited] = box.audit("usage")
+        assert (audited.problem, audited.strays) == (None, 0)
 
 
 def test_four_processes_may_migrate_at_once(database: Database, tmp_path: Path) -> None:

@@ -26,14 +26,15 @@ from importlib.resources import files
 from threading import RLock
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, func, insert, inspect, select, text
 
 from outbox.core.entry import SchemaStatus
+from outbox.core.lane import Lane
 from outbox.errors import NOTHING_WRITTEN, ConfigError, OutboxError, SchemaOutOfDate
 from outbox.store.database import Database
 from outbox.store.dialects import dialect_of, view
 from outbox.store.same_place import NO_TABLES
-from outbox.store.schema import metadata
+from outbox.store.schema import BATCH, HOLE, LANE, metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -116,6 +117,20 @@ def migrate(database: Database, revision: str = "head") -> None:
                     command.stamp(config, whole or "base")
                 command.upgrade(config, revision)
                 _require_tables(connection, database.safe_url)
+                if _own_revision(connection) == head():
+                    _add_missing_lanes(connection)
+
+
+def _add_missing_lanes(connection: Connection) -> None:
+    """Insert the rows of ``outbox_lane`` that are gone (a host emptied all its tables), beyond all that the rest of the
+    ledger knows: nothing that it accounts for is sent again, and the audit finds what it does not."""
+    there = set(connection.execute(select(LANE.c.lane)).scalars())
+    for key in (str(lane) for lane in Lane if str(lane) not in there):
+        batches = select(func.max(BATCH.c.last_seq), func.max(BATCH.c.settled_version)).where(BATCH.c.lane == key)
+        claimed, version = connection.execute(batches).one()
+        stepped_over = connection.execute(select(func.max(HOLE.c.hi)).where(HOLE.c.lane == key)).scalar()
+        known = {"cursor": max(claimed or 0, stepped_over or 0), "version": version or 0}
+        connection.execute(insert(LANE).values(lane=key, **known))
 
 
 def removes_tables(database: Database, revision: str) -> bool:

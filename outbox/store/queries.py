@@ -29,7 +29,7 @@ from outbox.store import operate
 from outbox.store.compiled import CompiledStatement
 from outbox.store.dialects import now_us
 from outbox.store.dialects.view import requeued
-from outbox.store.ledger import IS_LIVE, TOTAL_OF, Clock
+from outbox.store.ledger import IS_LIVE, TOTAL_OF, Clock, no_row
 from outbox.store.operate import Named, Window, chunks, dead_letters
 from outbox.store.schema import BATCH, HOLE, LANE, LOGS, REMOVED
 
@@ -282,7 +282,9 @@ _IN_HOLES = {
 
 
 def lane_status(connection: Connection, lane: Lane, clock: Clock | None = None) -> LaneStatus:
-    row = connection.execute(_STATUS, {"key": str(lane)}).one()
+    row = connection.execute(_STATUS, {"key": str(lane)}).one_or_none()
+    if row is None:
+        raise no_row(lane)
     now = row.now if clock is None else clock()
     pending, oldest = _unclaimed(connection, lane, row.cursor)
     if row.first_live is not None:
