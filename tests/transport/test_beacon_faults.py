@@ -28,7 +28,7 @@ from tests.transport.support.raw_server import (
     silence,
 )
 
-DEADLINE = 3.0
+DEADLINE = 2.0
 """Request timeout in seconds. Each of these tests waits for it, but it must be enough for all that comes before the
 fault, however busy the machine is."""
 

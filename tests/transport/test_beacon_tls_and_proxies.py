@@ -31,7 +31,7 @@ from tests.transport.support.raw_server import (
     silence,
 )
 
-DEADLINE = 3.0
+DEADLINE = 2.0
 """Request timeout in seconds. Enough for all that comes before the fault, however busy the machine is."""
 
 

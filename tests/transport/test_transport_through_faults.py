@@ -28,10 +28,10 @@ from tests.support.waiting import wait_until
 from tests.transport.support.batches import MakeTransport, batch_of
 
 PATIENT = 20.0
-HASTY = 3.0
+HASTY = 2.0
 """Request timeout in seconds; each fault that only the deadline ends takes this long. What comes before the fault must
 not."""
-CALM = 5.0
+CALM = 4.0
 """Request timeout in seconds for requests that must not reach the deadline, even on a busy machine."""
 
 IN_THE_HEAD, IN_THE_BODY = 20, -3
